@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -62,6 +62,12 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(CLIENTS)
 	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
 	@touch $@
+# it asks for older releases of what the others use
+INSTRUCTOR := out/clients-instructor
+$(INSTRUCTOR)/.ready: tests/clients/instructor-requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(INSTRUCTOR)
+	$(BIN)/uv pip install -q --python $(INSTRUCTOR)/bin/python -r $<
+	@touch $@
 
 faults: $(STAMP) ## faults of whole processes with real models, and every combination of those in `make test`: some minutes
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/faults
@@ -76,12 +82,14 @@ SOAK_MINUTES ?= 45
 soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
-test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
+test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
 
-lock-clients: $(STAMP) ## resolve tests/clients/requirements.txt again: names and versions only
+lock-clients: $(STAMP) ## resolve tests/clients/*requirements.txt again: names and versions only
 	$(BIN)/uv pip compile tests/clients/names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
+	$(BIN)/uv pip compile tests/clients/instructor-names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/instructor-requirements.txt
 
 # schemathesis has an environment of its own: its packages are of no use to anything else here
 FUZZ := out/fuzz
@@ -154,6 +162,9 @@ checkpoints: $(STAMP) ## train both embedded checkpoints again (fixed seeds)
 evaluate-checkpoints: $(STAMP) ## draw and describe the held-out scenes, judged from the pixels
 	$(BIN)/python -m checkpoints.training evaluate
 
+evaluate-boxes: $(STAMP) ## boxes of 300 held-out scenes at three sizes, by a server that runs on PORT
+	$(BIN)/python -m checkpoints.training.evaluate_boxes --url http://$(HOST):$(PORT)
+
 # the image: `make image BASE_IMAGE=... TARGET=demo TAG=...`; docs/deploy.md has the air gap
 BASE_IMAGE ?= python:3.12-slim
 TARGET ?= server
@@ -182,7 +193,7 @@ sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the im
 	  print(*sorted(part["name"].lower() + "==" + part["version"] for part in parts), sep="\n")' <out/sbom.json >out/sbom.txt
 	@rm -rf out/sbom-env
 
-RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra c2pa --extra fa3 --extra gpu --extra otel --universal \
+RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra c2pa --extra fa3 --extra films --extra gpu --extra otel --universal \
   --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -q
 
 lock: $(STAMP) ## resolve constraints.txt again (names and versions only), then hashes.txt and sbom.txt for it

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.protocol.openai import chat_body, clients, edits_body, images_body, messages
+from predictors.protocol.openai import (
+    chat_body,
+    clients,
+    completions_body,
+    edits_body,
+    images_body,
+    messages,
+    responses_body,
+)
 from predictors.protocol.openai.fields import DescribedRule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
@@ -35,6 +43,8 @@ def files() -> dict[Path, str]:
     lines = [HEAD]
     for title, own, tables in (
         ("POST /v1/chat/completions", chat_body.OWN_FIELDS, clients.CHAT_CLIENTS),
+        ("POST /v1/responses", responses_body.OWN_FIELDS, responses_body.CLIENTS),
+        ("POST /v1/completions", completions_body.OWN_FIELDS, completions_body.CLIENTS),
         ("POST /v1/images/generations", images_body.OWN_FIELDS, clients.IMAGE_CLIENTS),
         ("POST /v1/images/edits", edits_body.OWN_FIELDS, clients.EDIT_CLIENTS),
     ):
@@ -85,9 +95,12 @@ def _values(schema: Mapping[str, Any]) -> str:
         found = " or ".join(dict.fromkeys(_values({**shared, **option}) for option in options))
         return found if len(found) <= WIDTH else "see api.md"
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return " or ".join(SHOWN_TYPES[each] for each in kind)
     if kind in ("integer", "number"):
         noun = "whole number" if kind == "integer" else "number"
         if "exclusiveMinimum" in schema:
             return f"{noun} above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
         return f"{noun} from {schema['minimum']} to {schema['maximum']}"
-    return SHOWN_TYPES[str(kind)]
+    kinds = kind if isinstance(kind, list) else [kind]
+    return " or ".join(SHOWN_TYPES[each] for each in kinds)

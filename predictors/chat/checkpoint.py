@@ -15,14 +15,23 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from predictors.chat.decoder.decoder import DecoderShape
-from predictors.chat.decoder.rotary import mrope_positions
-from predictors.chat.folder import SAME, check_generation, parts_of, read_preprocessor
+from predictors.chat.decoder.rotary import VisionSpan, mrope_positions
+from predictors.chat.folder import (
+    SAME,
+    check_generation,
+    parts_of,
+    read_film_settings,
+    read_preprocessor,
+)
 from predictors.chat.model import OPENS_ANSWER
 from predictors.chat.request import Sampling
+from predictors.chat.template_checks import VIDEO_TOKEN
 from predictors.chat.template_files import read_template
 from predictors.chat.token_files import NAMED_TOKENS, check_tokens, end_tokens, read_tokens
+from predictors.chat.vision.films import FRAMES, FilmPreparation
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed
@@ -40,6 +49,8 @@ class HubCheckpoint:
     files that can't be read or don't fit together.
     """
 
+    film_processor: ClassVar[type[BaseVideoProcessor]]
+    """transformers' class for the model's films."""
     image_defaults: ClassVar[Mapping[str, Any]]
     """Settings of the image processor for a folder without its file: those of the release."""
 
@@ -60,6 +71,8 @@ class HubCheckpoint:
         self.tokenizer: Any = self._renderer.backend_tokenizer
         self.template = read_template(checkpoint)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
+        self.video_token = tokens.get(VIDEO_TOKEN)
+        self.films, self.no_films = self._read_films(checkpoint, parts_of(config)["vision_config"])
         for name in ("patch", "merge"):  # where a config leaves them to its class
             ours, theirs = getattr(self.pictures, name), getattr(vision, name)
             if ours != theirs:
@@ -92,10 +105,33 @@ class HubCheckpoint:
             size = dict(settings.get("size") or CLASS_SIZE)
             return PicturePreparation(Qwen2VLImageProcessor.from_dict({**settings, "size": size}))
 
-    def positions(
-        self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]
-    ) -> tuple[Tensor, int]:
-        return mrope_positions(num_tokens, pictures)
+    def make_films(self, videos: Any) -> FilmPreparation:
+        """The preparation of films by this processor."""
+        raise NotImplementedError
+
+    def _read_films(
+        self, checkpoint: Path, vision: Mapping[str, Any]
+    ) -> tuple[FilmPreparation | None, str]:
+        """The preparation of films, or None and why there is none. A folder is not refused for
+        that."""
+        kind = self.film_processor
+        try:
+            file, found = read_film_settings(checkpoint, kind.__name__, vision)
+            sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
+            settings = {**sizes, **(found or {})}
+            size = dict(settings.get("size") or kind.size or {})  # a copy, as for pictures
+            with reading(file):
+                films = self.make_films(kind.from_dict({**settings, "size": size}))
+        except EngineFailed as error:
+            log.warning("%s is served without films: %s", checkpoint.name, error.message)
+            return None, f"this checkpoint is served without films: {error.message}"
+        ours, theirs = (films.patch, films.merge), (self.pictures.patch, self.pictures.merge)
+        if self.video_token is None or films.temporal != FRAMES or ours != theirs:
+            return None, "this checkpoint is not made for films"
+        return films, ""
+
+    def positions(self, num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tensor, int]:
+        return mrope_positions(num_tokens, spans)
 
 
 def sampling_defaults(checkpoint: Path) -> Sampling:

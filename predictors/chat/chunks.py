@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
-from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.film import FilmSize
+from predictors.chat.grounding.boxes import PictureBox
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
-    PictureBox,
     PictureSize,
+    PromptSize,
     TokenLogprob,
     boxes_of,
     cached_tokens_of,
@@ -45,7 +47,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    pictures: tuple[PictureSize, ...]
+    pictures: tuple[PromptSize, ...]
     scores: tuple[TokenLogprob, ...]
     cached_tokens: int | None
     calls: tuple[ToolCall, ...] = ()
@@ -80,8 +82,10 @@ class ChunkEncoder:
         writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
-        as_ids = body.tokens.return_tokens_as_token_ids
-        self._logprobs = None if writers is None else writers.of(requests[0], as_ids=as_ids)
+        self._logprobs: LogprobWriter | None = None
+        if requests[0].controls.logprobs is not None and writers is not None:
+            as_ids = body.tokens.return_tokens_as_token_ids
+            self._logprobs = writers.of(requests[0], as_ids=as_ids)
         self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
@@ -214,12 +218,12 @@ def slowest(rows: Sequence[Timed]) -> dict[str, int]:
 
 def usage(
     counts: Sequence[tuple[int, int]],
-    pictures: Sequence[PictureSize] = (),
+    pictures: Sequence[PromptSize] = (),
     cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any, and how many of its tokens the prefix
-    cache held if that is on."""
+    sizes of its pictures and films stand beside it if there are any, and how many of its tokens the
+    prefix cache held if that is on."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
@@ -228,11 +232,16 @@ def usage(
     }
     if cached_tokens is not None:
         counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
-    if pictures:
-        counted["prompt_images"] = [
-            {"width": size.width, "height": size.height, "tokens": size.tokens} for size in pictures
-        ]
+    if stills := [size for size in pictures if isinstance(size, PictureSize)]:
+        counted["prompt_images"] = [_shown_size(size) for size in stills]
+    if films := [asdict(size) for size in pictures if isinstance(size, FilmSize)]:
+        counted["prompt_videos"] = films
     return counted
+
+
+def _shown_size(size: PictureSize) -> dict[str, int]:
+    """A size as it was read; that of the file is only for boxes."""
+    return {key: value for key, value in asdict(size).items() if not key.startswith("file_")}
 
 
 def shown_boxes(boxes: Sequence[PictureBox] | None) -> dict[str, Any]:
@@ -259,19 +268,23 @@ def chat_head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
+def list_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """In OpenAI's form."""
+    return [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+
+
 def _message(completion: Completion) -> dict[str, Any]:
     content = completion.text if completion.text or not completion.calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if completion.calls:
-        calls = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in completion.calls
-        ]
-        message["tool_calls"] = calls
+        message["tool_calls"] = list_calls(completion.calls)
     return message | shown_boxes(completion.boxes)
 
 

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
+from predictors.chat.chunks import (
+    ChatAnswer,
+    Completion,
+    list_boxes,
+    list_calls,
+    used_adapters,
+)
+from predictors.chat.film import Film, FilmOptions, FilmSize
+from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
-from predictors.chat.parameter_ranges import check_parameter, read_stops
+from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
 from predictors.chat.request import (
     ChatRequest,
     Message,
@@ -35,14 +43,22 @@ from predictors.chat.token_controls import (
     token_parameters,
 )
 from predictors.chat.tools.call_grammar import tools_format
+from predictors.chat.tools.tool_parameters import (
+    TOOL_CALLS,
+    check_calls_answer,
+    read_tool_parameters,
+)
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
+from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
-from predictors.protocol.openai.messages import BodyMessage, PicturePart
-from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.messages import BodyMessage, MessagePart
+from predictors.protocol.openai.pixel_fields import DETAILS
+from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
+from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -57,6 +73,7 @@ SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "min_p",
 )  # fmt: skip
+OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
 LOGPROBS = "logprobs"
@@ -64,6 +81,7 @@ LOGPROBS = "logprobs"
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
+    {"name": "video", "datatype": "BYTES", "shape": [-1]},
 ]
 OUTPUT_TYPES = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
@@ -74,6 +92,7 @@ OUTPUT_TYPES = [
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
     {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
+    {"name": TOOL_CALLS, "datatype": "BYTES", "shape": [-1]},
     {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
@@ -102,26 +121,45 @@ class ChatCodec:
     """Those of the chat template that a caller may set."""
     tags_are_tokens: bool = False
     """The tags of tool calls are tokens of the vocabulary."""
+    max_films: int = 0
+    no_films: str = "this model reads none"
+    """Why films are refused; empty if they are taken."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
-        """One chat per row, of one user message: the picture, if there is one, then the prompt."""
+        """One chat per row, of one user message: the picture and the film, if there are any, then
+        the prompt."""
         inputs = InputTensors(request.inputs)
         prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
+        videos = inputs.read_files("video")
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        count_rows(prompt=prompts, image=images)
+        count_rows(prompt=prompts, image=images, video=videos)
+        if videos and self.no_films:
+            raise InvalidRequest(f"films are not taken: {self.no_films}", param="video")
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
+        frames = read_frame_parameters(parameters)
+        options = FilmOptions(**asdict(frames))
+        if bounds is not None:
+            options = replace(options, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
         common, seed = self._decode_parameters(parameters, request.adapters)
+        if common.coordinates is None and "boxes" in request.outputs:
+            problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
+            raise InvalidRequest(problem, param="boxes")
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
         for i, prompt in enumerate(prompts):
-            parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
-            rows.append(replace(common, messages=(*opening, Message("user", parts))))
+            parts: list[str | Picture | Film] = [prompt]
+            if videos is not None:
+                parts.insert(0, Film((videos[i],), options=options, row=i))
+            if images is not None:
+                parts.insert(0, _picture(images[i], i, bounds))
+            rows.append(replace(common, messages=(*opening, Message("user", tuple(parts)))))
         check_streamed_chat(request, len(rows))
+        check_calls_answer(request, common.tools)
         if LOGPROBS in request.outputs and common.controls.logprobs is None:
             message = f"output {LOGPROBS!r} needs the parameter {LOGPROBS}, which must be true"
             raise InvalidRequest(message, param=LOGPROBS)
@@ -146,10 +184,14 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
-        tokens, template = token_parameters(parameters), template_parameters(parameters)
+        tokens, template = UNASKED, AS_USUAL
+        if parameters.has_any(OPTION_NAMES):
+            tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
+        answer_format = read_answer_format(parameters)
+        tools = read_tool_parameters(parameters)
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
@@ -164,12 +206,23 @@ class ChatCodec:
             max_tokens=max_tokens,
             stop=stop,
             adapters=mix,
-            controls=controls_of(tokens, self._vocabulary_size, max_tokens),
-            text=text_options_of(tokens),
-            prompt=prompt_options(template, self.variables),
+            answer_format=answer_format,
             coordinates=coordinates,
         )
-        return common, seed
+        common = self._with_options(common, tokens, template)
+        return (common if tools is None else self._with_tools(common, tools)), seed
+
+    def _with_options(
+        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
+    ) -> ChatRequest:
+        """The request under what few ask for."""
+        if tokens is not UNASKED:
+            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
+            controls = controls_of(tokens, size, request.max_tokens)
+            request = replace(request, controls=controls, text=text_options_of(tokens))
+        if template is not AS_USUAL:
+            request = replace(request, prompt=prompt_options(template, self.variables))
+        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -177,10 +230,6 @@ class ChatCodec:
         if not asked and adapters is ANY_ADAPTER:
             return UNADAPTED
         return self.mix(adapters.named(self.model, asked))
-
-    @property
-    def _vocabulary_size(self) -> int:
-        return 0 if self.logprobs is None else self.logprobs.vocabulary_size
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -192,7 +241,10 @@ class ChatCodec:
         """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
         first row."""
         completions = [Completion.of(answer) for answer in answers]
-        sizes = [next(iter(c.pictures), NO_PICTURE) for c in completions]  # one picture per row
+        sizes = [
+            next((size for size in c.pictures if isinstance(size, PictureSize)), NO_PICTURE)
+            for c in completions
+        ]  # one picture per row
         shape = (len(completions),)
         columns: list[tuple[str, list[Any]]] = [
             ("text", [c.text.encode() for c in completions]),
@@ -208,6 +260,8 @@ class ChatCodec:
         if any(c.boxes is not None for c in completions):
             said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
             columns.append(("boxes", said))
+        if answers[0].request.tools is not None:
+            columns.append((TOOL_CALLS, [orjson.dumps(list_calls(c.calls)) for c in completions]))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -216,14 +270,19 @@ class ChatCodec:
             "compute_ms": max(answer.compute_ms for answer in answers),
             "seed": answers[0].request.seed,
         }
+        films = [size for c in completions for size in c.pictures if isinstance(size, FilmSize)]
+        if films:  # one per row
+            parameters["videos"] = json.dumps([asdict(size) for size in films])
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""
+        if row.controls.logprobs is None or self.logprobs is None:
+            return None
         as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
+        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -239,40 +298,48 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
-            controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
-            text=text_options_of(body.tokens),
-            prompt=prompt_options(body.template, self.variables),
-            answer_format=self._answer_format(body),
-            tools=body.tools,
+            answer_format=body.answer_format,
             coordinates=asked_coordinates(body.coordinates),
         )
+        request = self._with_options(request, body.tokens, body.template)
+        if body.tools is not None:
+            request = self._with_tools(request, body.tools)
         return with_row_seeds([request] * body.n, body.seed)
 
-    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
-        if body.tools is None:
-            return None
-        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
+    def _with_tools(self, request: ChatRequest, tools: OfferedTools) -> ChatRequest:
+        """The request with tools, whose calls stand beside its own format of an answer."""
+        answer = tools_format(tools, request.answer_format, tags_are_tokens=self.tags_are_tokens)
+        return replace(request, tools=tools, answer_format=answer)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
-        messages = tuple(self._message(turn, body.pixels, common) for turn in body.messages)
+        messages = tuple(self._message(turn, body, common) for turn in body.messages)
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
                 f"messages hold {count} pictures; at most {self.max_images} are taken",
                 param="messages",
             )
+        films = [part for m in messages for part in m.parts if isinstance(part, Film)]
+        if films and self.no_films:
+            raise InvalidRequest(f"films are not taken: {self.no_films}", param=films[0].where)
+        if len(films) > self.max_films:
+            raise TooLarge(
+                f"messages hold {len(films)} films; at most {self.max_films} are taken",
+                param="messages",
+            )
         return messages
 
-    def _message(
-        self, turn: BodyMessage, asked: RequestedPixels, common: PixelBounds | None
-    ) -> Message:
+    def _message(self, turn: BodyMessage, body: ChatBody, common: PixelBounds | None) -> Message:
         """A message. `common` is what the body asks for all pictures; one may ask for more or
         less."""
+        asked = body.pixels
 
-        def part_of(part: str | PicturePart) -> str | Picture:
+        def part_of(part: MessagePart) -> str | Picture | Film:
             if isinstance(part, str):
                 return part
+            if isinstance(part, FilmPart):
+                return self._film(part, body)
             own, bounds = part.pixels, common
             least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
             if least or most:
@@ -281,6 +348,17 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
+
+    def _film(self, part: FilmPart, body: ChatBody) -> Film:
+        """A film. What it does not ask for itself is as the body asks for all films."""
+        own, common = part.pixels, body.pixels
+        least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
+        given = (least or common.min_pixels, most or common.max_pixels)
+        bounds = self.pixels.choose(*given, part.where)
+        options = FilmOptions(**asdict(part.frames.over(body.frames)))
+        if bounds is not None:
+            options = replace(options, min_pixels=given[0], max_pixels=given[1])
+        return Film(part.files, part.is_frames, options, part.where)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta, LastDelta, PictureSize, PromptReuse
+from predictors.chat.request import ChatDelta, LastDelta, PromptReuse, PromptSize
 
 NO_REUSE = PromptReuse()
 
@@ -50,12 +50,6 @@ class Vocabulary:
         if all(c in self._alphabet for c in written):
             return bytes(self._alphabet[c] for c in written)
         return str(written).encode()  # an added token, written as it is
-
-    def spelling_of(self, token: int) -> bytes:
-        """The bytes of a token; of a control token its name."""
-        if token in self._control:
-            return str(self._tokenizer.id_to_token(token)).encode()
-        return self.bytes_of(token)
 
 
 class StopFinder:
@@ -116,7 +110,7 @@ class AnswerReader:
         vocabulary: Vocabulary,
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
-        pictures: tuple[PictureSize, ...] = (),
+        pictures: tuple[PromptSize, ...] = (),
         reuse: PromptReuse = NO_REUSE,
     ) -> None:
         self._pictures = pictures

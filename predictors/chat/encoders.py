@@ -1,14 +1,21 @@
-"""The encoder of each route that answers with text, by the type of its body."""
+"""The text routes by the type of their bodies: how a body becomes requests, and answers its
+response."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from predictors.chat.chunks import ChatAnswer, ChunkEncoder
+from predictors.chat.codec import ChatCodec, with_row_seeds
+from predictors.chat.completions import CompletionsEncoder
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.request import ChatDelta, ChatRequest
-from predictors.protocol.call import Call
+from predictors.chat.responses import ResponsesEncoder
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
+from predictors.protocol.openai.completions_body import CompletionsBody
+from predictors.protocol.openai.responses_body import ResponsesBody
 from predictors.protocol.openai.text_body import TextBody
 
 
@@ -27,6 +34,21 @@ class AnswerEncoder(Protocol):
         """The events for new deltas of row `index`. `timings` is called once, at the end."""
 
 
+def requests_of(
+    body: TextBody, codec: ChatCodec, adapters: AdapterAccess = ANY_ADAPTER
+) -> list[ChatRequest]:
+    """One request per choice. Raises `InvalidRequest`."""
+    if isinstance(body, ResponsesBody):
+        return codec.decode_chat(body.chat, adapters)
+    if isinstance(body, CompletionsBody):
+        (common,) = codec.decode_chat(replace(body.chat, n=1), adapters)
+        rows = [
+            replace(common, raw_prompt=each) for each in body.prompts for _ in range(body.chat.n)
+        ]
+        return with_row_seeds(rows, body.chat.seed)
+    return codec.decode_chat(body, adapters)
+
+
 def encoder_of(
     body: TextBody,
     call: Call,
@@ -35,4 +57,8 @@ def encoder_of(
     writers: LogprobWriters | None = None,
 ) -> AnswerEncoder:
     """The encoder of the answers to `requests`, which were made of `body`."""
+    if isinstance(body, ResponsesBody):
+        return ResponsesEncoder(body, call, precision, requests, writers)
+    if isinstance(body, CompletionsBody):
+        return CompletionsEncoder(body, call, precision, requests, writers)
     return ChunkEncoder(body, call, precision, requests, writers)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
@@ -24,6 +25,7 @@ from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
 from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import (
+    check_controls,
     is_deterministic,
     max_context,
     num_slots,
@@ -32,14 +34,16 @@ from predictors.chat.limits import (
     precision_of,
     shares_prefixes,
     uses_fp8,
+    why_no_films,
 )
 from predictors.chat.model import ChatModel
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import NO_CONTROLS, AnswerLengths, TokenLogprob
+from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
@@ -144,7 +148,10 @@ class ChatEngine:
         places = {**decoder_places(decoder), **vision.places}
         tables = self.adapters.make_tables(places, self._settings.lora_max_rank, placement)
         largest = pixel_limits(self._settings, self._model.pictures).max_pixels
-        pictures = PictureRunner(vision, placement, self._graphs, largest, tables=tables)
+        frames = 1 if why_no_films(self._settings, self._model) else FRAMES
+        pictures = PictureRunner(
+            vision, placement, self._graphs, largest, tables=tables, frames=frames
+        )
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._paging = Paging(
@@ -190,7 +197,7 @@ class ChatEngine:
         """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
         that the engine can't have. Any thread."""
         if work.controls is not NO_CONTROLS:
-            work.controls.check(self._model.shape.vocab, work.max_tokens)
+            check_controls(work.controls, self._model.shape.vocab, work.max_tokens)
         if work.num_prompt_tokens + work.max_tokens > self.max_context:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 

@@ -196,7 +196,11 @@ def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
     """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
     the vision tower does not read."""
     file, settings = read_preprocessor(checkpoint)
-    found = settings or {}
+    _check_processor(file, settings or {}, vision)
+
+
+def _check_processor(file: str, found: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for settings of patches that are not served."""
     for name in ("image_mean", "image_std"):
         levels = found.get(name, [1.0] * 3)
         if not isinstance(levels, list) or len(levels) != 3 or not all(map(is_real, levels)):
@@ -211,6 +215,31 @@ def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
                 f"{file}: {ours} is {shown(found[ours])}, but {theirs} of the vision tower "
                 f"{shown(vision[theirs])}"
             )
+
+
+def read_film_settings(
+    checkpoint: Path, processor: str, vision: Mapping[str, Any]
+) -> tuple[str, dict[str, Any] | None]:
+    """The file with the settings of the video processor, and these, as transformers finds them;
+    None if there is no such file. Raises `EngineFailed` for settings that are not served."""
+    found = read_if_there(checkpoint, "processor_config.json").get("video_processor")
+    if isinstance(found, dict):
+        file = "processor_config.json"
+    else:
+        names = ("video_preprocessor_config.json", "preprocessor_config.json")
+        file = next((name for name in names if (checkpoint / name).is_file()), names[1])
+        found = read_json(checkpoint, file, file) if (checkpoint / file).is_file() else None
+    own = found or {}
+    kind = own.get("video_processor_type", processor)
+    if kind != processor:
+        raise EngineFailed(f"{file}: video_processor_type is {shown(kind)}; served is {processor}")
+    _check_processor(file, own, vision)
+    numbers = ("fps", "num_frames", "min_frames", "max_frames")
+    for name in numbers:
+        value = own.get(name)
+        if value is not None and (not is_real(value) or value <= 0):
+            raise EngineFailed(f"{file}: {name} is {shown(value)}, not a number above 0")
+    return file, found
 
 
 def _check_options(file: str, found: Mapping[str, Any]) -> None:

@@ -17,15 +17,21 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import AnswerGrammar
-from predictors.chat.limits import pixel_limits
+from predictors.chat.film import FilmSize
+from predictors.chat.film_inputs import FilmPreparer
+from predictors.chat.grammars.compiler import GrammarCompiler
+from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
+from predictors.chat.placing import PlacedPicture, placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
+from predictors.chat.prompt_tokens import PromptTokens
 from predictors.chat.request import (
+    CHARS_PER_TOKEN,
     NO_CONTROLS,
     USUAL_PROMPT,
     USUAL_TEXT,
-    AnswerLengths,
     ChatRequest,
     Controls,
     Message,
@@ -34,35 +40,27 @@ from predictors.chat.request import (
     PixelBounds,
     PromptOptions,
     PromptReuse,
+    PromptSize,
     Sampling,
     TextOptions,
     chars_of,
 )
-from predictors.chat.token_controls import check_least
+from predictors.chat.template_checks import takes_films
+from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.protocol.openai.tool_fields import OfferedTools
-from predictors.settings import ImageLimits, QwenVLSettings
+from predictors.settings import FilmLimits, ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
 """Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
-CHARS_PER_TOKEN = 4  # of English text, about
 PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPicture:
-    """A picture whose `length` tokens start at index `start` of the prompt."""
-
-    start: int
-    length: int
-    prepared: PreparedPicture
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +86,8 @@ class ChatWork:
     """The request named no `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
     coordinates: str | None = None
+    films: tuple[FilmSize, ...] = ()
+    """Sizes of the films, whose steps are among the pictures."""
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
@@ -119,7 +119,7 @@ class ChatWork:
     def least_cost(self) -> float:
         """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
         they can't make this one late."""
-        return self.cost_with(_least_tokens(self.ignore_eos, self.stop, self.max_tokens))
+        return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
 
     def cost_with(self, answer_tokens: float, read_again: int = 0) -> float:
         """The same for an answer of that many tokens, and `read_again` tokens of prompt and answer
@@ -127,8 +127,10 @@ class ChatWork:
         return answer_tokens + (self.num_prompt_tokens + read_again) / PROMPT_TOKENS_PER_STEP
 
 
-def _least_tokens(ignore_eos: bool, stop: Sequence[str], max_tokens: int) -> int:
-    return max_tokens if ignore_eos and not stop else min(1, max_tokens)
+def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
+    """Of an answer, which a grammar may end."""
+    may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
+    return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens
 
 
 class ChatPreparer:
@@ -144,6 +146,7 @@ class ChatPreparer:
         limits: ImageLimits,
         max_context: Callable[[], int],
         on_device: bool = False,
+        film_limits: FilmLimits = FilmLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._name = name
         self._model = model
@@ -153,8 +156,16 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
+        self.convention = model.coordinates
         self.texts = PromptTexts(model)
-        self._longest_token = max(map(len, model.tokenizer.get_vocab()))
+        self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
+        self.tokens = PromptTokens(model, self.texts, max_context)
+        self.no_films = why_no_films(settings, model)
+        """Why films are refused; empty if they are taken."""
+        self.films: FilmPreparer | None = None
+        if not self.no_films:
+            given = (film_limits, limits, self.pixels, max_context, on_device)
+            self.films = FilmPreparer(model, *given)
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
         self._cache = ByteBoundedCache(PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes)
@@ -166,26 +177,43 @@ class ChatPreparer:
         for picture in request.pictures:
             self.check_pictures(pictures)
             pictures.append(self.prepare_picture(picture))
-        return self.assemble(request, pictures)
+        sent = request.films
+        films = [self.films_of(request).prepare(film) for film in sent] if sent else []
+        return self.assemble(request, pictures, films)
 
-    def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        rendered = self.tokens_of(request.messages, request.prompt, request.tools)
-        tokens, starts = self._place(rendered, pictures)
-        lengths = [self._tokens(picture.grid) for picture in pictures]
-        placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
-        merge = self._model.pictures.merge
-        grids = [
-            (start, picture.grid[0] // merge, picture.grid[1] // merge)
-            for start, picture in zip(starts, pictures, strict=True)
-        ]
-        positions, next_position = self._model.positions(len(tokens), grids)
-        max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
-        check_least(request.controls.min_tokens, max_tokens)
+    def films_of(self, request: ChatRequest) -> FilmPreparer:
+        """The preparer of a request's films. Raises `InvalidRequest` where these are refused."""
+        if self.films is None:
+            raise InvalidRequest(f"films are not taken: {self.no_films}")
+        self.films.check_adapters(request.adapters)
+        return self.films
+
+    def check_films(self) -> None:
+        """Refuse films from now on if the chat template has no place for them."""
+        if not takes_films(self.tokens_of, self._model.video_token):
+            self.films, self.no_films = None, "the chat template has no place for films"
+
+    def assemble(
+        self,
+        request: ChatRequest,
+        pictures: Sequence[PreparedPicture],
+        films: Sequence[PreparedFilm] = (),
+    ) -> ChatWork:
+        asked, raw = request.answer_format, request.raw_prompt
+        if raw is None:
+            written = [film.text for film in films]
+            tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
+        else:
+            tokens = self.tokens.of_raw(raw)
+        placed = placed_prompt(tokens, pictures, films, self._model)
+        positions, next_position = self._model.positions(len(placed.tokens), placed.spans)
+        lengths = [each.length for each in placed.pictures]
+        max_tokens = self._max_tokens(len(placed.tokens), request.max_tokens, lengths)
         return ChatWork(
-            tokens=torch.tensor(tokens, dtype=torch.int64),
+            tokens=torch.tensor(placed.tokens, dtype=torch.int64),
             positions=positions,
             next_position=next_position,
-            pictures=tuple(placed),
+            pictures=tuple(placed.pictures),
             sampling=request.sampling,
             seed=request.seed,
             max_tokens=max_tokens,
@@ -195,8 +223,10 @@ class ChatPreparer:
             is_open=request.is_open,
             adapters=request.adapters,
             coordinates=request.coordinates,
+            films=tuple(self.films_of(request).size(film) for film in films),
             controls=request.controls,
             text=request.text,
+            grammar=None if asked is None else self._grammars.compile(asked),
         )
 
     def cost(self, request: ChatRequest) -> float:
@@ -208,7 +238,8 @@ class ChatPreparer:
     def least_cost(self, request: ChatRequest) -> float:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
-        return _least_tokens(request.ignore_eos, request.stop, most_tokens) + prompt_cost
+        is_constrained = request.answer_format is not None
+        return _least_tokens(request, most_tokens, is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""
@@ -216,6 +247,8 @@ class ChatPreparer:
         for picture in request.pictures:
             most = self._bounds(picture).max_pixels
             tokens += min(most, len(picture.raw) * PIXELS_PER_BYTE) / self.pixels.token_pixels
+        if self.films is not None:
+            tokens += sum(map(self.films.expected_tokens, request.films))
         context, wanted = self._max_context(), request.max_tokens
         tokens = min(tokens, context)  # more are refused later
         if wanted is None or wanted == NO_LIMIT:
@@ -227,7 +260,8 @@ class ChatPreparer:
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
         if request.ignore_eos:
             return max_tokens
-        return self.lengths.expected(max_tokens, is_open=request.is_open)
+        expected = self.lengths.expected(max_tokens, is_open=request.is_open)
+        return max(expected, request.controls.min_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:
@@ -280,14 +314,16 @@ class ChatPreparer:
             share = _of_pictures(tokens, len(pictures))
             raise PromptTooLong.of(self._max_context(), f"more than {tokens}", share=share)
 
-    def sizes(self, work: ChatWork) -> tuple[PictureSize, ...]:
-        """The sizes at which the work's pictures are read."""
+    def sizes(self, work: ChatWork) -> tuple[PromptSize, ...]:
+        """The sizes at which the work's pictures, and then its films, are read."""
         patch = self._model.pictures.patch
-        return tuple(
+        pictures = tuple(
             PictureSize(columns * patch, rows * patch, picture.length, *picture.prepared.file_size)
             for picture in work.pictures
+            if picture.prepared.frames == 1
             for rows, columns in (picture.prepared.grid,)
         )
+        return pictures + work.films
 
     def _check_grid(
         self, grid: tuple[int, int], bounds: PixelBounds, file: Pixels, where: str
@@ -318,50 +354,19 @@ class ChatPreparer:
         messages: Sequence[Message],
         options: PromptOptions = USUAL_PROMPT,
         tools: OfferedTools | None = None,
+        films: Sequence[str] = (),
     ) -> list[int]:
         """Tokens of the whole conversation and, unless `options` say otherwise, the opening of the
-        answer; one image token per picture.
+        answer; one image token per picture. `films` are the texts in the places of films.
 
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        self._check_length(chars_of(messages, tools))
-        pieces = self.texts.rendered(messages, options, tools)
+        self.tokens.check_length(chars_of(messages, tools))
+        pieces = self.texts.rendered(messages, options, tools, films)
         if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
-            self._check_length(sum(map(len, pieces)))
-        # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
-        # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
-        encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        return [token for piece in encoded for token in piece.ids]
-
-    def _check_length(self, num_chars: int) -> None:
-        """Refuse a text that can't fit before it is tokenised, which could take seconds.
-
-        A token has at most the characters of the longest one, and composing characters leaves at
-        least a third of a text.
-        """
-        least = num_chars // (3 * self._longest_token)
-        if least >= self._max_context():
-            raise PromptTooLong.of(self._max_context(), f"at least {least}")
-
-    def _place(
-        self, tokens: list[int], pictures: Sequence[PreparedPicture]
-    ) -> tuple[list[int], list[int]]:
-        """The tokens, a picture's repeated for all its patches, and where each picture begins."""
-        image_token = self._model.image_token
-        if tokens.count(image_token) != len(pictures):
-            raise InvalidRequest(
-                "the chat template has no place for these pictures", param="messages"
-            )
-        out: list[int] = []
-        starts: list[int] = []
-        for token in tokens:
-            if token == image_token:
-                starts.append(len(out))
-                out += [token] * self._tokens(pictures[len(starts) - 1].grid)
-            else:
-                out.append(token)
-        return out, starts
+            self.tokens.check_length(sum(map(len, pieces)))
+        return self.tokens.encode(pieces)
 
     def _max_tokens(self, num_prompt: int, wanted: int | None, pictures: Sequence[int]) -> int:
         """Tokens that an answer may have; `pictures` are the tokens of each picture."""

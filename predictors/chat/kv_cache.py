@@ -14,6 +14,7 @@ Page 0 has no owner: padding rows write there.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from hashlib import blake2b
@@ -168,22 +169,26 @@ def page_names(work: ChatWork, page_tokens: int) -> tuple[bytes, ...]:
 
     A name is a hash of the previous name, the page's tokens and the pictures in it; the first one
     begins with the language model's adapters. So equal names mean equal prompts up to the page's
-    end: equal adapters, tokens, features and rotary positions, which follow from tokens and grids.
-    Tokens alone are not enough: every picture has the same ones.
+    end: equal adapters, tokens, features and rotary positions, which follow from tokens, grids and
+    the times of films. Tokens alone are not enough: every picture has the same ones.
     """
     count = (work.num_prompt_tokens - 1) // page_tokens
     tokens = work.tokens.numpy()
     names: list[bytes] = []
     name = work.adapters.language_key or bytes(NAME_BYTES)
+    pictures, ended = work.pictures, 0  # a film has hundreds of steps
     for first in range(0, count * page_tokens, page_tokens):
         end = first + page_tokens
         found = blake2b(name, digest_size=NAME_BYTES)
         found.update(tokens[first:end].tobytes())  # of one length, so that nothing can shift
-        for picture in work.pictures:
-            if picture.start < end and first < picture.start + picture.length:
-                key, grid = work.picture_key(picture), picture.prepared.grid
-                place = repr((len(key), grid, first - picture.start, picture.length))
-                found.update(place.encode() + key)
+        while ended < len(pictures) and pictures[ended].start + pictures[ended].length <= first:
+            ended += 1
+        for picture in itertools.islice(pictures, ended, None):
+            if picture.start >= end:
+                break
+            key, grid = work.picture_key(picture), picture.prepared.grid
+            where = (first - picture.start, picture.length, picture.time)
+            found.update(repr((len(key), grid, *where)).encode() + key)
         name = found.digest()
         names.append(name)
     return tuple(names)

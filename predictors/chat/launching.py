@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
 from predictors.chat.scores import RowScores
 from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
+
+is_plain = attrgetter("is_plain")  # of a sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class StepLauncher:
     def _decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
         """Launch a decode step; returns the next tokens."""
         rows = [_decode_row(sequence) for sequence in group]
-        if all(sequence.is_plain for sequence in group):
+        if all(map(is_plain, group)):
             return self.runner.decode(rows)
         masks = partial(self._masks, group, controls)
         return controls.add(group, self.runner.decode_controlled(rows, masks))
@@ -104,7 +107,7 @@ class StepLauncher:
         for chunk in prompt_pass.chunks:
             if not chunk.key.is_begun:
                 self._reset(chunk.key)
-        if all(sequence.is_plain for sequence in ended):
+        if all(map(is_plain, ended)):
             return runner.prefill(parts, width)
         masks = partial(self._masks, ended, controls)
         return controls.add(ended, runner.prefill_controlled(parts, width, masks))

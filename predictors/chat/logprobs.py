@@ -75,8 +75,6 @@ class LogprobWriters:
             for as_ids in (False, True)
         }
 
-    def of(self, request: ChatRequest, *, as_ids: bool) -> LogprobWriter | None:
-        """The writer of answers to `request`; None where it asks for no logprobs."""
-        if request.controls.logprobs is None:
-            return None
+    def of(self, request: ChatRequest, *, as_ids: bool) -> LogprobWriter:
+        """The writer of answers to `request`."""
         return self._writers[request.text.keep_special, as_ids]

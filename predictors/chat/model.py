@@ -16,8 +16,11 @@ from torch import Tensor
 from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
-from predictors.chat.request import Convention, Sampling
+from predictors.chat.decoder.rotary import VisionSpan
+from predictors.chat.grounding.boxes import Convention
+from predictors.chat.request import Sampling
 from predictors.chat.tensors import Shapes
+from predictors.chat.vision.films import FilmPreparation
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement
 
@@ -62,7 +65,8 @@ class VisionEncoder(Protocol):
     merge: int
     """merge x merge patches become one token."""
     patch_values: int
-    """Numbers per patch."""
+    """Numbers per patch of a picture. Of a film's two frames there are twice as many: those of the
+    first frame, and what the second one's are more."""
     warm_grid: tuple[int, int]
     """Rows and columns of a picture that runs every kind of layer, in patches."""
 
@@ -115,6 +119,12 @@ class ChatModel(Protocol):
     linears: Shapes
     """Those that adapters may change, see `adaptable_linears`."""
     pictures: PicturePreparation
+    films: FilmPreparation | None
+    """None for a checkpoint without films, see `no_films`."""
+    no_films: str
+    """Why there are none."""
+    video_token: int | None
+    """Stands in a prompt for one merge x merge group of the patches of two frames."""
     coordinates: Convention
     """Those of the boxes that it speaks of."""
 
@@ -124,11 +134,9 @@ class ChatModel(Protocol):
         """The chat template over `messages` as transformers takes them. `options` are those of its
         `apply_chat_template` and the template's own variables. Raises `jinja2.TemplateError`."""
 
-    def positions(
-        self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]
-    ) -> tuple[Tensor, int]:
-        """Rotary positions (3, num_tokens) int64 of a prompt, and the one that comes next.
-        `pictures` are (index of the first token, rows, columns) in tokens, in order."""
+    def positions(self, num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tensor, int]:
+        """Rotary positions (3, num_tokens) int64 of a prompt, and the one that comes next. `spans`
+        are its pictures and films in order."""
 
     def load(self, placement: Placement) -> ChatModules:
         """Read the weights. Raises `EngineFailed` naming a tensor that is missing or of another

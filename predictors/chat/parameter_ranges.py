@@ -7,14 +7,26 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from predictors.chat.format_parameters import FORMAT_PARAMETERS
 from predictors.chat.request import PixelLimits, Sampling
+from predictors.chat.tools.tool_parameters import TOOL_PARAMETERS
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.coordinates import AS_SAID, COORDINATES
+from predictors.protocol.openai.film_fields import (
+    ALL_FRAMES,
+    FRAME_FIELDS,
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_TOTAL_PIXELS,
+    RequestedFrames,
+    read_frames,
+)
 from predictors.protocol.openai.pixel_fields import DETAILS, MAX_PIXELS
 from predictors.protocol.openai.token_fields import TEXTS as TOKEN_TEXTS
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS
 from predictors.protocol.seeds import SEED_SCHEMA
+from predictors.protocol.v2.values import Parameters
 
 
 def read_stops(raw: str | None) -> tuple[str, ...]:
@@ -31,6 +43,16 @@ def read_stops(raw: str | None) -> tuple[str, ...]:
         limits = f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters"
         raise InvalidRequest(f"stop takes {limits}", param="stop")
     return tuple(stops)
+
+
+def read_frame_parameters(parameters: Parameters) -> RequestedFrames:
+    """The parameters of films. Raises `InvalidRequest` for some that contradict each other."""
+    read: dict[str, Any] = {"fps": parameters.read_float("fps")}
+    read |= {name: parameters.read_int(name) for name in FRAME_FIELDS if name != "fps"}
+    for name, value in read.items():
+        check_parameter(name, value)
+    given = {name: value for name, value in read.items() if value is not None}
+    return read_frames(given, "the parameters")
 
 
 def check_parameter(name: str, value: float | None) -> None:
@@ -88,6 +110,11 @@ RANGES: dict[str, NumberRange] = {
     "frequency_penalty": NumberRange(-2, 2),
     "min_pixels": NumberRange(1, MAX_PIXELS, is_whole=True),
     "max_pixels": NumberRange(1, MAX_PIXELS, is_whole=True),
+    "fps": NumberRange(0, int(MAX_FPS), is_above=True),
+    "num_frames": NumberRange(2, MAX_FRAMES, or_value=ALL_FRAMES, is_whole=True),
+    "min_frames": NumberRange(1, MAX_FRAMES, is_whole=True),
+    "max_frames": NumberRange(2, MAX_FRAMES, is_whole=True),
+    "total_pixels": NumberRange(1, MAX_TOTAL_PIXELS, is_whole=True),
 }
 
 
@@ -113,6 +140,8 @@ def parameter_schemas(
         "stop": {"type": "string", "description": "A JSON list of strings."},
         "system_prompt": {"type": "string"},
         "chat_template_kwargs": _JSON_TEXT,
+        **FORMAT_PARAMETERS,
+        **TOOL_PARAMETERS,
         **{name: dict(rule.schema) for name, rule in TOKEN_FIELDS.items()},
         **dict.fromkeys(TOKEN_TEXTS, _JSON_TEXT),
     }

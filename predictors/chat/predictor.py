@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import replace
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +14,13 @@ from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
-from predictors.chat.encoders import AnswerEncoder, encoder_of
+from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
+from predictors.chat.log_fields import fields_of, prompt_of
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
@@ -31,31 +30,25 @@ from predictors.chat.request import (
     USUAL_TEXT,
     ChatDelta,
     ChatRequest,
-    Picture,
 )
+from predictors.chat.row_preparation import RowPreparation
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
+from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
-from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.images.decode import Pixels
-from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.text_body import TextBody
-from predictors.protocol.tasks import DECODE_PICTURE
+from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
-from predictors.serving.submission import Submission
 from predictors.settings import Settings
-from predictors.workers.pool import LARGE_TASK_BYTES, Workers
-
-DIGEST_INLINE_BYTES = 256 * 1024
-"""Larger files are hashed off the event loop; one of this size takes a quarter of a millisecond."""
+from predictors.workers.pool import Workers
 
 
 class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
@@ -63,7 +56,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     task: ClassVar[str] = "qwen_vl"
     series = SERIES
-    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image", "video"})
 
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
@@ -80,7 +73,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             settings.images,
             lambda: engine.max_context,
             on_device=placement.is_cuda,
+            film_limits=settings.films,
         )
+        if self._preparer.films is not None:
+            self._preparer.check_films()
+        self._rows = RowPreparation(self._preparer, settings.images, self.off_loop)
         engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
@@ -88,9 +85,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
-        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
-        self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
+        self._adapters = NamedAdapters(name, model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
@@ -99,7 +95,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
             tags_are_tokens=tags_are_tokens(model.tokenizer),
+            max_films=settings.films.max_films,
+            no_films=self._preparer.no_films,
         )
+        tokens = self._preparer.tokens
+        self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- adapters --------------------------------------------------------------------------------
@@ -142,11 +142,15 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_images": images.max_images,
             "image_max_bytes": images.max_bytes,
             "image_max_pixels": images.max_pixels,
+            "max_films": 0 if self._preparer.no_films else self.settings.films.max_films,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
-            "coordinates": self._convention,
+            "coordinates": self._preparer.convention,
+            "vocabulary_size": self._vocabulary.size,
+            "template_variables": sorted(self._codec.variables),
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
+            "tools": self._preparer.texts.tools.way.value,
             "queue_capacity": self.settings.queue.capacity,
         }
 
@@ -159,58 +163,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
-        prepared: list[PreparedPicture] = []
-        is_large = request.num_chars > INLINE_BYTES
         if self.workers is None:
+            is_large = request.num_chars > INLINE_BYTES or request.has_large_format
             return await self.off_loop(self.prepare, request, is_large=is_large)
-        for picture in request.pictures:
-            self._preparer.check_pictures(prepared)
-            digest = await self._digest(picture)
-            found = self._preparer.cached(picture, digest)
-            if found is not None:
-                prepared.append(found)
-                continue
-            is_last = len(prepared) + 1 == len(request.pictures)
-            num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
-            is_large = is_large or num_bytes > LARGE_TASK_BYTES
-            async with self._decoded(self.workers, picture, num_bytes) as pixels:
-                decoded = (picture, digest, pixels)
-                if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, *decoded)
-                    return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
-                cut = self._preparer.prepare_pixels
-                prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
-        return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
-
-    @asynccontextmanager
-    async def _decoded(
-        self, workers: Workers, picture: Picture, num_bytes: int
-    ) -> AsyncIterator[Pixels]:
-        """The picture's pixels. Their memory is held until the block ends, when they are cut."""
-        async with AsyncExitStack() as stack:
-            with picture.named_in_errors():
-                await stack.enter_async_context(workers.memory(num_bytes))
-                limits, where = self.settings.images, (picture.where, picture.row)
-                pixels = await workers.run_within(
-                    DECODE_PICTURE, picture.raw, limits, *where, memory_bytes=num_bytes
-                )
-            yield pixels
-
-    async def _digest(self, picture: Picture) -> bytes:
-        if len(picture.raw) <= DIGEST_INLINE_BYTES:
-            return picture.digest()
-        return await self.off_loop(picture.digest)
-
-    def _prepare_and_assemble(
-        self,
-        request: ChatRequest,
-        prepared: Sequence[PreparedPicture],
-        picture: Picture,
-        digest: bytes,
-        pixels: Pixels,
-    ) -> ChatWork:
-        last = self._preparer.prepare_pixels(picture, digest, pixels)
-        return self._preparer.assemble(request, [*prepared, last])
+        return await self._rows.prepare(request, self.workers)
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
@@ -233,31 +189,16 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
         if work.coordinates is None:
             return reader
-        asked = (sizes, self._convention, work.coordinates)
-        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
+        return BoxReader(reader, self._vocabulary, self._preparer.convention, work.coordinates)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
-        fields: dict[str, int | str] = {
-            "prompt_tokens": work.num_prompt_tokens,
-            "completion_tokens": 0 if last is None else last.completion_tokens,
-            "pictures": len(work.pictures),
-            "max_tokens": work.max_tokens,
-        }
-        if work.adapters.scales:
-            fields["loras"] = work.adapters.names
-        if last is not None and last.finish_reason is not None:
-            fields["finish_reason"] = last.finish_reason
-        return fields
+        return fields_of(work, last)
 
     def prompt(self, request: ChatRequest) -> str:
-        """The texts of all messages, one message per line, without pictures."""
-        return "\n".join(
-            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
-            for turn in request.messages
-        )
+        return prompt_of(request)
 
     async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
         """The responses to one V2 request as its answer grows, or one where `stream` is not set.
@@ -296,12 +237,18 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         opening = encoder.opening()
         try:
             yield b""
-            async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
+            async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
                     opening = b""
         finally:
             self.finish_call(submissions, call)
+
+    async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
+        return await self._tokenization.tokenize(body, call)
+
+    async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
+        return await self._tokenization.detokenize(body, call)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
@@ -311,43 +258,4 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            return self._codec.decode_chat(body, call.adapters)
-
-
-def with_room(settings: Settings, num_adapters: int) -> Settings:
-    """The settings with a slot for each of so many adapters, unless they say how many."""
-    own = settings.qwen_vl
-    if not num_adapters or own.lora_max_active:
-        return settings
-    return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))
-
-
-async def _interleaved(
-    submissions: Sequence[Submission[ChatWork, ChatDelta]],
-) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
-    """The deltas of all rows as they come, with the row's index; raises the first failure."""
-    if len(submissions) == 1:
-        async with aclosing(submissions[0].batches()) as batches:  # type: ignore[type-var]
-            async for deltas in batches:
-                yield 0, deltas
-        return
-    streams = [row.batches() for row in submissions]
-    pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
-    try:
-        while pending:
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index, found = pending.pop(task), task.result()
-                if found is not None:
-                    yield index, found
-                    pending[asyncio.create_task(_next(streams[index]))] = index
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
-
-
-async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
-    return await anext(stream, None)
+            return requests_of(body, self._codec, call.adapters)

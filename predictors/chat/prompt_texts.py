@@ -8,10 +8,12 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from predictors.chat.model import ChatModel
-from predictors.chat.request import Message, PromptOptions
+from predictors.chat.placing import written_films
+from predictors.chat.request import Message, Picture, PromptOptions
 from predictors.chat.template_options import render
 from predictors.chat.tools.tag_reader import OPENING
 from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, has_calls
+from predictors.errors import InvalidRequest
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 
@@ -32,9 +34,14 @@ class PromptTexts:
         self.tools = ToolPrompts(model.render, self._break, hides_tags=OPENING in control)
 
     def rendered(
-        self, messages: Sequence[Message], options: PromptOptions, tools: OfferedTools | None
+        self,
+        messages: Sequence[Message],
+        options: PromptOptions,
+        tools: OfferedTools | None,
+        films: Sequence[str] = (),
     ) -> list[str]:
-        """The conversation in pieces, which are tokenised one by one. Raises `InvalidRequest`."""
+        """The conversation in pieces, which are tokenised one by one, with `films` in the places of
+        its films. Raises `InvalidRequest`."""
         if tools is None and not has_calls(messages):
             turns = [{"role": m.role, "content": _content(m, self._plain)} for m in messages]
             written = render(self._model, turns, options, self._plain)
@@ -43,7 +50,17 @@ class PromptTexts:
             contents = [_content(message, plain) or "" for message in messages]
             turns_, offer = self.tools.write(messages, contents, tools, plain)
             written = render(self._model, turns_, options, plain, offer)
+        if films:
+            written = written_films(written, films)
         return written.split(self._break)
+
+    def plain_pieces(self, text: str) -> list[str]:
+        """A caller's text alone, in such pieces."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the text holds half a surrogate pair") from error
+        return self._plain(text).split(self._break)
 
     def _plain(self, text: str) -> str:
         return self._control.sub(self._cut, text)
@@ -63,6 +80,6 @@ def _content(message: Message, plain: Callable[[str], str]) -> str | list[dict[s
         if is_text:
             parts.append({"type": "text", "text": plain("".join(map(str, run)))})
         else:
-            parts += [{"type": "image"} for _ in run]
+            parts += [{"type": "image" if isinstance(p, Picture) else "video"} for p in run]
     is_plain = len(parts) == 1 and parts[0]["type"] == "text"
     return parts[0]["text"] if is_plain else parts

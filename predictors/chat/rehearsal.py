@@ -7,6 +7,7 @@ No job is admitted and no series counts them. Engine thread; it waits for the de
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from predictors.chat.constraints import mask_of
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.kv_cache import PagePool
+from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.model import ChatModel, EncodedPicture
-from predictors.chat.request import ChatRequest, Picture
+from predictors.chat.request import ChatRequest, Controls, Picture
 from predictors.chat.rows import DecodeRow, PromptPart
 from predictors.chat.runner import ChatRunner
-from predictors.chat.sampling import GREEDY, TokenChoice
-from predictors.chat.template_checks import PROBES
+from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, TokenChoice
+from predictors.chat.scores import RowScores
+from predictors.chat.template_checks import FILM_PROBE, PROBES
+from predictors.chat.vision.films import FRAMES, FilmPlan
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import DAMAGED, check_finite
 from predictors.errors import EngineFailed, InvalidRequest
+from predictors.protocol.films.decode import FilmFacts
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +52,42 @@ def conversations(
             yield what, preparer.assemble(request, pictures)
         except InvalidRequest as error:
             log.warning("%s: %s was not tried: %s", name, what, error.message)
+    if preparer.films is not None:
+        yield from _film(name, model, preparer, on_device=on_device)
+
+
+def _film(
+    name: str, model: ChatModel, preparer: ChatPreparer, *, on_device: bool
+) -> Iterator[tuple[str, ChatWork]]:
+    """The conversation about a film, with two steps of it."""
+    films, what = model.films, "a film"
+    assert films is not None
+    height, width = (side * films.patch * films.merge for side in SIDES)
+    levels = _levels(2 * FRAMES * height, width).unflatten(0, (-1, height))
+    facts = FilmFacts(len(levels), films.default_fps, width, height)
+    grid = (height // films.patch, width // films.patch)
+    plan = FilmPlan(facts, tuple(range(len(levels))), grid)
+    film = films.prepare(plan, levels.unbind(), b"", on_device=on_device)
+    request = ChatRequest(FILM_PROBE, GREEDY, seed=0, max_tokens=1)
+    try:
+        yield what, preparer.assemble(request, [], [film])
+    except InvalidRequest as error:
+        log.warning("%s: %s was not tried: %s", name, what, error.message)
 
 
 def _picture(model: ChatModel, preparer: ChatPreparer, *, on_device: bool) -> PreparedPicture:
     """A small picture without two equal patches, prepared as a caller's."""
     images, bounds = model.pictures, preparer.pixels.default
     height, width = (side * images.patch * images.merge for side in SIDES)
-    levels = torch.arange(height * width * 3).mul(97).remainder(251).to(torch.uint8)
-    levels = levels.view(height, width, 3)
+    levels = _levels(height, width)
     grid = images.grid_of(height, width, bounds)
     values, layout = images.prepare(levels, bounds, grid, on_device=on_device)
     return PreparedPicture(b"", grid, height * width, values, layout)
+
+
+def _levels(height: int, width: int) -> Tensor:
+    values = torch.arange(height * width * 3).mul(97).remainder(251)
+    return values.to(torch.uint8).view(height, width, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +132,27 @@ class Rehearsal:
         runner.prefill([part], width)
         choice = TokenChoice(SLOT, GREEDY, 0, 1)
         row = DecodeRow(SLOT, 0, work.next_position, total, pages, choice)
-        self._check(runner.step_logits([row]), f"the answer to {what}")
+        logits = runner.step_logits([row])
+        self._check(logits, f"the answer to {what}")
+        self._check_choice(logits)
+
+    def _check_choice(self, logits: Tensor) -> None:
+        """Every sampler takes the one token that a mask allows, and scores it."""
+        chooser, vocab = self.runner.chooser, logits.shape[1]
+        only = (int(logits[0].argmax()) + 1) % vocab
+        masks = TokenMasks(chooser.masks(1), {0: 0})
+        masks.words[0] = torch.from_numpy(mask_of(frozenset((only,)), masks.words.shape[1]))
+        for sampling in ONE_PER_SAMPLER:
+            choice = TokenChoice(SLOT, sampling, 0, 1, Controls(logprobs=0))
+            chosen = chooser.choose_controlled(logits, [choice], masks)
+            token = int(chosen.tokens)
+            assert chosen.scores is not None
+            score = RowScores(*chosen.scores, 0).read(token, 0)
+            if token != only or not -math.inf < score.logprob <= 0:
+                raise EngineFailed(
+                    f"under a mask that allows token {only} the choice was {token}, with logprob "
+                    f"{score.logprob:g}: a kernel of the device is wrong"
+                )
 
     def _check(self, logits: Tensor, what: str) -> None:
         row = logits[0].float()

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.film import Film, FilmSize, named_in_errors
+from predictors.chat.grounding.boxes import PictureBox
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
-USUAL_ANSWER = 256.0  # tokens, before the first has ended
-LENGTH_WEIGHT = 0.1  # of the newest answer
-OPEN = 0  # no `max_tokens` has so few bits
-MOST_BIASED = 1024
-"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
-MOST_STOP_TOKENS = 128
-"""Most `stop_token_ids`."""
+CHARS_PER_TOKEN = 4  # of English text, about
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -103,18 +99,7 @@ class PictureSize:
     file_height: int = 0
 
 
-Convention = Literal["pixels", "normalized_1000"]
-"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
-sides."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBox:
-    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
-
-    picture: int
-    label: str
-    box: tuple[int, int, int, int]
+PromptSize = PictureSize | FilmSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +114,26 @@ class Picture:
     bounds: PixelBounds | None = None
     """None takes the server's."""
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.raw)
+
     def digest(self) -> bytes:
         """128-bit hash of the file."""
         return hashlib.blake2b(self.raw, digest_size=16).digest()
 
-    @contextmanager
-    def named_in_errors(self) -> Iterator[None]:
+    def named_in_errors(self) -> AbstractContextManager[None]:
         """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
-        try:
-            yield
-        except InvalidRequest as error:
-            if error.param is not None:
-                raise
-            message = f"{self.where}: {error.message}"
-            raise type(error)(message, param=self.where, row=self.row) from error
+        return named_in_errors(self.where, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
-    order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts, pictures and films
+    in order."""
 
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Picture | Film, ...]
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant, behind its parts."""
     call_id: str | None = None
@@ -182,40 +164,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Limits on an answer's tokens that few requests ask for.
-
-    `logit_bias` are (token, number added to its logit), each token once. Before `min_tokens` no
-    token comes that would end the answer; each of `stop_token_ids` ends it. `logprobs` is the
-    number of alternatives beside the chosen token, None where no logprobs are asked for.
-    """
+    """Wishes about tokens that few requests have. `logit_bias` are (token, number added to its
+    logit), each token once. Before `min_tokens` no token comes that would end the answer; each of
+    `stop_token_ids` ends it. `logprobs` is the number of alternatives beside the chosen token."""
 
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
-
-    def check(self, vocab: int, max_tokens: int) -> None:
-        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
-        vocabulary of that size does not have."""
-        for name, count, most in (
-            ("logit_bias", len(self.logit_bias), MOST_BIASED),
-            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
-        ):
-            if count > most:
-                problem = f"{name} has {count} tokens; send at most {most}"
-                raise InvalidRequest(problem, param=name)
-        tokens: Collection[int]
-        for name, tokens in (
-            ("logit_bias", [token for token, _ in self.logit_bias]),
-            ("stop_token_ids", self.stop_token_ids),
-        ):
-            unknown = [token for token in tokens if not 0 <= token < vocab]
-            if unknown:
-                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
-                raise InvalidRequest(problem, param=name)
-        if self.min_tokens > max_tokens:
-            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
-            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
 
 
 NO_CONTROLS = Controls()
@@ -265,8 +221,15 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+    raw_prompt: str | tuple[int, ...] | None = None
+    """A text or token ids in place of `messages`, without a chat template."""
     coordinates: str | None = None
     """Of the boxes beside the text; None for an answer without them."""
+
+    @property
+    def has_large_format(self) -> bool:
+        """Its format may take a while to compile."""
+        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
 
     @property
     def is_open(self) -> bool:
@@ -278,7 +241,15 @@ class ChatRequest:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
     @property
+    def films(self) -> list[Film]:
+        return [p for m in self.messages for p in m.parts if isinstance(p, Film)]
+
+    @property
     def num_chars(self) -> int:
+        """Characters of all texts, about; those of token ids are guessed."""
+        if self.raw_prompt is not None:
+            each = 1 if isinstance(self.raw_prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.raw_prompt)
         return chars_of(self.messages, self.tools)
 
 
@@ -302,28 +273,6 @@ def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
     return count
 
 
-class AnswerLengths:
-    """Learns how many tokens answers really have, by the size of their `max_tokens`; those whose
-    requests named none (`is_open`) are of one kind, whatever the context left. Any thread; one of
-    them observes."""
-
-    def __init__(self) -> None:
-        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`, or `OPEN`
-        self._mean: float = USUAL_ANSWER
-
-    def observe(self, max_tokens: int, made: int, *, is_open: bool = False) -> None:
-        """An answer that might have had `max_tokens` has ended, or its caller has left."""
-        size = OPEN if is_open else max_tokens.bit_length()
-        mean = self._means.get(size, made)
-        self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
-        self._mean += LENGTH_WEIGHT * (made - self._mean)
-
-    def expected(self, max_tokens: int, *, is_open: bool = False) -> float:
-        """The tokens that such an answer will have; of all answers where none was like it."""
-        size = OPEN if is_open else max_tokens.bit_length()
-        return min(max_tokens, self._means.get(size, self._mean))
-
-
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
     """A piece of an answer. The engine sets `tokens`; `AnswerReader` adds `text`.
@@ -341,9 +290,8 @@ class ChatDelta:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of an answer: natural logarithm of its probability, its rank from 1, and the
-    likeliest tokens with theirs. All are of the raw logits: before penalties, bias, grammar and
-    temperature."""
+    """A token of an answer: the natural logarithm of its probability, its rank from 1, and the
+    likeliest tokens with theirs, all of the raw logits."""
 
     token: int
     logprob: float
@@ -360,11 +308,11 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
-    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
-    more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures and then of its films, in their
+    order, the `scores` of its tokens where logprobs were asked for, and the boxes where they were.
+    A type of its own: a field more would cost time for every token."""
 
-    pictures: tuple[PictureSize, ...] = ()
+    pictures: tuple[PromptSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
@@ -379,7 +327,7 @@ def cached_tokens_of(last: ChatDelta) -> int | None:
     return last.cached_tokens if isinstance(last, LastDelta) else None
 
 
-def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
+def pictures_of(last: ChatDelta) -> tuple[PromptSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
 
 

@@ -24,7 +24,7 @@ from predictors.serving.job import Job
 ChatJob = Job[ChatWork, ChatDelta]
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "chat"),
+    operations=("infer", "chat", "responses", "completions", "tokenize", "detokenize"),
     stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
     caches=("vision_embedding", "prefix"),
     own={
@@ -37,6 +37,7 @@ SERIES = metrics.ModelSeries(
         metrics.request_generation_tokens: ((),),
         metrics.input_image_pixels: ((),),
         metrics.kv_cache_usage_ratio: ((),),
+        metrics.loras_loaded: ((),),
         metrics.preemptions_total: ((),),
         metrics.preempted_tokens_total: ((),),
         metrics.late_masks_total: ((),),
@@ -106,7 +107,8 @@ class Sequence:
         most, made = self.work.max_tokens, len(self.answer)
         prompt = {"prompt_tokens": self.total, "prompt_done": min(self.done, self.total)}
         pages = {"kv_pages": len(self.pages), "tokens_lost": self.num_lost}
-        return {"steps_done": made, "steps_left": most - made, **prompt, **pages}
+        steps = {"steps_done": made, "steps_left": most - made}
+        return {**steps, **prompt, **pages, "is_constrained": self.constraint is not None}
 
     # -- pages -----------------------------------------------------------------------------------
     def hold(self, pages: tuple[int, ...], page_tokens: int) -> None:

@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from predictors.chat.bounded_work import TooMuchWork
-from predictors.chat.request import Message, Picture
+from predictors.chat.film import Film
+from predictors.chat.request import (
+    Message,
+    Picture,
+)
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed, InvalidRequest
 
 TEMPLATES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
-PICTURE = Picture(b"")
+PICTURE, FILM = Picture(b""), Film(())
+VIDEO_TOKEN = "<|video_pad|>"
 PROBES: dict[str, tuple[Message, ...]] = {
     "a turn of text": (Message("user", ("first words",)),),
     "a picture": (Message("user", (PICTURE, "first words")),),
@@ -25,6 +30,7 @@ PROBES: dict[str, tuple[Message, ...]] = {
         Message("user", ("second words",)),
     ),
 }
+FILM_PROBE = (Message("user", ("first words", FILM, "second words")),)
 OPENING = "assistant"
 SPELLED = "Two words, caf\u00e9, \u4e2d, 12.5\n"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -71,6 +77,15 @@ def check_template(
                     raise EngineFailed(f"the chat template ({TEMPLATES}) loses text of {name}")
         if OPENING not in rest:
             raise EngineFailed(f"the chat template ({TEMPLATES}) does not open an answer to {name}")
+
+
+def takes_films(tokens_of: Callable[..., list[int]], video_token: int | None) -> bool:
+    """True if the chat template has a place for a film between texts."""
+    try:
+        with reading("the chat template"):
+            return tokens_of(FILM_PROBE, films=(VIDEO_TOKEN,)).count(video_token or -1) == 1
+    except (InvalidRequest, EngineFailed):
+        return False
 
 
 def check_spelling(bytes_of: Callable[[int], bytes], tokenizer: Any) -> None:

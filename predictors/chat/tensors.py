@@ -26,6 +26,8 @@ UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 LANGUAGE, VISION = "the language model", "the vision tower"  # as messages call the two
 FRAMES = "visual.patch_embed.proj.weight"
 """Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
+SECOND_FRAME = "visual.patch_embed.second_frame"
+"""No stored name: the place of the part of `FRAMES` that is for the second frame, of films."""
 POSITIONS = "visual.pos_embed.weight"
 
 Shapes = dict[str, tuple[int, ...]]

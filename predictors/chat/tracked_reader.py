@@ -12,8 +12,8 @@ from predictors.chat.detokenize import NO_REUSE, AnswerReader, StopFinder, Vocab
 from predictors.chat.request import (
     ChatDelta,
     LastDelta,
-    PictureSize,
     PromptReuse,
+    PromptSize,
     ScoredDelta,
     TextOptions,
     TokenLogprob,
@@ -35,7 +35,7 @@ class TrackedReader(AnswerReader):
         vocabulary: Vocabulary,
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
-        pictures: tuple[PictureSize, ...] = (),
+        pictures: tuple[PromptSize, ...] = (),
         reuse: PromptReuse = NO_REUSE,
         *,
         options: TextOptions,

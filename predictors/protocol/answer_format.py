@@ -27,12 +27,12 @@ MAX_ENUM = 1000  # values of one `enum`; OpenAI's is 1,000 in all
 MAX_PATTERN_CHARS = 2048
 MAX_CHOICES = 1000
 MAX_CHOICE_CHARS = 64 * 1024  # in all
-MAX_GRAMMAR_CHARS = 32 * 1024
+MAX_GRAMMAR_CHARS = 16 * 1024
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """What an answer must be: `kind` is one of this module's constants, `text` the canonical JSON
+    """A format: `kind` is one of this module's constants, `text` the canonical JSON
     of a schema or of a list of choices, or a pattern or grammar as it was sent.
 
     Two that compare equal compile to one grammar: `where`, the field of the request that errors

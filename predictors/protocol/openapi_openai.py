@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from predictors.protocol.http.multipart import FORM_MEDIA
-from predictors.protocol.openai import chat_body, edits_body, images_body
+from predictors.protocol.openai import (
+    chat_body,
+    completions_body,
+    edits_body,
+    images_body,
+    responses_body,
+)
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
+from predictors.protocol.openapi_answers import chat_answer_schemas
 from predictors.protocol.openapi_parts import (
+    JSON_TYPE,
     Json,
     component_name,
     error_answers,
@@ -20,7 +28,16 @@ from predictors.protocol.openapi_parts import (
 )
 from predictors.protocol.serves import Served, ServesChat, ServesEdits, ServesImages
 
-_NAMES = {"/chat/completions": "chat", "/images/generations": "images", "/images/edits": "edits"}
+_OF_TEXT = (
+    ("/chat/completions", "chat", chat_body.FIELDS, ("model", "messages")),
+    ("/responses", "responses", responses_body.FIELDS, ("model", "input")),
+    ("/completions", "completions", completions_body.FIELDS, ("model", "prompt")),
+)
+_OF_PICTURES = (
+    ("/images/generations", "images", images_body.FIELDS, ("model", "prompt")),
+    ("/images/edits", "edits", edits_body.FIELDS, ("model", "prompt")),
+)
+_KINDS = {"images": ServesImages, "edits": ServesEdits}
 _PICTURES = ("image", "images")
 _BINARY: Json = {"type": "string", "format": "binary"}
 
@@ -29,14 +46,10 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
     """The routes that serve these models. Adds the schemas of their bodies to `schemas`."""
     models = list(dict.fromkeys(names.values()))
     paths = _openai_listing(names)
-    for route, kind, fields, required in (
-        ("/chat/completions", ServesChat, chat_body.FIELDS, ("model", "messages")),
-        ("/images/generations", ServesImages, images_body.FIELDS, ("model", "prompt")),
-        ("/images/edits", ServesEdits, edits_body.FIELDS, ("model", "prompt")),
-    ):
+    for route, name, fields, required in (*_OF_TEXT, *_OF_PICTURES):
+        kind = _KINDS.get(name, ServesChat)
         served = [model for model in models if isinstance(model, kind)]
         if served:
-            name = _NAMES[route]
             taken = fields if has_urls or kind is ServesChat else _without_urls(fields)
             either = _PICTURES if kind is ServesEdits else ()
             body = _openai_body(served, names, name, taken, required, schemas, either)
@@ -44,8 +57,21 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
             if kind is ServesEdits:
                 form = {"schema": _form_schema(taken, required)}
                 post["requestBody"]["content"][FORM_MEDIA] = form
+            if kind is ServesChat:
+                schemas |= chat_answer_schemas()
+                post["responses"]["200"] |= _chat_content()
             paths[f"/v1{route}"] = {"post": post}
     return paths
+
+
+def _chat_content() -> Json:
+    """The media types of a chat's answer."""
+    found = json_content(schema_ref("ChatAnswer"))
+    chunk = {"contentMediaType": JSON_TYPE, "contentSchema": schema_ref("ChatChunk")}
+    about = "Server-sent events, the last of which is [DONE]"
+    event = {"type": "string", "description": about, **chunk}
+    found["content"]["text/event-stream"] = {"schema": event}
+    return found
 
 
 def _form_schema(fields: Mapping[str, DescribedRule], required: Sequence[str]) -> Json:

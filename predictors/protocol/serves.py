@@ -20,6 +20,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.text_body import TextBody
+from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
 
@@ -123,6 +124,17 @@ class ServesEdits(Served, Protocol):
 
     def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
         """As `images_stream`."""
+
+
+@runtime_checkable
+class ServesTokens(Served, Protocol):
+    """A model behind `POST /tokenize` and `POST /detokenize`."""
+
+    async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
+        """vLLM's answer: `count`, `max_model_len`, `tokens`, `token_strs`."""
+
+    async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
+        """vLLM's answer: `prompt`."""
 
 
 @runtime_checkable

@@ -7,13 +7,16 @@ function takes the body's bytes first; for a small body it is called in the serv
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.films.decode import FilmFacts, FilmFrames, decode_frames, probe_frames
+from predictors.protocol.films.memory import frames_bytes, probing_bytes
 from predictors.protocol.images.decode import Pixels, decode_mask, decode_pixels
 from predictors.protocol.images.memory import decoding_bytes
-from predictors.settings import ImageLimits, ServerSettings
+from predictors.settings import FilmLimits, ImageLimits, ServerSettings
 from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
 from predictors.workers.process import memory_limit, silenced_libraries
@@ -25,6 +28,9 @@ MODULES = (
     "predictors.protocol.v2.wire_json",
     "predictors.protocol.v2.wire_proto",
     "predictors.protocol.openai.chat_body",
+    "predictors.protocol.openai.responses_body",
+    "predictors.protocol.openai.completions_body",
+    "predictors.protocol.openai.tokens_body",
     "predictors.protocol.openai.images_body",
     "predictors.protocol.openai.edits_body",
 )
@@ -33,6 +39,8 @@ MODULES = (
 RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
 DECODE_MASK = "predictors.protocol.tasks:decode_mask_file"
+PROBE_FILM = "predictors.protocol.tasks:probe_film"
+DECODE_FILM = "predictors.protocol.tasks:decode_film"
 PARSE_FACTOR = 8  # bytes of memory per byte of a body: 4 per character of a str, and copies
 PARSE_BYTES = 2**20
 DECODE_FACTOR = 2  # times the expected memory that decoding a picture may take
@@ -99,6 +107,39 @@ def _decode_file(
     try:
         with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected), silenced_libraries():
             return decode(raw, limits, param=param, row=row, in_worker=True)
+    except MemoryError as error:
+        message = f"{param} takes more memory to decode than its header tells"
+        raise InvalidRequest(message, param=param, row=row) from error
+
+
+def probe_film(raw: bytes, limits: FilmLimits, param: str, row: int | None) -> FilmFacts:
+    """`probe_frames` within limits of memory. Runs in a worker."""
+    expected = probing_bytes(len(raw), limits.max_frame_pixels)
+    with _film_limits(expected, param, row):
+        return probe_frames(raw, limits, param=param, row=row)
+
+
+def decode_film(
+    raw: bytes,
+    facts: FilmFacts,
+    indices: Sequence[int],
+    limits: FilmLimits,
+    param: str,
+    row: int | None,
+) -> FilmFrames:
+    """`decode_frames` within limits of memory. Runs in a worker."""
+    with _film_limits(frames_bytes(facts, len(indices), len(raw)), param, row):
+        return decode_frames(raw, indices, limits, param=param, row=row)
+
+
+@contextmanager
+def _film_limits(expected: int, param: str, row: int | None) -> Iterator[None]:
+    # the library itself is no part of a film's memory
+    with suppress(ImportError):
+        importlib.import_module("av")
+    try:
+        with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected), silenced_libraries():
+            yield
     except MemoryError as error:
         message = f"{param} takes more memory to decode than its header tells"
         raise InvalidRequest(message, param=param, row=row) from error

@@ -6,7 +6,8 @@ Each field has its default, its range or choices and its description in one plac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from predictors.settings.access import AccessSettings
 from predictors.settings.bounds import (
@@ -26,14 +27,14 @@ from predictors.settings.models import (
     QwenVLSettings,
 )
 from predictors.settings.overload import OverloadSettings
-from predictors.settings.server import ClusterSettings, ImageLimits, ServerSettings
+from predictors.settings.server import ClusterSettings, FilmLimits, ImageLimits, ServerSettings
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
     "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
-    "ComputeSettings", "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings",
-    "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "TlsSettings",
-    "bounds_of", "variable_name",
+    "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits", "InvalidSetting",
+    "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings",
+    "SettingsGroup", "TlsSettings", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -53,7 +54,17 @@ class Settings:
     overload: OverloadSettings = field(default_factory=OverloadSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     images: ImageLimits = field(default_factory=ImageLimits)
+    films: FilmLimits = field(default_factory=FilmLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)
     qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)
+
+    def with_adapter_room(self, task: str, count: int) -> Settings:
+        """These with a place on the device for each of so many adapters of a model of `task`
+        (`flux`, `qwen_vl`), unless they say how many there are."""
+        own = getattr(self, task)
+        if not count or own.lora_max_active:
+            return self
+        changed: dict[str, Any] = {task: replace(own, lora_max_active=count)}
+        return replace(self, **changed)

@@ -216,6 +216,10 @@ class QwenVLSettings(SettingsGroup):
     checkpoint's, at most 1,103,872, which leaves a picture of 1024x1024 as it is."""
     default_max_pixels: int = 0
     """Largest area of a picture whose request asks for none. 0 takes `max_pixels`."""
+    films: str = bounded("auto", choices=AUTO_ON_OFF)
+    """Films as inputs. `auto`: where PyAV is installed (`pip install vision-predictors[films]`).
+    `on`: also without it, for films that are sent as a list of pictures. On a GPU a pass over a
+    picture then computes a few thousandths more. `off`: such requests get 400."""
     embedding_cache_bytes: int = 256 * 2**20
     """Largest size of the cache of picture embeddings. Its key is a hash of the file and of the
     target size."""

@@ -136,6 +136,34 @@ class ImageLimits(SettingsGroup):
 
 
 @dataclass(frozen=True, slots=True)
+class FilmLimits(SettingsGroup):
+    """Limits on a caller's films. All but the last are checked before a film is decoded."""
+
+    section = "films"
+
+    max_bytes: int = 32 * 2**20
+    """Largest file, and most bytes of a film that is sent as pictures."""
+    max_films: int = 4
+    """Films per request."""
+    max_frames: int = bounded(256, least=2)
+    """Most frames that are read of one film; the request may ask for fewer. They are spread evenly
+    over the film."""
+    max_frame_pixels: int = 9_000_000
+    """Largest width x height. A frame of 4096x2160 has 8,847,360 pixels."""
+    max_pixels: int = 2**27
+    """Most pixels of all frames that are read of one film, before resizing. They are held in memory
+    together, three bytes each."""
+    max_duration_s: float = bounded(1800.0, least=1.0)
+    """Longest film."""
+    max_tokens: int = 0
+    """Most prompt tokens of one film: its frames are made smaller until it has no more. 0 takes
+    half of the context."""
+    decode_s: float = bounded(20.0, least=0.1)
+    """Longest time of a processor core for decoding one film. It should be below
+    `server.worker_timeout_s`, which ends a worker process."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSettings(SettingsGroup):
     """Reports to the Kubernetes API from inside a pod. Serving never waits for the API server."""
 

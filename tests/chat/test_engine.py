@@ -263,6 +263,7 @@ def test_an_operator_sees_pages_caches_and_that_nothing_was_captured_late(wild: 
         "steps_done": 0, "steps_left": 2, "prompt_done": 0,
         "prompt_tokens": job.work.num_prompt_tokens, "tokens_lost": 0,
         "kv_pages": wild.pool.pages_for(job.work.num_prompt_tokens + 2),
+        "is_constrained": False,
     }}  # fmt: skip
     wild.finish()
     told = wild.engine.describe()

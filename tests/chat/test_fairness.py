@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.chat import engine
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.planning import PACKED_HOLD_STEPS
-from predictors.chat.request import AnswerLengths, ChatRequest, Sampling
+from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.rows import DecodeRow
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import (

@@ -39,7 +39,7 @@ def test_every_conversation_is_tried_and_nothing_is_left_of_it(small: Room) -> N
     asked = chat(png(1), "what is in this picture", ignore_eos=True)
     before = small.answer(asked)
     named = small.pool.num_named
-    assert rehearse(small) == list(PROBES)
+    assert rehearse(small) == [*PROBES, "a film"]
     assert small.pool.num_free == small.pool.num_pages
     assert small.pool.num_named == named
     assert not small.engine.busy
@@ -66,7 +66,7 @@ def test_it_looks_at_the_logits_that_a_job_would_have(
         small.finish()
         told.append(job._chunks[0].tokens[0])
     assert seen[::2] == told
-    assert len(seen) == 2 * len(PROBES)
+    assert len(seen) == 2 * (len(PROBES) + 1)
 
 
 def test_a_likeliest_token_beyond_the_tokenizer_fails_the_start(small: Room) -> None:
@@ -91,3 +91,12 @@ def test_a_conversation_that_does_not_fit_is_left_out_with_a_word(
     missing = set(PROBES) - set(tried)
     assert missing
     assert {name for name in PROBES if f"test: {name} was not tried" in caplog.text} == missing
+
+
+def test_a_sampler_that_does_not_obey_a_mask_fails_the_start(
+    small: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("predictors.chat.logit_changes.change_logits", lambda logits, _: logits)
+    with pytest.raises(EngineFailed, match="under a mask that allows token"):
+        rehearse(small)
+    assert small.pool.num_free == small.pool.num_pages

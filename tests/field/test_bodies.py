@@ -113,19 +113,19 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"min_p": 0.1}, "min_p", "only be 0"),
+    ({"min_p": 1.5}, "min_p", "from 0 to 1"),
     ({"best_of": 2}, "best_of", "only be 1"),
     ({"use_beam_search": True}, "use_beam_search", "only be false"),
     ({"mirostat": 2}, "mirostat", "sampler is not offered"),
     ({"repeat_penalty": 1.1}, "repeat_penalty", "use repetition_penalty"),
     ({"features": {"web_search": True}}, "features.web_search", "no such feature"),
     ({"tool_ids": ["x"]}, "tool_ids", "no tools of its own"),
-    ({"skip_special_tokens": False}, "skip_special_tokens", "only be true"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs", "only the answer's tokens"),
+    ({"return_token_ids": True}, "return_token_ids", "use logprobs"),
     ({"extra_body": {"top_k": 1}}, "extra_body", "belong into the body itself"),
     ({"cache_salt": "secret"}, "cache_salt", "shared by all callers"),
-    ({"guided_json": {}}, "guided_json", "not constrained"),
+    ({"guided_json": []}, "guided_json", "JSON Schema"),
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
-    ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs", "only be {}"),
     ({"max_tokens": -2}, "max_tokens", "or -1"),
     ({"mirostat_tau": "5"}, "mirostat_tau", "a number"),
     ({"mirostat_tau": True}, "mirostat_tau", "a number"),
@@ -147,6 +147,7 @@ def test_what_a_client_sends_beside_the_chat_changes_nothing(client: str) -> Non
 
 KEPT = {"stream", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n"} | {
     "presence_penalty", "frequency_penalty", "stream_options",
+    "min_p", "add_generation_prompt", "chat_template_kwargs",
 }  # fmt: skip
 """Fields of `HARMLESS` that are served."""
 

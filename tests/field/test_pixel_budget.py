@@ -171,7 +171,7 @@ def test_a_stream_says_the_sizes_in_its_last_usage(client: httpx.Client) -> None
         ({}, {"max_pixels": 2_000_000}, "messages[0].content[0].image_url", ("2000000",)),
         ({}, {"max_pixels": "x"}, "messages[0].content[0].max_pixels", ("whole number",)),
         ({}, {"detail": "tiny"}, "messages[0].content[0].image_url.detail", ("auto", "low")),
-        ({"mm_processor_kwargs": {"fps": 2}}, {}, "mm_processor_kwargs.fps", ("unknown",)),
+        ({"mm_processor_kwargs": {"crop": 2}}, {}, "mm_processor_kwargs.crop", ("unknown",)),
     ],
 )
 def test_pixels_that_are_not_read_are_refused_with_the_numbers(

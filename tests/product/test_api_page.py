@@ -22,7 +22,14 @@ from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
-from predictors.protocol.openai import chat_body, edits_body, images_body, messages
+from predictors.protocol.openai import (
+    chat_body,
+    completions_body,
+    edits_body,
+    images_body,
+    messages,
+    responses_body,
+)
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
@@ -44,6 +51,8 @@ FIELDS = {
     "Pictures": set(images_body.OWN_FIELDS),
     "Edits": OF_EDITS,
     "Chat": set(chat_body.OWN_FIELDS),
+    "Responses": set(responses_body.OWN_FIELDS),
+    "Completions": set(completions_body.OWN_FIELDS),
 }
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -61,10 +70,20 @@ def read_chat(**fields: Any) -> chat_body.ChatBody:
     return chat_body.read_chat_body(HELLO | fields)
 
 
+def read_responses(**fields: Any) -> responses_body.ResponsesBody:
+    return responses_body.read_responses_body({"model": "m", "input": "x"} | fields)
+
+
+def read_completions(**fields: Any) -> completions_body.CompletionsBody:
+    return completions_body.read_completions_body({"model": "m", "prompt": "x"} | fields)
+
+
 READERS: dict[str, Callable[..., object]] = {
     "Pictures": read_pictures,
     "Edits": read_edits,
     "Chat": read_chat,
+    "Responses": read_responses,
+    "Completions": read_completions,
 }
 """By heading, a body of the required fields and some more, as the server reads it."""
 
@@ -97,7 +116,7 @@ def test_every_route_is_in_the_list_and_none_besides() -> None:
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
     }
-    listed = set(re.findall(r"`((?:GET|POST) /[^`]*)`", PAGE.split("\n## ")[0]))
+    listed = set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", PAGE.split("\n## ")[0]))
     assert listed == served | {"GET /metrics"}
 
 
@@ -167,7 +186,7 @@ def test_v2_names_are_the_codecs() -> None:
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"} | {
         "stream"
     }
-    pixels = {"min_pixels", "max_pixels", "detail"}
+    pixels = {"min_pixels", "max_pixels", "detail", "coordinates"}
     assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"loras", "timeout", "priority"}
     for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
@@ -195,7 +214,7 @@ def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> No
     Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     with ThreadPoolExecutor(2) as pool:
         ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
         for block, done in zip(blocks, ran, strict=True):

@@ -8,6 +8,7 @@ another's. Formulas: M-RoPE of Qwen2-VL (arXiv 2409.12191, section
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,24 +67,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos[:, None] + turned * sin[:, None]).to(x.dtype)
 
 
-def mrope_positions(
-    num_tokens: int, pictures: Sequence[tuple[int, int, int]]
-) -> tuple[Tensor, int]:
-    """Rotary positions (3, num_tokens) int64 of time, height, width, and the one that comes next.
+class VisionSpan(NamedTuple):
+    """Where a picture lies in a prompt: `rows` x `columns` tokens from index `start`. Of a film
+    `steps` such grids lie one after the other, `interval` positions of time apart."""
 
-    `pictures` are (index of the first token, rows, columns) in tokens, in order. Text counts on all
-    axes alike; a picture stands still in time, spreads over height and width, and text goes on
-    after its longer side (arXiv 2409.12191, section 2.1).
+    start: int
+    rows: int
+    columns: int
+    steps: int = 1
+    interval: int = 0
+
+
+def mrope_positions(num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tensor, int]:
+    """Rotary positions (3, num_tokens) int64 of time, height, width, and the one that comes next.
+    `spans` are in order.
+
+    Text counts on all axes alike; a picture stands still in time, spreads over height and width,
+    and text goes on after its longer side (arXiv 2409.12191, section 2.1), whatever time a film
+    took.
     """
     pieces: list[Tensor] = []
     index = position = 0
-    for start, rows, columns in pictures:
+    for start, rows, columns, steps, interval in spans:
         pieces.append(torch.arange(position, position + start - index).expand(3, -1))
         position += start - index
-        height = torch.arange(rows).repeat_interleave(columns)
-        width = torch.arange(columns).repeat(rows)
-        pieces.append(torch.stack((torch.zeros_like(height), height, width)) + position)
+        time = torch.arange(steps).repeat_interleave(rows * columns) * interval
+        height = torch.arange(rows).repeat_interleave(columns).repeat(steps)
+        width = torch.arange(columns).repeat(rows * steps)
+        pieces.append(torch.stack((time, height, width)) + position)
         position += max(rows, columns)
-        index = start + rows * columns
+        index = start + steps * rows * columns
     pieces.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
     return torch.cat(pieces, dim=1), position + num_tokens - index

@@ -74,15 +74,16 @@ class SlotState:
     ) -> Tensor:
         """The next token (rows,) int64 for `logits` (rows, vocab) fp32, or `NOT_FINITE`; stores it.
         `ints` and `floats` are those of `pack_choices`."""
-        tokens = sampler(logits, *self.sampling_of(ints, floats))
+        rows = ints.unbind()
+        tokens = sampler(logits, *self.sampling_of(rows, floats))
         # a real token in any case: the next step may be launched before this one is read
-        self.store_tokens(ints[0], ints[1], tokens)
+        self.store_tokens(rows[0], rows[1], tokens)
         return mark_not_finite(tokens, logits)
 
-    def sampling_of(self, ints: Tensor, floats: Tensor) -> tuple[Penalties, Draw]:
-        """A sampler's arguments beside the logits; `ints` and `floats` are those of
-        `pack_choices`."""
-        slots, _, top_k, key, is_greedy = ints.unbind()
+    def sampling_of(self, ints: Sequence[Tensor], floats: Tensor) -> tuple[Penalties, Draw]:
+        """A sampler's arguments beside the logits; `ints` are the rows of those of `pack_choices`,
+        `floats` its floats."""
+        slots, _, top_k, key, is_greedy = ints
         temperature, top_p = floats[3:, :, None].unbind()
         greedy_rows = is_greedy.bool()[:, None]
         draw = Draw(temperature, top_p, top_k[:, None], key[:, None], greedy_rows, self.vocabulary)

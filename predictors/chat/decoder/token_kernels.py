@@ -87,21 +87,19 @@ def change_kernel(
     tl.debug_barrier()
     if tl.load(is_biased + row) != 0:
         column = tl.arange(0, BIASED_BLOCK)
-        listed = column < NUM_BIASED
-        token = tl.load(biased + slot * NUM_BIASED + column, listed, other=-1)
-        own = listed & (token // BLOCK == part)
-        more = tl.load(bias + slot * NUM_BIASED + column, own, other=0.0)
-        value = tl.load(logits + start + token, own, other=0.0) + more
-        word = tl.load(words_at + token // 32, own & masked, other=-1)
-        value = tl.where(((word >> (token % 32)) & 1) != 0, value, -float("inf"))
-        tl.store(out + start + token, value, own)
+        raised = tl.load(biased + slot * NUM_BIASED + column, column < NUM_BIASED, other=VOCAB)
+        here = (raised // BLOCK == part) & (raised < VOCAB)
+        more = tl.load(bias + slot * NUM_BIASED + column, here, other=0.0)
+        sums = tl.load(logits + start + raised, here, other=0.0) + more
+        bits = tl.load(words_at + raised // 32, here & masked, other=-1)
+        sums = tl.where(((bits >> (raised % 32).to(tl.int32)) & 1) != 0, sums, -float("inf"))
+        tl.store(out + start + raised, sums, here)
     tl.debug_barrier()
     if tl.load(is_withheld + row) != 0:
-        column = tl.arange(0, WITHHELD_BLOCK)
-        listed = column < NUM_WITHHELD
-        token = tl.load(withheld + slot * NUM_WITHHELD + column, listed, other=-1)
+        place = tl.arange(0, WITHHELD_BLOCK)
+        barred = tl.load(withheld + slot * NUM_WITHHELD + place, place < NUM_WITHHELD, other=VOCAB)
         none = tl.full((WITHHELD_BLOCK,), -float("inf"), tl.float32)
-        tl.store(out + start + token, none, listed & (token // BLOCK == part))
+        tl.store(out + start + barred, none, (barred // BLOCK == part) & (barred < VOCAB))
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
 Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
-v and gate, up are packed, and the two identical frames of a still picture are folded into one.
+v and gate, up are packed, and the two identical frames of a still picture are folded into one; the
+second frame's part stands beside that, for films.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from predictors.chat.tensors import (
     FRAMES,
     HEAD,
     LANGUAGE,
+    SECOND_FRAME,
     VISION,
     by_hub_names,
     check_weights,
@@ -79,15 +81,17 @@ def load_modules(
     variant: str = "",
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
-    stored name that begins with `visual.`, `variant` is the wanted one of the files. Raises
-    `EngineFailed` naming a tensor that is missing, of another shape or of no use, before any memory
-    is taken."""
+    stored name that begins with `visual.`, and of `SECOND_FRAME`; `variant` is the wanted one of
+    the files. Raises `EngineFailed` naming a tensor that is missing, of another shape or of no use,
+    before any memory is taken."""
     with PlainTensors(checkpoint, component_of, variant) as opened:
         stored = by_hub_names({name: name for name in opened})
         shape = replace(shape, tied=_is_tied(shape, opened, stored))
         with torch.device("meta"):
             decoder, vision = Decoder(shape), make_vision()
-        _check(_decoder_slots(decoder) | vision_slots(vision), opened, stored, placement)
+        slots = _decoder_slots(decoder) | vision_slots(vision)
+        slots.pop(SECOND_FRAME)
+        _check(slots, opened, stored, placement)
         for module in (decoder, vision):
             module.to(placement.dtype).to_empty(device=placement.device)
             module.requires_grad_(False).eval()
@@ -138,15 +142,16 @@ def _check(
 
 
 def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, str]) -> None:
-    folded = slots.pop(FRAMES)
+    folded, second = slots.pop(FRAMES), slots.pop(SECOND_FRAME)
     filled = [(slot, stored[name]) for name, slot in slots.items()]
     opened.copy_into(filled)
-    # both frames are the same picture
-    frames = opened.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
+    both = opened.read(stored[FRAMES]).to(torch.float32)
+    frames = both.sum(2).flatten(1)  # both are the same picture
     if frames.shape != folded.shape:
         found, wanted = list(frames.shape), list(folded.shape)
         raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
     folded.copy_(frames)
+    second.copy_(both[:, :, -1].flatten(1))
     check_magnitudes([*filled, (folded, stored[FRAMES])])
 
 

@@ -1,64 +1,209 @@
-"""Compiles answer formats to grammars over a model's vocabulary. Any thread but the event loop."""
+"""Compiles answer formats to grammars over a model's vocabulary. Any thread but the event loop.
+
+The library recurses once per level of a schema, references followed, so it runs on threads with
+stacks of `STACK_BYTES`: with the usual eight megabytes a caller's schema could end the process.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from predictors.chat.grammars.lark import choice_source, grammar_source
 from predictors.chat.grammars.matcher import Grammar
+from predictors.chat.grammars.patterns import check_pattern
+from predictors.chat.grammars.schemas import SPACING, grammar_schema
+from predictors.chat.tools.call_grammar import ARGUMENTS, parameters_field
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
-from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.answer_format import (
+    CHOICE,
+    GRAMMAR,
+    JSON_OBJECT,
+    JSON_SCHEMA,
+    REGEX,
+    AnswerFormat,
+)
 
 CACHE_BYTES = 64 * 2**20
+STACK_BYTES = 512 * 2**20
+"""Of address space; only what the deepest schema touches is memory."""
+MAX_AT_ONCE = 2  # compilations
+GRAMMAR_BYTES = 4 * 2**20
+"""Of a small grammar with a lexer that has met some answers."""
+BYTES_PER_CHARACTER = 64  # of the library's form of a schema
+MAX_LEXER_STATES = 64_000
+"""Of a grammar, of about 600 bytes each: 40 MB."""
+LIMITS: Final[Mapping[str, Any]] = {
+    "max_lexer_states": MAX_LEXER_STATES,
+    "step_lexer_fuel": 100_000,  # 7 ms, says the library
+    "verbose_errors": False,
+}
+REASONS: Final = (
+    ("nsatisfiable", "no value satisfies it; relax bounds that contradict each other"),
+    ("oneOf", "options of oneOf may overlap; use anyOf, or give each a property with a const"),
+    ("circular", "a $ref with other keywords refers to itself; name the properties instead"),
+    ("patternProp", "patterns of patternProperties may overlap; make them exclude each other"),
+    ("determine if regex", "pattern can't be combined with minLength, maxLength or another one"),
+    ("regex", "a pattern can't be read; look-around, \\b and back references are not supported"),
+    ("too large", "it is too large; use fewer alternatives and allOf"),
+    ("not present", "a $ref refers to nothing; it must be #/$defs/NAME"),
+    ("Pointer", "a $ref refers to nothing; it must be #/$defs/NAME"),
+    ("minProperties", "minProperties and maxProperties need every property to be required"),
+    ("maxProperties", "minProperties and maxProperties need every property to be required"),
+)
+"""Advice for what the library says, by a part of it. Its words stay in the log."""
+JSON_SIGN: Final = "%json"  # opens a schema in the library's notation
+_lock_of_stacks = threading.Lock()
 
 
 class GrammarCompiler:
-    """Compiles for one vocabulary: `vocab` tokens, the rows of the model's head. Thread-safe."""
+    """Compiles for one vocabulary: `vocab` tokens, the rows of the model's head. Thread-safe.
 
-    def __init__(self, tokenizer: Any, vocab: int, end_tokens: Iterable[int]) -> None:
-        self._vocab = vocab
+    `tokenizer` is a `tokenizers.Tokenizer`. Making one takes two seconds for 151,936 tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocab: int,
+        end_tokens: Iterable[int],
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._num_words = (vocab + 31) // 32
         self._tokens = LLTokenizer(tokenizer.to_str(), n_vocab=vocab, eos_token=sorted(end_tokens))
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._limits = LLParserLimits(**LIMITS)
         self._lock = threading.Lock()
-        self._cache: ByteBoundedCache[AnswerFormat, Grammar]
-        self._cache = ByteBoundedCache(CACHE_BYTES, lambda grammar: 2**16)
+        self._slots = threading.BoundedSemaphore(MAX_AT_ONCE)
+        self._pending: dict[AnswerFormat, Future[Grammar]] = {}
+        self._cache: ByteBoundedCache[AnswerFormat, tuple[Grammar, int]]
+        self._cache = ByteBoundedCache(cache_bytes, lambda entry: entry[1])
+
+    @property
+    def cached_bytes(self) -> int:
+        """About the memory of the grammars that are kept."""
+        return self._cache.num_bytes
 
     def compile(self, format: AnswerFormat) -> Grammar:
-        """The grammar of a format. Raises `InvalidRequest` that names `format.where`."""
+        """The grammar of a format; several threads that ask for one at once compile it once. Raises
+        `InvalidRequest` that names `format.where`."""
         with self._lock:
             found = self._cache.get(format)
-        if found is None:
-            found = self._compile(format)
+            if found is not None and found[0].lend():
+                return found[0]
+            waiting = self._pending.get(format)
+            if waiting is None:
+                mine = self._pending[format] = Future[Grammar]()
+        if waiting is not None:
+            return waiting.result()
+        try:
+            grammar = self._compile_anew(format)
+        except BaseException as error:
             with self._lock:
-                self._cache.put(format, found)
-        return found
-
-    def _compile(self, format: AnswerFormat) -> Grammar:
-        start = LLMatcher(self._tokens, _source(format), log_level=0, limits=self._limits)
-        if start.is_error():
-            raise InvalidRequest(f"{format.where} can't be compiled", param=format.where)
-        grammar = Grammar(start)
-        grammar.matcher().fill(np.zeros((self._vocab + 31) // 32, np.int32))
+                del self._pending[format]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._pending[format]
+            size = GRAMMAR_BYTES + BYTES_PER_CHARACTER * len(format.text)
+            self._cache.put(format, (grammar, size))
+        mine.set_result(grammar)
         return grammar
 
+    def _compile_anew(self, format: AnswerFormat) -> Grammar:
+        source = source_of(format)
+        done: Future[LLMatcher] = Future()
 
-def _source(format: AnswerFormat) -> str:
-    """The library's form of a format."""
-    match format.kind:
-        case "json_object":
-            return '{"grammars":[{"json_schema":{"type":"object"}}]}'
-        case "json_schema":
-            return f'{{"grammars":[{{"json_schema":{format.text}}}]}}'
-        case "regex":
-            return str(LLMatcher.grammar_from_regex(format.text))
-        case "choice":
-            options = " | ".join(json.dumps(each) for each in json.loads(format.text))
-            return f"start: {options}"
-        case _:
-            return format.text
+        def run() -> None:
+            try:
+                done.set_result(self._start(source))
+            except BaseException as error:  # noqa: BLE001  # a panic of the library is none else
+                done.set_exception(error)
+
+        with self._slots:
+            thread = _deep_thread(run)
+            thread.join()
+        try:
+            start = done.result()
+        except Exception as error:
+            raise _refusal(format, "") from error
+        except BaseException as error:  # the library's panic is no `Exception`
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise _refusal(format, "") from error
+        if start.is_error():
+            raise _refusal(format, start.get_error())
+        return Grammar(start)
+
+    def _start(self, source: str) -> LLMatcher:
+        """The grammar's first state, its first mask made: what fails at once fails here."""
+        start = LLMatcher(self._tokens, source, log_level=0, limits=self._limits)
+        if start.is_error():
+            return start
+        words = np.zeros(self._num_words, np.int32)
+        first = start.deep_copy()
+        first.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        return first if first.is_error() else start
+
+
+def source_of(format: AnswerFormat) -> str:
+    """The format in the library's notation. Raises `InvalidRequest`."""
+    where, text = format.where, format.text
+    if format.kind == JSON_OBJECT:
+        return _json_source({"type": "object"})
+    if format.kind == JSON_SCHEMA:
+        return _json_source(grammar_schema(where, json.loads(text)))
+    if format.kind == REGEX:
+        check_pattern(where, text)
+        return str(LLMatcher.grammar_from_regex(text))
+    if format.kind == CHOICE:
+        return choice_source(json.loads(text))
+    if format.kind == GRAMMAR:
+        return grammar_source(where, text)
+    return "\n".join(map(_checked_line, text.split("\n")))
+
+
+def _checked_line(line: str) -> str:
+    """A line of our own grammar of tools; a schema in it is a caller's."""
+    rule, sign, text = line.partition(f" {JSON_SIGN} ")
+    if not sign:
+        return line
+    schema = json.loads(text)
+    if rule.startswith(ARGUMENTS):  # these have spacing of their own, an answer does not
+        field = parameters_field(int(rule.removeprefix(ARGUMENTS).rstrip(":")))
+        read = {**grammar_schema(field, schema), "x-guidance": schema["x-guidance"]}
+    else:
+        read = {"x-guidance": SPACING, **grammar_schema("response_format", schema)}
+    return f"{rule}{sign}{json.dumps(read, ensure_ascii=False)}"
+
+
+def _json_source(schema: Mapping[str, Any]) -> str:
+    whole = {"x-guidance": SPACING, **schema}
+    return json.dumps({"grammars": [{"json_schema": whole}]}, ensure_ascii=False)
+
+
+def _deep_thread(run: Any) -> threading.Thread:
+    """A started thread with a large stack. The size is the process's until it has started."""
+    with _lock_of_stacks:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="grammar", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return thread
+
+
+def _refusal(format: AnswerFormat, said: str) -> InvalidRequest:
+    """The library's failure in our words."""
+    advice = next((advice for part, advice in REASONS if part in said), "simplify it")
+    message = f"{format.where} can't be turned into a grammar: {advice}"
+    refusal = InvalidRequest(message, param=format.where)
+    refusal.__cause__ = ValueError(said)
+    return refusal

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from predictors.chat.detokenize import AnswerReader, Vocabulary
-from predictors.chat.request import ChatDelta, LastDelta, PictureBox
+from predictors.chat.grounding.boxes import Convention
+from predictors.chat.grounding.scaling import caller_boxes
+from predictors.chat.request import ChatDelta, LastDelta, PictureSize
 
 
 class BoxReader:
-    """An `AnswerReader` whose last delta has the boxes that `find` reads from the answer. One per
+    """An `AnswerReader` whose last delta has the boxes of the answer, see `caller_boxes`. One per
     job; one thread at a time.
 
-    The text for `find` has the control tokens that the caller's text has not: Qwen2-VL writes
-    boxes between two of them.
+    They are read from a text that has the control tokens which the caller's has not: Qwen2-VL
+    writes boxes between two of them.
     """
 
     def __init__(
         self,
         reader: AnswerReader,
         vocabulary: Vocabulary,
-        find: Callable[[str], tuple[PictureBox, ...]],
+        convention: Convention,
+        coordinates: str,
     ) -> None:
-        self._reader, self._find = reader, find
-        self._spelling_of = vocabulary.spelling_of
+        self._reader = reader
+        self._convention, self._coordinates = convention, coordinates
+        self._written = vocabulary.written
         self._spelled: list[bytes] = []
         self._shown: list[str] = []
 
@@ -35,7 +38,7 @@ class BoxReader:
 
     def feed(self, chunk: ChatDelta) -> list[ChatDelta]:
         """As `AnswerReader.feed`."""
-        self._spelled += map(self._spelling_of, chunk.tokens)
+        self._spelled += map(self._written, chunk.tokens)
         deltas = self._reader.feed(chunk)
         self._shown += [delta.text for delta in deltas]
         return [self._with_boxes(x) if isinstance(x, LastDelta) else x for x in deltas]
@@ -45,4 +48,6 @@ class BoxReader:
             text = "".join(self._shown)
         else:
             text = b"".join(self._spelled).decode(errors="replace")
-        return replace(last, boxes=self._find(text))
+        stills = [size for size in last.pictures if isinstance(size, PictureSize)]
+        boxes = caller_boxes(text, stills, self._convention, self._coordinates)
+        return replace(last, boxes=boxes)

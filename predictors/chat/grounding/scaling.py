@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from predictors.chat.grounding.boxes import Convention, PictureBox
 from predictors.chat.grounding.spoken import Corners, SpokenBox, read_boxes
-from predictors.chat.request import Convention, PictureBox, PictureSize
+from predictors.chat.request import PictureSize
 from predictors.protocol.openai.coordinates import NORMALIZED, THOUSAND
 
 
@@ -20,6 +21,7 @@ def caller_boxes(
     only boxes are kept whose picture the answer names ("Picture 2"), by the last name before the
     end of the box's object.
     """
+    pictures = [size for size in pictures if isinstance(size, PictureSize)]  # and no films
     found = []
     for spoken in read_boxes(text) if pictures else ():
         number = 0 if len(pictures) == 1 else (spoken.picture or 0) - 1

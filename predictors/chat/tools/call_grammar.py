@@ -23,8 +23,15 @@ ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 NO_ARGUMENTS: Final[dict[str, Any]] = {"type": "object", "additionalProperties": False}
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of Qwen's own calls. Else a model that is unsure could write white space until it is cut."""
+ARGUMENTS: Final = "arguments_"
+"""With a tool's place behind it the rule of its arguments."""
 _WITHOUT_TAG = rf"/(?s:.*)/ & ~/(?s:.*){OPENING}(?s:.*)/"
 _BRANCHING = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "not")
+
+
+def parameters_field(place: int) -> str:
+    """The field of a tool's schema."""
+    return f"tools[{place}].function.parameters"
 
 
 def tags_are_tokens(tokenizer: Any) -> bool:
@@ -49,14 +56,13 @@ def tools_format(
     names = [tool.name for tool in offered.tools]
     rules = [f"call: {opening} {_quoted(_HEAD)} called {_quoted(_TAIL)} {closing}"]
     rules += _start(offered, answer, is_spelled=not tags_are_tokens)
-    choices = range(len(offered.called))
-    rules.append("called: " + " | ".join(f"function_{i}" for i in choices))
-    for i, tool in enumerate(offered.called):
-        rules.append(f"function_{i}: {_quoted(_name(tool))} arguments_{i}")
-        where = f"tools[{names.index(tool.name)}].function.parameters"
+    places = {names.index(tool.name): tool for tool in offered.called}
+    rules.append("called: " + " | ".join(f"function_{i}" for i in places))
+    for i, tool in places.items():
+        rules.append(f"function_{i}: {_quoted(_name(tool))} {ARGUMENTS}{i}")
         is_checked = offered.required or tool.strict
-        schema = _arguments(tool, where) if is_checked else ANY_OBJECT
-        rules.append(f"arguments_{i}: %json {_json({**schema, 'x-guidance': SPACING})}")
+        schema = _arguments(tool, parameters_field(i)) if is_checked else ANY_OBJECT
+        rules.append(f"{ARGUMENTS}{i}: %json {_json({**schema, 'x-guidance': SPACING})}")
     return AnswerFormat(TOOLS, "\n".join(("%llguidance {}", *rules, "")), "tools")
 
 

@@ -21,9 +21,9 @@ from predictors.chat.adapters.changes import (
     plain_scales,
 )
 from predictors.chat.adapters.tables import AdapterTables
-from predictors.chat.inputs import PlacedPicture
 from predictors.chat.memory import MOST_BUCKET
 from predictors.chat.model import EncodedPicture, VisionEncoder
+from predictors.chat.placing import PlacedPicture
 from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.vision.pixels import (
     DEFAULT_MAX_PIXELS,
@@ -47,7 +47,8 @@ ALIGNED = 16
 class PictureRunner:
     """Owns the vision encoder. `max_pixels` is the largest area after resizing that gets a graph of
     its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch.
-    `tables` are those of the adapters that pictures may have."""
+    `tables` are those of the adapters that pictures may have. `frames` 2 leaves room for a film's
+    steps in the graphs."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class PictureRunner:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         is_fused: bool | None = None,
         tables: AdapterTables | None = None,
+        frames: int = 1,
     ) -> None:
         self._encoder = encoder
         self._placement = placement
@@ -68,15 +70,16 @@ class PictureRunner:
         self._tables = tables
         self._captured: dict[int, Captured[Tensor]] = {}
         self._adapted: dict[int, Captured[Tensor]] = {}
-        self._width = _up(encoder.patch_values, ALIGNED)
+        self._width = _up(encoder.patch_values * frames, ALIGNED)
+        self._frames = frames
         self._packed = lru_cache(maxsize=PACKED_GRIDS)(self._pack_grid)
         self._levels = lru_cache(maxsize=4)(self._make_levels)
 
     @staged("vision")
     @torch.no_grad()
     def encode(self, picture: PreparedPicture, adapters: SlotScales = ()) -> EncodedPicture:
-        """The features of one picture, in memory of their own. `adapters` are those of the tower.
-        Asks the device for no value."""
+        """The features of one picture or step of a film, in memory of their own. `adapters` are
+        those of the tower. Asks the device for no value."""
         if self._is_fused:
             return EncodedPicture(self._encode_packed(picture, adapters))
         patches, changes = self._values(picture), None
@@ -92,16 +95,19 @@ class PictureRunner:
         return self._tables
 
     def _values(self, picture: PreparedPicture) -> Tensor:
-        """Patches (patches, patch_values) on the device, made there if they are not already."""
+        """Patches (patches, patch_values * frames) on the device, made there if they are not
+        already."""
         kind = self._placement
-        if picture.format is None:
+        if picture.format is None and picture.frames == 1:
             return to_device(picture.values, kind, kind.dtype)
-        size = (picture.grid[0] * picture.grid[1], self._encoder.patch_values)
+        size = (picture.grid[0] * picture.grid[1], self._encoder.patch_values * picture.frames)
         return self._fill(picture, torch.empty(size, dtype=kind.dtype, device=kind.device))
 
     def _fill(self, picture: PreparedPicture, out: Tensor) -> Tensor:
         """Write the picture's patches into `out` (patches, columns), on the device."""
         layout, values = picture.format, to_device(picture.values, self._placement)
+        if picture.frames > 1:
+            return self._fill_step(values, picture, out)
         if layout is None:
             width = values.shape[1]
             out[:, :width] = values
@@ -109,6 +115,22 @@ class PictureRunner:
             return out
         levels = resized(values, picture.grid, layout.patch)
         return cut(levels, layout, self._levels(layout), out)
+
+    def _fill_step(self, values: Tensor, step: PreparedPicture, out: Tensor) -> Tensor:
+        """The first frame of a film's step, and what the second one's values are more."""
+        width, layout = self._encoder.patch_values, step.format
+        if layout is None:
+            first, second = values[:, :width], values[:, width:]
+        else:
+            wide = torch.empty(len(out), width, dtype=torch.float32, device=out.device)
+            first, second = (
+                cut(resized(frame, step.grid, layout.patch), layout, self._levels(layout), into)
+                for frame, into in zip(values, (wide, torch.empty_like(wide)), strict=True)
+            )
+        out[:, :width] = first
+        out[:, width : 2 * width] = second - first
+        out[:, 2 * width :].zero_()
+        return out
 
     # -- fused -----------------------------------------------------------------------------------
     def _encode_packed(self, picture: PreparedPicture, adapters: SlotScales) -> Tensor:
@@ -203,6 +225,9 @@ class PictureRunner:
             picture = torch.full(size, 90, dtype=torch.uint8)
             prepared = PreparedPicture(b"", grid, 0, picture, layout)
             made.append(self.encode(prepared, adapters).features)
+        if self._frames > 1:
+            step = PreparedPicture(b"", grid, 0, torch.cat((values, -values), 1), frames=2)
+            made.append(self.encode(step, adapters).features)
         check_finite(made, "the vision features of a warm-up picture")
 
 

@@ -58,6 +58,9 @@ class PreparedPicture:
     picture (height, width, channels) uint8, of which the device makes patches. `key` names the
     file, the grid and the format; `pixels` is the area of the file's picture, and `file_size` its
     width and height, upright.
+
+    With `frames` 2 this is a step of a film: patches have the values of the first frame and then
+    of the second, or two pictures (2, height, width, channels) of the grid's size.
     """
 
     key: bytes
@@ -66,6 +69,7 @@ class PreparedPicture:
     values: Tensor = field(repr=False)
     format: PatchFormat | None = None
     file_size: tuple[int, int] = (0, 0)
+    frames: int = 1
 
 
 class PicturePreparation:

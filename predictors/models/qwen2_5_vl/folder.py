@@ -25,6 +25,7 @@ from predictors.errors import InvalidRequest
 MODEL_TYPE = "qwen2_5_vl"
 SECTIONS = (16, 24, 24)
 LAYERS = (1, 1000)
+POSITIONS_PER_SECOND = 4  # of films, where a config does not tell
 TEXT: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), LAYERS),
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), WIDTH),
@@ -34,6 +35,7 @@ VISION: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("depth", "num_heads", "patch_size", "temporal_patch_size"), LAYERS),
     **dict.fromkeys(("hidden_size", "intermediate_size", "out_hidden_size", "window_size"), WIDTH),
     **dict.fromkeys(("spatial_merge_size", "in_channels", "in_chans"), LAYERS),
+    "tokens_per_second": (0, 1000),
 }
 TEXT_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 152064,

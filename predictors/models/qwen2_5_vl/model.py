@@ -10,15 +10,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
+from predictors.chat.folder import parts_of
+from predictors.chat.grounding.boxes import Convention
 from predictors.chat.model import ChatModules
-from predictors.chat.predictor import ChatPredictor, with_room
-from predictors.chat.request import Convention
+from predictors.chat.predictor import ChatPredictor
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
-from predictors.models.qwen2_5_vl.folder import linears
+from predictors.models.qwen2_5_vl.films import SpacedFilms
+from predictors.models.qwen2_5_vl.folder import POSITIONS_PER_SECOND, linears
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower, vision_slots
 from predictors.settings import Settings
@@ -28,6 +32,7 @@ from predictors.workers.pool import Workers
 class Qwen25VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
+    film_processor = Qwen2VLVideoProcessor
     coordinates: Convention = "pixels"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),  # CLIP's
@@ -41,9 +46,14 @@ class Qwen25VLModel(HubCheckpoint):
     def __init__(self, checkpoint: Path, variant: str = "") -> None:
         """`variant` is the wanted one of the weights files."""
         config, shape, self.vision = read_shapes(checkpoint)
+        own = parts_of(config)["vision_config"].get("tokens_per_second")
+        self._positions_per_second: int = POSITIONS_PER_SECOND if own is None else own
         super().__init__(checkpoint, config, shape, self.vision)
         self.linears = linears(config)
         self._checkpoint, self._variant = checkpoint, variant
+
+    def make_films(self, videos: Any) -> SpacedFilms:
+        return SpacedFilms(videos, self._positions_per_second)
 
     def load(self, placement: Placement) -> ChatModules:
         decoder, tower = load_modules(
@@ -69,7 +79,10 @@ def make_predictor(
     variant = settings.compute.weights_variant
     announce_weights(name, checkpoint, variant)
     predictor = ChatPredictor(
-        name, Qwen25VLModel(checkpoint, variant), with_room(settings, len(loras)), workers
+        name,
+        Qwen25VLModel(checkpoint, variant),
+        settings.with_adapter_room("qwen_vl", len(loras)),
+        workers,
     )
     for lora, path in loras.items():
         predictor.add_lora(lora, path)

@@ -1,7 +1,7 @@
 """Qwen3-VL, dense: a Qwen3 decoder with interleaved M-RoPE, and a vision tower whose middle layers
 reach the first decoder layers (DeepStack).
 
-Checkpoints in transformers' layout. Pictures only, no videos.
+Checkpoints in transformers' layout.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
+from predictors.chat.grounding.boxes import Convention
 from predictors.chat.model import ChatModules
-from predictors.chat.predictor import ChatPredictor, with_room
-from predictors.chat.request import Convention
+from predictors.chat.predictor import ChatPredictor
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen3_vl.config import read_shapes
+from predictors.models.qwen3_vl.films import TimedFilms
 from predictors.models.qwen3_vl.folder import linears
 from predictors.models.qwen3_vl.vision.encoder import Encoder
 from predictors.models.qwen3_vl.vision.tower import VisionTower, vision_slots
@@ -29,6 +32,7 @@ from predictors.workers.pool import Workers
 class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
+    film_processor = Qwen3VLVideoProcessor
     coordinates: Convention = "normalized_1000"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
@@ -45,6 +49,9 @@ class Qwen3VLModel(HubCheckpoint):
         super().__init__(checkpoint, config, shape, self.vision)
         self.linears = linears(config)
         self._checkpoint, self._variant = checkpoint, variant
+
+    def make_films(self, videos: Any) -> TimedFilms:
+        return TimedFilms(videos)
 
     def load(self, placement: Placement) -> ChatModules:
         decoder, tower = load_modules(
@@ -70,7 +77,10 @@ def make_predictor(
     variant = settings.compute.weights_variant
     announce_weights(name, checkpoint, variant)
     predictor = ChatPredictor(
-        name, Qwen3VLModel(checkpoint, variant), with_room(settings, len(loras)), workers
+        name,
+        Qwen3VLModel(checkpoint, variant),
+        settings.with_adapter_room("qwen_vl", len(loras)),
+        workers,
     )
     for lora, path in loras.items():
         predictor.add_lora(lora, path)

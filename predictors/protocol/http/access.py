@@ -21,7 +21,7 @@ from predictors.protocol.names import ModelNameConvertor
 from predictors.settings import InvalidSetting, Settings
 
 _OPEN = re.compile(
-    r"/|(?:/metrics|/v2/health/live|/v2/health/ready"
+    r"/|(?:/health|/metrics|/v2/health/live|/v2/health/ready"
     rf"|/v2/models/{ModelNameConvertor.regex}(?:/versions/[^/]+)?/ready)/?"
 )
 # a picture's address holds 192 random bits and is fetched by browsers, which send no key

@@ -44,7 +44,7 @@ access_log = logging.getLogger("predictors.access")
 _sampled = SampledLines(access_log)
 _REFUSALS = (401, 429, 503)  # statuses whose lines are sampled
 
-OPENAI_PREFIXES = ("/v1/", "/openai/")
+OPENAI_PREFIXES = ("/v1/", "/openai/", "/tokenize", "/detokenize")
 CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
@@ -55,7 +55,7 @@ MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
 _READS = ("GET", "HEAD")
 _SECRET = "/images/files/"  # what follows in a path gives access to a picture
-_PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
+_PROBES = ("/", "/health", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
 class PlainEndpoint:

@@ -30,7 +30,7 @@ MIN_BYTES_PER_S = 1024  # average over the timeout
 CHECKS_PER_TIMEOUT = 4
 
 _PROBES = re.compile(
-    rb"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready"
+    rb"/|/health|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready"
 )
 
 

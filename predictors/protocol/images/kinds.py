@@ -46,11 +46,8 @@ _RAW_PHOTO = Kind("a camera's raw file")
 _ICON, _CURSOR = Kind("a Windows icon (ICO)"), Kind("a Windows cursor")
 _HEIF = Kind("a HEIF picture that is neither HEIC nor AVIF")
 _JPEG_XL, _JPEG_2000 = Kind("a JPEG XL picture"), Kind("a JPEG 2000 picture")
-_MP4, _MPEG, _MATROSKA = (
-    Kind("an MP4 video"),
-    Kind("an MPEG video"),
-    Kind("a WebM or Matroska video"),
-)
+MP4, MATROSKA = Kind("an MP4 video"), Kind("a WebM or Matroska video")  # `FILMS`, not pictures
+_MPEG = Kind("an MPEG video")
 _MP3 = Kind("an MP3 recording")
 _ZIP = Kind("a ZIP archive or an Office document")
 _SVG, _HTML, _XML = Kind("an SVG drawing"), Kind("an HTML page"), Kind("an XML text")
@@ -106,7 +103,7 @@ _BY_START: list[tuple[bytes, Kind]] = [
     (b"Rar!\x1a\x07", Kind("a RAR archive")),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("an old Office document")),
     (b"{\\rtf", Kind("an RTF document")),
-    (b"\x1a\x45\xdf\xa3", _MATROSKA),
+    (b"\x1a\x45\xdf\xa3", MATROSKA),
     (b"OggS", Kind("an Ogg file")),
     (b"FLV\x01", Kind("a Flash video")),
     (b"\0\0\x01\xba", _MPEG),
@@ -126,6 +123,9 @@ _RIFF = {
     b"AVI ": Kind("an AVI video"),
     b"WAVE": Kind("a WAV recording"),
 }
+FILMS = (MP4, MATROSKA)
+_OLD_MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")
+"""First boxes of QuickTime files, which had no type once."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf", b"jpeg", b"jpgs"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -144,6 +144,17 @@ def is_readable(raw: bytes) -> bool:
     """True if the first bytes are those of a picture that is read."""
     kind = _signed(raw)
     return kind is not None and bool(kind.codec)
+
+
+def film_kind(raw: bytes) -> Kind:
+    """The kind of a file that is expected to be a film."""
+    kind = kind_of(raw)
+    return MP4 if kind is UNKNOWN and raw[4:8] in _OLD_MOVIES else kind
+
+
+def is_film(raw: bytes) -> bool:
+    """True if the first bytes are those of a film that is read."""
+    return film_kind(raw) in FILMS
 
 
 def _signed(raw: bytes) -> Kind | None:
@@ -177,7 +188,7 @@ def _boxed(raw: bytes) -> Kind:
         return AVIF
     if brands & _HEIC_BRANDS:
         return HEIC
-    return _HEIF if brands & _HEIF_BRANDS else _MP4
+    return _HEIF if brands & _HEIF_BRANDS else MP4
 
 
 def _text(head: bytes) -> Kind | None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from urllib.parse import unquote_to_bytes
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.images.kinds import TEXT, UNKNOWN, is_readable, kind_of
+from predictors.protocol.images.kinds import TEXT, UNKNOWN, is_film, is_readable, kind_of
 
 WHITE_SPACE = b" \t\r\n\v\f"
 MAX_HEAD = 1024  # bytes before the comma of a data URL
@@ -21,6 +21,8 @@ MAX_ESCAPES = 2**20  # percent escapes of other than base64's special signs; eac
 _SCHEME = re.compile(rb"([a-zA-Z][a-zA-Z0-9+.-]*+):")
 _HEAD = re.compile(rb'data:((?:[^",]|"[^"]*")*+),', re.IGNORECASE)
 _PICTURE_TYPES = re.compile(rb"(?:image(?:/.*)?|\*/\*|(?:application|binary)/octet-stream)?")
+_FILM_TYPES = re.compile(rb"(?:video(?:/.*)?|\*/\*|(?:application|binary)/octet-stream)?")
+_FRAME_TYPE = b"video/jpeg"
 _ESCAPED_COMMA = re.compile(rb"%2c", re.IGNORECASE)
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 # as encoders of URLs write base64; one search each
@@ -31,6 +33,7 @@ _ESCAPES = [
 ] + [(b"%20", b"")]
 
 _EXPECTED = "send the picture itself as data:image/png;base64,..."
+_EXPECTED_FILM = "send the film itself as data:video/mp4;base64,..."
 _LOOK = 128  # characters of base64 that tell a picture
 _LEAST = 40  # characters that the smallest picture has; a path may look like the first of them
 
@@ -53,6 +56,53 @@ def read_data_url(url: str, *, param: str = "image_url") -> bytes:
     if not _is_web_address(text):
         problem = "is not a data URL"
     raise InvalidRequest(f"{param} {problem}; {_EXPECTED}", param=param)
+
+
+def read_film_url(url: str, *, param: str, at_most: int) -> tuple[tuple[bytes, ...], bool]:
+    """The file of a film in a data URL, or in base64 alone, and False; or the pictures of vLLM's
+    `data:video/jpeg;base64,FRAME,FRAME,...`, `at_most` so many, and True. Raises `InvalidRequest`.
+    """
+    text = _normal(url.encode("utf-8", "surrogatepass"))
+    if not _is_data_url(text):
+        if len(text) >= _LEAST and _starts_film(text):
+            with suppress(ValueError):
+                return (_base64(text),), False
+        problem = "is not a data URL"
+        if _is_web_address(text):
+            problem = "is a web address, and this server fetches none"
+        raise InvalidRequest(f"{param} {problem}; {_EXPECTED_FILM}", param=param)
+    media, payload = _split(text, param, _EXPECTED_FILM)
+    if media == _FRAME_TYPE:
+        count = payload.count(b",") + 1
+        if not 2 <= count <= at_most:
+            message = f"{param} is a film of {count} frames; from 2 to {at_most} are taken"
+            raise InvalidRequest(message, param=param)
+        frames = [_damaged_or(frame, param) for frame in payload.split(b",")]
+        return tuple(frames), True
+    file = _damaged_or(payload, param)
+    if not _FILM_TYPES.fullmatch(media) and not is_film(file):
+        shown = media[:32].decode("ascii", "replace")
+        raise InvalidRequest(f"{param} is a data URL of {shown}, not of a film", param=param)
+    return (file,), False
+
+
+def _damaged_or(payload: bytes, param: str) -> bytes:
+    try:
+        return _base64(payload)
+    except ValueError as error:
+        message = f"{param} is a data URL whose base64 is damaged"
+        raise InvalidRequest(message, param=param) from error
+
+
+def _split(url: bytes, param: str, expected: str) -> tuple[bytes, bytes]:
+    """Media type, in lower case, and base64 of a data URL."""
+    match = _HEAD.match(url, 0, MAX_HEAD)
+    if match is None:
+        raise InvalidRequest(f"{param} is a malformed data URL; {expected}", param=param)
+    media, *options = [part.strip().lower() for part in match[1].split(b";")]
+    if b"base64" not in (media, *options):
+        raise InvalidRequest(f"{param} is a data URL without ';base64'", param=param)
+    return b"" if media == b"base64" else media, url[match.end() :]
 
 
 def read_base64(text: bytes, *, param: str, row: int | None = None) -> bytes:
@@ -147,9 +197,18 @@ def _signs(text: bytes) -> bytes:
 
 def _starts_picture(text: bytes) -> bool:
     """True if `text` begins with base64 of a picture that is read."""
+    return is_readable(_beginning(text))
+
+
+def _starts_film(text: bytes) -> bool:
+    return is_film(_beginning(text))
+
+
+def _beginning(text: bytes) -> bytes:
+    """The first bytes of base64, empty for another text."""
     look = text[:_LOOK]
     signs = _signs(look[:-2] if b"%" in look[-2:] else look)
     try:
-        return is_readable(base64.b64decode(signs[: len(signs) // 4 * 4], validate=True))
+        return base64.b64decode(signs[: len(signs) // 4 * 4], validate=True)
     except ValueError:
-        return False
+        return b""

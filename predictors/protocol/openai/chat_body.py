@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
 from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
-    DROP,
     DecodedBody,
     DescribedRule,
     check_body,
@@ -33,26 +33,30 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.film_fields import (
+    AS_SAMPLED,
+    MEDIA_FIELDS,
+    RequestedFrames,
+    read_media,
+)
+from predictors.protocol.openai.format_fields import FORMAT_FIELDS, read_format
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
-    PIXEL_FIELDS,
     RequestedPixels,
-    processor_kwargs,
-    read_pixels,
 )
 from predictors.protocol.openai.template_fields import (
     AS_USUAL,
     TEMPLATE_FIELDS,
     TemplateFields,
-    read_template,
+    read_template_fields,
 )
 from predictors.protocol.openai.token_fields import (
     TOKEN_FIELDS,
     UNASKED,
     TokenFields,
-    read_tokens,
+    read_token_fields,
 )
 from predictors.protocol.openai.tool_fields import (
     OLDER_FIELDS,
@@ -101,12 +105,15 @@ class ChatBody:
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
-    """Of all pictures but those that ask for others."""
+    """Of all pictures and of the frames of films, but those that ask for others."""
+    frames: RequestedFrames = AS_SAMPLED
+    """Of all films but those that ask for others."""
     loras: NamedScales | None = None
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
+    answer_format: AnswerFormat | None = None
     coordinates: str | None = None
 
 
@@ -129,14 +136,16 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
-    if not read.keys().isdisjoint(PIXELS):
-        read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(FORMAT_FIELDS):
+        read["answer_format"] = read_format(read)
+    if not read.keys().isdisjoint(MEDIA_FIELDS):
+        read["pixels"], read["frames"] = read_media(read)
     if not read.keys().isdisjoint(TOOL_FIELDS):
         read["tools"] = read_tools(read)
     if not read.keys().isdisjoint(TOKEN_FIELDS):
-        read["tokens"] = read_tokens(read)
+        read["tokens"] = read_token_fields(read)
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
-        read["template"] = read_template(read, read["messages"])
+        read["template"] = read_template_fields(read, read["messages"])
     return ChatBody(**read)
 
 
@@ -152,20 +161,6 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-_RESPONSE_FORMAT = {
-    "type": only_values("text", why="answers are plain text"),
-    "json_schema": dropped(dict, why="answers are plain text"),
-}
-
-
-@described(object_schema(_RESPONSE_FORMAT, "type"))
-def _response_format(name: str, value: Any) -> object:
-    if isinstance(value, dict) and value.get("type") is None:
-        raise InvalidRequest(f"{name}.type is required", param=f"{name}.type")
-    read_fields(value, _RESPONSE_FORMAT, where=name)
-    return DROP
-
-
 _STREAM_OPTIONS: dict[str, DescribedRule] = {
     "include_usage": flag,
     "include_obfuscation": only_values(False, why="chunks are not padded"),
@@ -179,9 +174,8 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
     return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
 
 
-PIXELS = {**PIXEL_FIELDS, "mm_processor_kwargs": processor_kwargs}
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **PIXELS,
+    **MEDIA_FIELDS,
     "model": text(),
     "messages": messages_rule,
     "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
@@ -200,6 +194,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "n": whole(1, MAX_N),
     "loras": loras,
     **TOOL_FIELDS,
+    **FORMAT_FIELDS,
     "coordinates": coordinates_rule,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
@@ -217,7 +212,6 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "reasoning_effort": only_values("none", why=NO_REASONING),
     "verbosity": only_values("medium", why="the prompt is what sets the length"),
     "moderation": only_values(why="there is no moderation to be set"),
-    "response_format": _response_format,
 }
 """OpenAI's and our own fields."""
 FIELDS: dict[str, DescribedRule] = {**merged(CHAT_CLIENTS), **OWN_FIELDS}

@@ -26,7 +26,6 @@ Tables = Mapping[str, Mapping[str, DescribedRule]]
 
 _SAMPLER = "this sampler is not offered"
 _NO_EFFECT = "it only matters to a sampler that is off"
-_NO_CONSTRAINT = "answers are not constrained by a grammar or a schema"
 NO_TOOLS = "this server has no tools of its own"
 NO_REASONING = "no model here reasons before it answers"
 _TEMPLATE = "the checkpoint's chat template is used as it is"
@@ -120,11 +119,8 @@ CHAT_CLIENTS: Tables = {
         "add_special_tokens": only_values(False, why=_TEMPLATE),
         "chat_template": only_values(why=_TEMPLATE),
         "documents": only_values([], why=_TEMPLATE),
-        "guided_json": only_values(why=_NO_CONSTRAINT),
-        "guided_regex": only_values("", why=_NO_CONSTRAINT),
-        "guided_choice": only_values([], why=_NO_CONSTRAINT),
-        "guided_grammar": only_values("", why=_NO_CONSTRAINT),
-        "structured_outputs": only_values({}, why=_NO_CONSTRAINT),
+        "guided_decoding_backend": dropped(str, why="there is one way to keep a format"),
+        "guided_whitespace_pattern": only_values(why="spaces between values are bounded anyway"),
         "logits_processors": only_values([], why=_SAMPLER),
         "return_token_ids": only_values(False, why="use logprobs with return_tokens_as_token_ids"),
         "priority": only_values(
@@ -133,7 +129,6 @@ CHAT_CLIENTS: Tables = {
         "cache_salt": only_values(why="the prefix cache is shared by all callers"),
         "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
         "vllm_xargs": only_values({}, why=_SAMPLER),
-        "media_io_kwargs": only_values({}, why="pictures are read in full"),
     },
     "DashScope, SiliconFlow, Z.ai and Anthropic": {
         "enable_thinking": only_values(False, why=NO_REASONING),
@@ -142,8 +137,6 @@ CHAT_CLIENTS: Tables = {
         "enable_search": only_values(False, why=NO_TOOLS),
     },
     "SGLang": {
-        "regex": only_values("", why=_NO_CONSTRAINT),
-        "ebnf": only_values("", why=_NO_CONSTRAINT),
         "min_new_tokens": only_values(0, why="use min_tokens"),
         "no_stop_trim": only_values(False, why="use include_stop_str_in_output"),
         "separate_reasoning": dropped(bool, why=NO_REASONING),
@@ -173,8 +166,6 @@ CHAT_CLIENTS: Tables = {
         "dry_sequence_breakers": dropped(list, why=_NO_EFFECT),
         "repeat_penalty": only_values(1, why="use repetition_penalty"),
         "repeat_last_n": dropped(float, why=_NO_EFFECT),
-        "grammar": only_values("", why=_NO_CONSTRAINT),
-        "json_schema": only_values({}, why=_NO_CONSTRAINT),
         "reasoning_format": dropped(str, why=NO_REASONING),
         "timings_per_token": only_values(False, why="timings come at the end"),
         "return_progress": only_values(False, why="chunks are text"),
@@ -186,7 +177,7 @@ CHAT_CLIENTS: Tables = {
         "keep_alive": dropped(str, float, why="a served model stays loaded"),
         "options": only_values({}, why="its fields belong into the body itself"),
         "think": only_values(False, why=NO_REASONING),
-        "format": only_values("", why=_NO_CONSTRAINT),
+        "format": only_values("", why="use response_format"),
     },
 }
 """Of `POST /v1/chat/completions`."""
@@ -215,7 +206,7 @@ MESSAGE_CLIENTS: Tables = {
         "stop_reason": dropped(str, float, why=_SENT_BACK),
         "usage": dropped(dict, why=_SENT_BACK),
         "logprobs": dropped(dict, why=_SENT_BACK),
-        "parsed": only_values(why=_NO_CONSTRAINT),
+        "parsed": dropped(dict, list, str, float, bool, why=_SENT_BACK),
     },
     "LiteLLM, OpenRouter": {
         "cache_control": dropped(dict, why=_CACHE_MARK),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,25 +103,6 @@ class ImageEvents:
 def error_event(body: bytes) -> bytes:
     """The last event of a stream that failed, from the body of an error."""
     return b'event: error\ndata: %b,"type":"error"}\n\n' % body[:-1]
-
-
-async def respelt_events(
-    events: AsyncIterator[bytes], spelt: Mapping[str, str]
-) -> AsyncIterator[bytes]:
-    """The same events; a refusal names its field as `respell`."""
-    try:
-        async with aclosing(events):  # type: ignore[type-var]
-            async for each in events:
-                yield each
-    except InvalidRequest as error:
-        respell(error, spelt)
-        raise
-
-
-def respell(error: InvalidRequest, spelt: Mapping[str, str]) -> None:
-    """Name the field as the caller did; `spelt` is `ImagesBody.spelt`."""
-    if error.param is not None:
-        error.param = spelt.get(error.param, error.param)
 
 
 def encoded_file(base64_text: str) -> dict[str, Any]:

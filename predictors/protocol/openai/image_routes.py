@@ -16,15 +16,11 @@ from predictors.protocol.http.multipart import FORM_MEDIA
 from predictors.protocol.http.responses import EventStream, Response, json_response
 from predictors.protocol.openai.edits_body import EditsBody, decode_edits_body
 from predictors.protocol.openai.events import STREAM_HEADERS
-from predictors.protocol.openai.image_events import (
-    encoded_file,
-    error_event,
-    respell,
-    respelt_events,
-)
+from predictors.protocol.openai.image_events import encoded_file, error_event
 from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
 from predictors.protocol.openai.operations import Operation, openai_body
 from predictors.protocol.openai.picture_files import PictureFiles
+from predictors.protocol.openai.spelling import respell, respelt_events
 from predictors.protocol.serves import ServesEdits, ServesImages
 
 

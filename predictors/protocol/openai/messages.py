@@ -31,6 +31,13 @@ from predictors.protocol.openai.fields import (
     text,
     wrong,
 )
+from predictors.protocol.openai.film_fields import (
+    FILM_FIELDS,
+    FilmPart,
+    read_frames,
+    video,
+    video_url,
+)
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
     DETAIL,
@@ -62,12 +69,16 @@ class PicturePart:
     pixels: RequestedPixels = AS_SERVED
 
 
+MessagePart = str | PicturePart | FilmPart
+
+
 @dataclass(frozen=True)
 class BodyMessage:
-    """One message. `role` is system, user, assistant or tool; pictures are in user ones only."""
+    """One message. `role` is system, user, assistant or tool; pictures and films are in user ones
+    only."""
 
     role: str
-    parts: tuple[str | PicturePart, ...]
+    parts: tuple[MessagePart, ...]
     """Empty where an assistant's message is nothing but calls."""
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant's message."""
@@ -139,10 +150,18 @@ _PARTS: dict[str, tuple[str, dict[str, DescribedRule]]] = {
             **PART_FIELDS,
         },
     ),
+    "video_url": (
+        "video_url",
+        {"type": text(), "video_url": video_url, **FILM_FIELDS, **PIXEL_FIELDS, **PART_FIELDS},
+    ),
+    "video": (
+        "video",
+        {"type": text(), "video": video, **FILM_FIELDS, **PIXEL_FIELDS, **PART_FIELDS},
+    ),
 }
 """By type: the field that holds the content, and the rules of all fields."""
 _KNOWN_PART = one_of(*_PARTS)
-_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file", "input_file", "refusal")
+_OTHER_PARTS = ("input_audio", "audio_url", "file", "input_file", "refusal")
 
 
 def part_schemas() -> list[dict[str, Any]]:
@@ -156,32 +175,34 @@ def part_schemas() -> list[dict[str, Any]]:
 
 
 @described({"oneOf": part_schemas()})
-def _part(name: str, value: Any) -> str | PicturePart:
+def _part(name: str, value: Any) -> MessagePart:
     if not isinstance(value, dict):
         raise wrong(name, "an object with a type", value)
     kind: Any = value.get("type")
     if isinstance(kind, str) and kind in _OTHER_PARTS:
-        message = f"{name}.type {kind!r} is not supported: parts are text or image_url"
+        message = f"{name}.type {kind!r} is not supported: parts are text, image_url or video_url"
         raise InvalidRequest(message, param=f"{name}.type")
     kind = _KNOWN_PART.check(f"{name}.type", kind)
     held, rules = _PARTS[kind]
     read = read_fields(value, rules, where=name)
     require(read, held, where=name)
-    part: str | PicturePart = read[held]
+    part: MessagePart = read[held]
+    if isinstance(part, FilmPart):
+        part = replace(part, frames=read_frames(read, name))
     asked = {key: read[key] for key in ("detail", *PIXEL_FIELDS) if key in read}
-    if asked and isinstance(part, PicturePart):
+    if asked and isinstance(part, PicturePart | FilmPart):
         part = replace(part, pixels=replace(part.pixels, **asked))
     return part
 
 
-_TEXT = text(at_most=MAX_TEXT)
+text_rule = text(at_most=MAX_TEXT)
 _CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
 
 
-@described({"anyOf": [_TEXT.schema, _CONTENT_PARTS.schema]})
-def _content(name: str, value: Any) -> tuple[str | PicturePart, ...]:
+@described({"anyOf": [text_rule.schema, _CONTENT_PARTS.schema]})
+def _content(name: str, value: Any) -> tuple[MessagePart, ...]:
     if isinstance(value, str):
-        return (_TEXT.check(name, value),)
+        return (text_rule.check(name, value),)
     if not isinstance(value, list):
         raise wrong(name, "a string or a list of parts", value)
     parts = _CONTENT_PARTS.check(name, value)
@@ -208,7 +229,7 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
 
 
 @described(object_schema(MESSAGE_FIELDS, "role"))
-def _message(name: str, value: Any) -> BodyMessage:
+def message_rule(name: str, value: Any) -> BodyMessage:
     read = read_fields(value, MESSAGE_FIELDS, where=name)
     require(read, "role", where=name)
     role, calls, answered = read["role"], read.get("tool_calls", ()), read.get("tool_call_id")
@@ -217,9 +238,10 @@ def _message(name: str, value: Any) -> BodyMessage:
     parts = read.get("content", ())
     if role != "user":
         for i, part in enumerate(parts):
-            if isinstance(part, PicturePart):
+            if isinstance(part, PicturePart | FilmPart):
                 where = f"{name}.content[{i}]"
-                message = f"{where}: pictures stand in user messages, not in {role} ones"
+                noun = "films" if isinstance(part, FilmPart) else "pictures"
+                message = f"{where}: {noun} stand in user messages, not in {role} ones"
                 raise InvalidRequest(message, param=where)
     if calls and role != "assistant":
         raise _misplaced(f"{name}.tool_calls", "assistant", role)
@@ -234,7 +256,7 @@ def _misplaced(name: str, owner: str, role: str) -> InvalidRequest:
     return InvalidRequest(f"{name} belongs to messages of role {owner}, not {role}", param=name)
 
 
-_MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+_MESSAGE_LIST = list_of(message_rule, at_most=MAX_MESSAGES, noun="messages")
 
 
 @described({**_MESSAGE_LIST.schema, "minItems": 1})

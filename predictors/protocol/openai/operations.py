@@ -39,6 +39,8 @@ class Operation:
     """Content types of a body."""
     headers: tuple[str, ...] = ()
     """Headers that `decode` reads."""
+    needs_model: bool = True
+    """False: a body without a model is for the only one that serves this route."""
 
 
 def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, ...]) -> Endpoint:
@@ -55,7 +57,10 @@ def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, .
             names = registry.names_for(exchange.call)
             raise _with_models(decoded.refusal, names, operation)
         body = decoded.accepted()
-        model = exchange.find(body.model)
+        name = body.model
+        if not name and not operation.needs_model:
+            name = _only_name(registry, operation, exchange.call)
+        model = exchange.find(name)
         if not operation.serves(model):
             names = registry.names_for(exchange.call)
             raise _wrong_kind(model, operation, every, names)
@@ -65,6 +70,14 @@ def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, .
     return Endpoint(
         handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
     )
+
+
+def _only_name(registry: Registry, operation: Operation, call: Call) -> str:
+    able = [each for each in registry.models_for(call) if operation.serves(each)]
+    if len(able) != 1:
+        refusal = InvalidRequest("model is required", param="model")
+        raise _with_models(refusal, registry.names_for(call), operation)
+    return able[0].name
 
 
 def check_only_model(registry: Registry, operation: Operation, exchange: Exchange) -> None:

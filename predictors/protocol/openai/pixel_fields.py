@@ -53,20 +53,21 @@ def _size(name: str, value: Any) -> dict[str, int]:
     return {_EDGES[edge]: pixels for edge, pixels in read.items()}
 
 
-_KWARGS = {**PIXEL_FIELDS, "size": _size}
+PROCESSOR_PIXELS = {**PIXEL_FIELDS, "size": _size}
+"""Of vLLM's `mm_processor_kwargs`."""
 
 
-@described(object_schema(_KWARGS))
-def processor_kwargs(name: str, value: Any) -> RequestedPixels:
-    """vLLM's `mm_processor_kwargs`."""
-    read = read_fields(value, _KWARGS, where=name)
-    return _agreed(read.pop("size", {}), read, f"{name}.size", name)
-
-
-def read_pixels(read: dict[str, Any]) -> RequestedPixels:
-    """Takes the fields for all pictures out of a body's checked fields."""
+def read_processor_pixels(read: dict[str, Any], name: str) -> RequestedPixels:
+    """Takes the pixels out of the checked fields of `mm_processor_kwargs`, called `name`."""
+    size = read.pop("size", {})
     own = {field: read.pop(field) for field in PIXEL_FIELDS if field in read}
-    inner: RequestedPixels = read.pop("mm_processor_kwargs", AS_SERVED)
+    return _agreed(size, own, f"{name}.size", name)
+
+
+def read_pixels(read: dict[str, Any], inner: RequestedPixels) -> RequestedPixels:
+    """Takes the pixels out of a body's checked fields. `inner` are those of
+    `mm_processor_kwargs`."""
+    own = {field: read.pop(field) for field in PIXEL_FIELDS if field in read}
     given = {field: value for field, value in vars(inner).items() if value is not None}
     return _agreed(own, given, "the body", "mm_processor_kwargs")
 

@@ -1,5 +1,5 @@
 """All OpenAI routes: those that write text, those that draw, and the models that KServe V1 lists
-too."""
+too. vLLM's for tokens are among them, also without the prefix, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from predictors.protocol.openai.listing import Listing
 from predictors.protocol.openai.operations import endpoint
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
-from predictors.protocol.openai.text_routes import CHAT
+from predictors.protocol.openai.text_routes import (
+    CHAT,
+    COMPLETIONS,
+    KEPT_RESPONSES,
+    RESPONSES,
+    no_kept_response,
+)
+from predictors.protocol.openai.token_routes import DETOKENIZE, TOKENIZE
 from predictors.protocol.registry import Registry
 
 PREFIXES = ("/openai/v1", "/v1")
@@ -22,15 +29,23 @@ PREFIXES = ("/openai/v1", "/v1")
 def openai_routes(registry: Registry) -> list[BaseRoute]:
     listing = Listing(registry)
     files = PictureFiles(registry.settings.server)
-    operations = (CHAT, images_operation(files), edits_operation(files))
+    operations = (CHAT, RESPONSES, COMPLETIONS, images_operation(files), edits_operation(files))
     endpoints = [(each.route, endpoint(registry, each, operations)) for each in operations]
 
     async def file(request: Request) -> Response:
         return file_response(files.get(request.path_params["file"]))
 
-    routes: list[BaseRoute] = []
+    of_tokens = (TOKENIZE, DETOKENIZE)
+    endpoints += [(each.route, endpoint(registry, each, of_tokens)) for each in of_tokens]
+    routes: list[BaseRoute] = [
+        Route(route, answer, methods=["POST"]) for route, answer in endpoints[-len(of_tokens) :]
+    ]
     for prefix in PREFIXES:
         routes += [Route(prefix + route, answer, methods=["POST"]) for route, answer in endpoints]
+        routes += [
+            Route(prefix + route, PlainEndpoint(no_kept_response), methods=methods)
+            for route, methods in KEPT_RESPONSES
+        ]
         routes += [
             Route(f"{prefix}{FILES_ROUTE}/{{file}}", PlainEndpoint(file), methods=["GET"]),
             Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),

@@ -24,7 +24,7 @@ MAX_NUMBER = 1_000_000  # templates may repeat a text as often as a number says
 # Without slots: pickle restores an object that has slots through a Python function.
 @dataclass(frozen=True)
 class TemplateFields:
-    """What a caller asks of the chat template."""
+    """Checked fields that concern the chat template."""
 
     chat_template_kwargs: str = "{}"
     """A JSON object with its names in order."""
@@ -91,7 +91,7 @@ def template_text(text: str) -> str:
     return found
 
 
-def read_template(read: dict[str, Any], messages: Sequence[BodyMessage]) -> TemplateFields:
+def read_template_fields(read: dict[str, Any], messages: Sequence[BodyMessage]) -> TemplateFields:
     """Takes these fields out of a body's checked ones. Raises `InvalidRequest` for fields that
     contradict each other, or the `messages`."""
     given = {name: read.pop(name) for name in TEMPLATE_FIELDS if name in read}

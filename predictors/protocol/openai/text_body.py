@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.completions_body import CompletionsBody
+from predictors.protocol.openai.responses_body import ResponsesBody
 
-TextBody = ChatBody
+TextBody = ChatBody | ResponsesBody | CompletionsBody
+"""Each has a `model`, `stream`, and `n`, the number of its jobs."""

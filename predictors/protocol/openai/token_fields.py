@@ -27,7 +27,7 @@ MAX_TOKENS = 2**31 - 1  # largest number that is read
 MAX_TOP_LOGPROBS = 20  # as OpenAI
 MAX_BIASES = 1024
 MAX_BIAS = 100.0  # as OpenAI
-MAX_STOP_TOKENS = 1024
+MAX_STOP_TOKENS = 128
 MAX_TEXT = 65_536  # characters of a V2 parameter
 _ID = re.compile(r"(?:0|[1-9][0-9]{0,9}+)", re.ASCII)
 
@@ -35,7 +35,7 @@ _ID = re.compile(r"(?:0|[1-9][0-9]{0,9}+)", re.ASCII)
 # Without slots: pickle restores an object that has slots through a Python function.
 @dataclass(frozen=True)
 class TokenFields:
-    """What a caller asks of single tokens."""
+    """Checked fields or V2 parameters that concern single tokens."""
 
     logprobs: bool = False
     top_logprobs: int = 0
@@ -94,7 +94,7 @@ TOKEN_FIELDS: dict[str, DescribedRule] = {
 }
 
 
-def read_tokens(checked: dict[str, Any]) -> TokenFields:
+def read_token_fields(checked: dict[str, Any]) -> TokenFields:
     """Takes these fields out of a body's checked ones. Raises `InvalidRequest` for fields that
     contradict each other."""
     found = TokenFields(**{name: checked.pop(name) for name in TOKEN_FIELDS if name in checked})
@@ -104,7 +104,7 @@ def read_tokens(checked: dict[str, Any]) -> TokenFields:
     return found
 
 
-def read_token_texts(given: Mapping[str, Any]) -> TokenFields:
+def read_token_parameters(given: Mapping[str, Any]) -> TokenFields:
     """The same from V2's parameters; objects and lists are JSON in a text. None is absent."""
     checked = {}
     for name, value in given.items():
@@ -113,7 +113,7 @@ def read_token_texts(given: Mapping[str, Any]) -> TokenFields:
             checked[name] = TOKEN_FIELDS[name].check(
                 name, _parsed(name, value) if is_text else value
             )
-    return read_tokens(checked)
+    return read_token_fields(checked)
 
 
 TEXTS: Mapping[str, str] = {"logit_bias": '{"42": -100}', "stop_token_ids": "[42, 43]"}

@@ -53,6 +53,7 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
     for path, answer in (
         ("/v2", routes.server_metadata),
         ("/v2/models", routes.model_names),
+        ("/version", routes.version),
         (MODEL, routes.model_metadata),
         (MODEL_VERSION, routes.model_metadata),
     ):
@@ -81,6 +82,7 @@ def _probes(routes: V2Routes) -> list[BaseRoute]:
         (MODEL + "/ready", routes.model_ready),
         (MODEL_VERSION + "/ready", routes.model_ready),
         ("/", routes.root),
+        ("/health", routes.health),
     )
     return [Route(path, PlainEndpoint(answer), methods=["GET"]) for path, answer in found]
 
@@ -127,6 +129,11 @@ class V2Routes:
         ready = await self._registry.all_ready()
         return json_response({"ready": ready}, 200 if ready else 503)
 
+    async def health(self, request: Request) -> Response:
+        """vLLM's: the same without a body."""
+        ready = await self._registry.all_ready()
+        return Response(b"", 200 if ready else 503, ())
+
     async def model_ready(self, request: Request) -> Response:
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
@@ -137,6 +144,10 @@ class V2Routes:
     async def server_metadata(self, request: Request) -> Response:
         found = extensions(self._registry)
         return json_response({"name": NAME, "version": __version__, "extensions": found})
+
+    async def version(self, request: Request) -> Response:
+        """vLLM's address for it."""
+        return json_response({"version": __version__})
 
     async def model_names(self, request: Request) -> Response:
         names = self._registry.names_for(request.scope[CALL_KEY])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
@@ -184,6 +184,10 @@ class Parameters:
     ) -> None:
         self._values = values
         self._unread = {name for name in values if name not in ignored}
+
+    def has_any(self, names: Collection[str]) -> bool:
+        """True if one of `names` is given."""
+        return not self._values.keys().isdisjoint(names)
 
     def read_int(self, name: str) -> int | None:
         """An integer or None. 28.0 and "28" are integers; 1.5, true and "x" are not."""

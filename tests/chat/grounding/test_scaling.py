@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.chat.grounding.boxes import Convention, PictureBox
 from predictors.chat.grounding.scaling import caller_boxes
-from predictors.chat.request import Convention, PictureBox, PictureSize
+from predictors.chat.request import PictureSize
 
 SHRUNK = PictureSize(140, 112, 20, 1400, 560)
 SAME = PictureSize(56, 56, 4, 56, 56)

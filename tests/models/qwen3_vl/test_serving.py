@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from predictors.__main__ import build
 from predictors.chat.predictor import ChatPredictor
 from predictors.settings import QwenVLSettings, Settings
+from tests.chat.films import Clip
 from tests.chat.reference import Reference
 from tests.chat.room import chat, png
 from tests.http.echo import serving, small_settings
@@ -78,11 +79,16 @@ def test_openai_chat_answers_with_the_text_of_transformers(
     assert answer["usage"]["prompt_tokens"] > 6  # 96 x 64 pixels are 3 x 2 tokens
 
 
-def test_a_video_is_refused_by_name(client: httpx.Client) -> None:
-    body = chat_body({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}})
-    answer = client.post("/v1/chat/completions", json=body)
-    assert answer.status_code == 400
-    assert "video_url" in answer.json()["error"]["message"]
+def test_a_film_is_answered_and_a_damaged_one_refused_by_name(client: httpx.Client) -> None:
+    url = "data:video/mp4;base64," + base64.b64encode(Clip().file()).decode()
+    body = chat_body({"type": "video_url", "video_url": {"url": url}})
+    answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    (size,) = answer["usage"]["prompt_videos"]
+    assert (size["frames"], size["fps"]) == (4, 2.667)  # at least four
+    body = chat_body({"type": "video_url", "video_url": {"url": url[:600]}})
+    refused = client.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    assert "video_url is an MP4 video whose header is" in refused.json()["error"]["message"]
 
 
 def test_a_video_token_in_a_text_is_plain_text(client: httpx.Client) -> None:

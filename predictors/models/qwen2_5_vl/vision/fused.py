@@ -51,10 +51,14 @@ class FusedVision:
         self._cos, self._sin = vision_table(self._grid.row, self._grid.column, frequencies)
         self._attention = attention
 
-    def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        """`patches` may have more columns than the layer takes, all zeros."""
-        spare = patches.shape[1] - layer.in_features
-        weight = F.pad(layer.weight, (0, spare)) if spare else layer.weight
+    def embed(self, patches: Tensor, layer: nn.Linear, second: nn.Linear) -> Tensor:
+        """`patches` may have more columns than the layers take, all zeros. A picture's may have
+        those of two frames, too: the second half is zero then."""
+        weight = layer.weight
+        if patches.shape[1] >= 2 * layer.in_features:
+            weight = torch.cat((weight, second.weight), 1)
+        spare = patches.shape[1] - weight.shape[1]
+        weight = F.pad(weight, (0, spare)) if spare else weight
         ordered = patches.index_select(0, self._grid.order)
         out = torch.mm(ordered, weight.t())
         if self._changes is None:

@@ -19,8 +19,9 @@ class VisionOperations(Protocol):
     """Over one picture. x and results are (patches, features) in the dtype of the weights, in
     window order if not said otherwise."""
 
-    def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        """layer(patches), from picture order to window order."""
+    def embed(self, patches: Tensor, layer: nn.Linear, second: nn.Linear) -> Tensor:
+        """layer(patches), from picture order to window order. Of two frames the columns behind
+        those of `layer` are for `second`, whose output is added."""
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """norm(x)."""
@@ -53,8 +54,12 @@ class Plain:
         self._heads = heads
         self._group = merge**2
 
-    def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        groups = self.linear(patches, layer).unflatten(0, (-1, self._group))
+    def embed(self, patches: Tensor, layer: nn.Linear, second: nn.Linear) -> Tensor:
+        width = layer.in_features
+        found = self.linear(patches[:, :width], layer)
+        if patches.shape[1] > width:
+            found = found + second(patches[:, width:])
+        groups = found.unflatten(0, (-1, self._group))
         stream: Tensor = groups.index_select(0, self._plan.order).flatten(0, 1)
         return stream
 

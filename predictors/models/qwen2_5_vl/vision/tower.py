@@ -1,5 +1,5 @@
-"""Qwen2.5-VL's vision tower for still pictures, over the operations that `operations` has in plain
-torch and `fused` as kernels of a GPU. It asks the device for no value.
+"""Qwen2.5-VL's vision tower for one picture or one step of a film, over the operations that
+`operations` has in plain torch and `fused` as kernels of a GPU. It asks the device for no value.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from predictors.chat.adapters.places import LinearPlace, mlp_places
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
 from predictors.chat.decoder.weights import linear_slots, mlp_slots
-from predictors.chat.tensors import FRAMES
+from predictors.chat.tensors import FRAMES, SECOND_FRAME
 from predictors.models.qwen2_5_vl.vision.grid import VisionShape
 from predictors.models.qwen2_5_vl.vision.operations import VisionOperations
 
@@ -68,17 +68,18 @@ class VisionTower(nn.Module):
         super().__init__()
         self.shape = shape
         self.patch_embed = nn.Linear(shape.patch_values, shape.hidden, bias=False)
+        self.second_frame = nn.Linear(shape.patch_values, shape.hidden, bias=False)
         self.blocks = nn.ModuleList(
             VisionBlock(shape, is_full=i in shape.full_blocks) for i in range(shape.depth)
         )
         self.merger = Merger(shape)
 
     def forward(self, patches: Tensor, ops: VisionOperations) -> Tensor:
-        """Tokens (merged, out) for `patches` (patches, channels * patch * patch), both in picture
-        order; `ops` know the grid."""
+        """Tokens (merged, out) for `patches` (patches, channels * patch * patch) of a picture, or
+        twice as many columns of two frames, both in picture order; `ops` know the grid."""
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)]
         norms = [block.norm1 for block in blocks] + [self.merger.norm]
-        stream = ops.embed(patches, self.patch_embed)
+        stream = ops.embed(patches, self.patch_embed, self.second_frame)
         x = ops.normed(stream, norms[0])
         for block, (_, following) in zip(blocks, pairwise(norms), strict=True):
             stream, x = block(stream, x, following, ops)
@@ -88,6 +89,7 @@ class VisionTower(nn.Module):
 def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
     slots = {
         FRAMES: vision.patch_embed.weight.data,
+        SECOND_FRAME: vision.second_frame.weight.data,
         "visual.merger.ln_q.weight": vision.merger.norm.weight.data,
     }
     slots |= linear_slots("visual.merger.mlp.0", vision.merger.fc1)

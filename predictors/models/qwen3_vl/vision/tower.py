@@ -1,4 +1,5 @@
-"""Qwen3-VL's vision tower for still pictures: patches to decoder rows and DeepStack rows.
+"""Qwen3-VL's vision tower for one picture or one step of a film: patches to decoder rows and
+DeepStack rows.
 
 The blocks are ordinary pre-norm ones with full attention over one picture. Three of their outputs
 are merged on their own (DeepStack, arXiv 2406.04334) and added to the first decoder layers. What
@@ -18,7 +19,7 @@ from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlace
 from predictors.chat.decoder.rotary import rotate, vision_table
 from predictors.chat.decoder.weights import linear_slots
-from predictors.chat.tensors import FRAMES
+from predictors.chat.tensors import FRAMES, SECOND_FRAME
 from predictors.models.qwen3_vl.vision.grid import Grid, VisionShape, interpolated
 
 EPS = 1e-6
@@ -125,6 +126,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.shape = shape
         self.patch_embed = nn.Linear(shape.patch_values, shape.hidden)
+        self.second_frame = nn.Linear(shape.patch_values, shape.hidden, bias=False)
         self.positions = nn.Embedding(shape.table_side**2, shape.hidden)
         self.blocks = nn.ModuleList(VisionBlock(shape) for _ in range(shape.depth))
         self.merger = Merger(shape, norms_group=False)
@@ -132,10 +134,14 @@ class VisionTower(nn.Module):
 
     def forward(self, patches: Tensor, ops: VisionOperations) -> Tensor:
         """Features (levels, merged, out) of `patches` (patches, channels * patch * patch or more):
-        the embedding, then one level per DeepStack block."""
+        the embedding, then one level per DeepStack block. With twice as many columns the second
+        half is what a second frame adds."""
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)]
         norms = [block.norm1 for block in blocks] + [self.merger.norm]
-        stream = linear(patches[:, : self.shape.patch_values], self.patch_embed, ops)
+        width = self.shape.patch_values
+        stream = linear(patches[:, :width], self.patch_embed, ops)
+        if patches.shape[1] >= 2 * width:
+            stream.addmm_(patches[:, width : 2 * width], self.second_frame.weight.t())
         places = interpolated(self.positions.weight, ops.grid, self.shape.table_side)
         stream = stream + places.to(stream.dtype)
         x = ops.normed(stream, norms[0])
@@ -153,6 +159,7 @@ class VisionTower(nn.Module):
 def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
     slots = {
         FRAMES: vision.patch_embed.weight.data,
+        SECOND_FRAME: vision.second_frame.weight.data,
         FRAMES.replace("weight", "bias"): vision.patch_embed.bias.data,
         "visual.pos_embed.weight": vision.positions.weight.data,
     }

@@ -1,0 +1,305 @@
+"""Decodes untrusted films to frames in shared memory, with PyAV's FFmpeg.
+
+The file's first bytes choose one of two demuxers, and only the decoders of `DECODERS` are allowed.
+Sizes, lengths and times are checked before frames are decoded, and again on the frames: a header
+may lie. Messages of the library are never passed on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.images.kinds import MATROSKA, MP4, Kind, film_kind
+from predictors.settings import FilmLimits
+from predictors.workers.messages import SharedMemory
+
+EXTRA = "vision-predictors[films]"
+ACCEPTED = "MP4, MOV, WebM or Matroska"
+CODECS = {"h264": "H.264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1"}
+"""The codecs that are read, by FFmpeg's names."""
+DECODERS = "h264,hevc,vp8,vp9,libdav1d"
+DEMUXERS = {MP4: "mov", MATROSKA: "matroska"}
+MAX_STREAMS = 16
+PROBED_BYTES = 2**20  # that FFmpeg may read to find what a track holds
+MAX_STORED = 250_000  # frames of a file
+WRONG_RATE = 1.1  # times the rate of the frames' own times: no rate that a header may tell
+LEAST_PART = 0.8  # of a file's length that its frames last, where their number is not told
+ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Exceptions of PyAV for malicious or damaged films, beside its own."""
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180}
+_TURNS[270] = Image.Transpose.ROTATE_270
+
+
+@dataclass(frozen=True, slots=True)
+class FilmFacts:
+    """The frames of a film's file: how many, `width` x `height` pixels as they are to be seen, and
+    how many in a second on average."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.frames / self.fps
+
+
+@dataclass(frozen=True, slots=True)
+class FilmFrames:
+    """Frames in shared memory, one after the other: `height` rows of `width` pixels, uint8, of red,
+    green and blue. `decoded` are those of the file up to the last one."""
+
+    count: int
+    width: int
+    height: int
+    memory: SharedMemory
+    decoded: int = 0
+
+
+def probe_frames(
+    raw: bytes, limits: FilmLimits, *, param: str = "video", row: int | None = None
+) -> FilmFacts:
+    """Counts the frames and decodes the first one. Raises `TooLarge` for too many bytes and
+    `InvalidRequest` for anything else, naming `param` and `row`."""
+    with _named(param, row):
+        kind = _check_file(raw, limits)
+        with _opened(kind, raw, limits) as (container, stream):
+            times, unit = _times(container, stream, kind)
+            fps = _rate(times, unit, stream.average_rate, kind)
+            if len(times) / fps > limits.max_duration_s:
+                raise InvalidRequest(
+                    f"lasts {len(times) / fps:.0f} s; at most {limits.max_duration_s:g} are taken"
+                )
+        with _opened(kind, raw, limits) as (container, stream):
+            first = next(_frames(container, stream, kind, limits), None)
+            if first is None:
+                raise InvalidRequest(f"is {kind.name} of which no frame can be decoded")
+            width, height = first.width, first.height
+            if first.rotation % 180:
+                width, height = height, width
+        return FilmFacts(len(times), fps, width, height)
+
+
+def decode_frames(
+    raw: bytes,
+    indices: Sequence[int],
+    limits: FilmLimits,
+    *,
+    param: str = "video",
+    row: int | None = None,
+) -> FilmFrames:
+    """The frames with these ascending `indices`, upright. If the file ends before the last one, the
+    `decoded` tell how many there are. Raises as `probe_frames`."""
+    with _named(param, row):
+        kind = _check_file(raw, limits)
+        wanted, memory, size, count, held = list(indices), SharedMemory.empty(), None, 0, 0
+        with _opened(kind, raw, limits) as (container, stream):
+            for frame in _frames(container, stream, kind, limits):
+                if size not in (None, (frame.width, frame.height)):
+                    raise InvalidRequest(
+                        f"changes its size from {size[0]}x{size[1]} to {frame.width}x"
+                        f"{frame.height} pixels at frame {count}"
+                    )
+                size = (frame.width, frame.height)
+                while held < len(wanted) and wanted[held] == count:
+                    if frame.is_corrupt:
+                        raise InvalidRequest(f"is damaged at frame {count}")
+                    upright, pixels = _upright(frame)
+                    memory.append(pixels)
+                    held += 1
+                count += 1
+                if held == len(wanted):
+                    return FilmFrames(held, *upright, memory, count)
+        memory.close()
+        return FilmFrames(0, 0, 0, SharedMemory.empty(), count)
+
+
+@contextmanager
+def _named(param: str, row: int | None) -> Iterator[None]:
+    # messages of the functions below complete a sentence that begins with the film's field
+    try:
+        yield
+    except InvalidRequest as error:
+        message = f"{param} {error.message}"
+        raise type(error)(message, param=param, row=row) from error
+
+
+# -- file ------------------------------------------------------------------------------------------
+def _check_file(raw: bytes, limits: FilmLimits) -> Kind:
+    if not raw:
+        raise InvalidRequest("is empty")
+    if len(raw) > limits.max_bytes:
+        raise TooLarge(f"has {len(raw)} bytes; at most {limits.max_bytes} are taken")
+    kind = film_kind(raw)
+    if kind not in DEMUXERS:
+        raise InvalidRequest(f"is {kind.name}; taken are films in {ACCEPTED}")
+    return kind
+
+
+@contextmanager
+def _opened(kind: Kind, raw: bytes, limits: FilmLimits) -> Iterator[tuple[Any, Any]]:
+    """The container and its video track, with a decoder that is bounded and has one thread."""
+    try:
+        av = importlib.import_module("av")  # only workers load it
+    except ImportError as error:
+        problem = f"is {kind.name}, and this server has no decoder of films"
+        raise InvalidRequest(f"{problem} (its operator can install {EXTRA})") from error
+    options = {
+        "codec_whitelist": DECODERS,
+        "protocol_whitelist": "none",  # nothing beside the file is opened
+        "max_streams": str(MAX_STREAMS),
+        "probesize": str(PROBED_BYTES),
+    }
+    broken = f"is {kind.name} whose header is damaged, cut short or of a form that is not read"
+    try:
+        container = av.open(
+            BytesIO(raw), format=DEMUXERS[kind], container_options=options, metadata_errors="ignore"
+        )
+    except MemoryError:
+        raise
+    except (av.FFmpegError, *ERRORS) as error:
+        raise InvalidRequest(broken) from error
+    with container:
+        yield container, _track(container, kind, limits)
+
+
+def _track(container: Any, kind: Kind, limits: FilmLimits) -> Any:
+    """The first video track that is no cover picture."""
+    tracks = [s for s in container.streams.video if not int(s.disposition) & _COVER]
+    if not tracks:
+        others = len(container.streams)
+        raise InvalidRequest(f"is {kind.name} without a video track ({others} of other kinds)")
+    stream = tracks[0]
+    decoder = stream.codec_context
+    codec = None if decoder is None else decoder.codec.canonical_name
+    if codec not in CODECS:
+        held = "an unknown codec" if codec is None else codec
+        read = ", ".join(CODECS.values())
+        raise InvalidRequest(f"is {kind.name} of {held}; read are {read}")
+    _check_size(stream.width, stream.height, limits)
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = "all"
+    decoder.thread_count, decoder.thread_type = 1, "NONE"
+    decoder.options = {"max_pixels": str(limits.max_frame_pixels)}
+    return stream
+
+
+_COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+
+
+def _check_size(width: int, height: int, limits: FilmLimits) -> None:
+    if min(width, height) < 1:
+        raise InvalidRequest(f"has frames of {width}x{height} pixels, which is no picture")
+    if width * height > limits.max_frame_pixels:
+        most = f"at most {limits.max_frame_pixels} are taken"
+        raise InvalidRequest(f"has frames of {width}x{height} pixels, {width * height}; {most}")
+
+
+# -- frames ----------------------------------------------------------------------------------------
+def _times(container: Any, stream: Any, kind: Kind) -> tuple[list[int], float]:
+    """The times of all frames as they lie in the file, and the seconds of their unit."""
+    times: list[int] = []
+    seen = 0
+    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    try:
+        for packet in container.demux(stream):
+            # of VP8, frames that are only referred to are packets of their own
+            is_shown = not is_vp8 or packet.size < 1 or bytes(packet)[0] & 0x10
+            seen += bool(packet.size)
+            # what an edit list leaves out is not shown, either
+            if not packet.size or packet.is_discard or not is_shown:
+                continue
+            found = packet.dts if packet.pts is None else packet.pts
+            if found is None:
+                raise InvalidRequest(f"is {kind.name} whose frames have no times")
+            times.append(found)
+            if len(times) > MAX_STORED:
+                raise InvalidRequest(f"has more than {MAX_STORED} frames, which are not counted")
+    except InvalidRequest:
+        raise
+    except MemoryError:
+        raise
+    except (importlib.import_module("av").FFmpegError, *ERRORS) as error:
+        raise InvalidRequest(f"is {kind.name} that is damaged or cut short") from error
+    if not times:
+        raise InvalidRequest(f"is {kind.name} without frames")
+    ends_s, told_s = max(times) * float(stream.time_base), (container.duration or 0) / 1e6
+    if kind is MATROSKA and ends_s < LEAST_PART * told_s:
+        raise InvalidRequest(
+            f"is {kind.name} that is cut short: its header tells {told_s:.1f} s, its frames end "
+            f"after {ends_s:.1f} s"
+        )
+    if stream.frames > seen + 1:
+        raise InvalidRequest(
+            f"is {kind.name} that is cut short: {seen} of {stream.frames} frames are there"
+        )
+    return times, float(stream.time_base)
+
+
+def _rate(times: Sequence[int], unit: float, told: Any, kind: Kind) -> float:
+    """Frames in a second on average: as the header tells, unless the frames' times contradict."""
+    if len(times) < 2:
+        raise InvalidRequest(f"is {kind.name} of one frame; send that as a picture")
+    span = (max(times) - min(times)) * unit
+    if not span > 0:
+        raise InvalidRequest(f"is {kind.name} whose {len(times)} frames all have the same time")
+    measured = (len(times) - 1) / span
+    stated = float(told) if told else 0.0
+    is_right = measured / WRONG_RATE <= stated <= measured * WRONG_RATE
+    return stated if is_right else measured
+
+
+def _frames(container: Any, stream: Any, kind: Kind, limits: FilmLimits) -> Iterator[Any]:
+    """The decoded frames in the order in which they are seen, within the limits."""
+    began, count = time.process_time(), 0
+    decoded = container.decode(stream)
+    while True:
+        try:
+            frame = next(decoded, None)
+        except MemoryError:
+            raise
+        except (importlib.import_module("av").FFmpegError, *ERRORS) as error:
+            problem = f"is {kind.name} that is damaged or cut short at frame {count}"
+            raise InvalidRequest(problem) from error
+        if frame is None:
+            return
+        _check_size(frame.width, frame.height, limits)
+        if time.process_time() - began > limits.decode_s:
+            raise InvalidRequest(
+                f"takes more than {limits.decode_s:g} s to decode: after that {count} frames of "
+                f"{frame.width}x{frame.height} pixels were read; send it shorter or smaller"
+            )
+        yield frame
+        count += 1
+
+
+def _upright(frame: Any) -> tuple[tuple[int, int], bytes]:
+    """Width and height, and the pixels as they are to be seen."""
+    colours = frame.reformat(format="rgb24", threads=1)
+    plane = colours.planes[0]
+    size = (colours.width, colours.height)
+    picture = Image.frombuffer("RGB", size, bytes(plane), "raw", "RGB", plane.line_size, 1)
+    turn = _TURNS.get(frame.rotation % 360)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return picture.size, picture.tobytes()
