@@ -62,6 +62,12 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(CLIENTS)
 	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
 	@touch $@
+# it asks for older releases of what the others use
+INSTRUCTOR := out/clients-instructor
+$(INSTRUCTOR)/.ready: tests/clients/instructor-requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(INSTRUCTOR)
+	$(BIN)/uv pip install -q --python $(INSTRUCTOR)/bin/python -r $<
+	@touch $@
 
 faults: $(STAMP) ## faults of whole processes with real models, and every combination of those in `make test`: some minutes
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/faults
@@ -76,12 +82,14 @@ SOAK_MINUTES ?= 45
 soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
-test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
+test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
 
-lock-clients: $(STAMP) ## resolve tests/clients/requirements.txt again: names and versions only
+lock-clients: $(STAMP) ## resolve tests/clients/*requirements.txt again: names and versions only
 	$(BIN)/uv pip compile tests/clients/names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
+	$(BIN)/uv pip compile tests/clients/instructor-names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/instructor-requirements.txt
 
 # schemathesis has an environment of its own: its packages are of no use to anything else here
 FUZZ := out/fuzz

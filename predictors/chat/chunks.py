@@ -268,19 +268,23 @@ def chat_head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
+def list_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """In OpenAI's form."""
+    return [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+
+
 def _message(completion: Completion) -> dict[str, Any]:
     content = completion.text if completion.text or not completion.calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if completion.calls:
-        calls = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in completion.calls
-        ]
-        message["tool_calls"] = calls
+        message["tool_calls"] = list_calls(completion.calls)
     return message | shown_boxes(completion.boxes)
 
 

@@ -14,7 +14,13 @@ from typing import Any
 import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
+from predictors.chat.chunks import (
+    ChatAnswer,
+    Completion,
+    list_boxes,
+    list_calls,
+    used_adapters,
+)
 from predictors.chat.film import Film, FilmSize
 from predictors.chat.film_fields import film_of, film_options
 from predictors.chat.format_parameters import read_answer_format
@@ -38,8 +44,12 @@ from predictors.chat.token_controls import (
     token_parameters,
 )
 from predictors.chat.tools.call_grammar import tools_format
+from predictors.chat.tools.tool_parameters import (
+    TOOL_CALLS,
+    check_calls_answer,
+    read_tool_parameters,
+)
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
@@ -49,6 +59,7 @@ from predictors.protocol.openai.messages import BodyMessage, MessagePart
 from predictors.protocol.openai.pixel_fields import DETAILS
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
+from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -82,6 +93,7 @@ OUTPUT_TYPES = [
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
     {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
+    {"name": TOOL_CALLS, "datatype": "BYTES", "shape": [-1]},
     {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
@@ -146,6 +158,7 @@ class ChatCodec:
                 parts.insert(0, _picture(images[i], i, bounds))
             rows.append(replace(common, messages=(*opening, Message("user", tuple(parts)))))
         check_streamed_chat(request, len(rows))
+        check_calls_answer(request, common.tools)
         if LOGPROBS in request.outputs and common.controls.logprobs is None:
             message = f"output {LOGPROBS!r} needs the parameter {LOGPROBS}, which must be true"
             raise InvalidRequest(message, param=LOGPROBS)
@@ -177,6 +190,7 @@ class ChatCodec:
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
         answer_format = read_answer_format(parameters)
+        tools = read_tool_parameters(parameters)
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
@@ -194,7 +208,8 @@ class ChatCodec:
             answer_format=answer_format,
             coordinates=coordinates,
         )
-        return self._with_options(common, tokens, template), seed
+        common = self._with_options(common, tokens, template)
+        return (common if tools is None else self._with_tools(common, tools)), seed
 
     def _with_options(
         self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
@@ -244,6 +259,8 @@ class ChatCodec:
         if any(c.boxes is not None for c in completions):
             said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
             columns.append(("boxes", said))
+        if answers[0].request.tools is not None:
+            columns.append((TOOL_CALLS, [orjson.dumps(list_calls(c.calls)) for c in completions]))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -280,17 +297,18 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
-            answer_format=self._answer_format(body),
-            tools=body.tools,
+            answer_format=body.answer_format,
             coordinates=asked_coordinates(body.coordinates),
         )
         request = self._with_options(request, body.tokens, body.template)
+        if body.tools is not None:
+            request = self._with_tools(request, body.tools)
         return with_row_seeds([request] * body.n, body.seed)
 
-    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
-        if body.tools is None:
-            return body.answer_format
-        return tools_format(body.tools, body.answer_format, tags_are_tokens=self.tags_are_tokens)
+    def _with_tools(self, request: ChatRequest, tools: OfferedTools) -> ChatRequest:
+        """The request with tools, whose calls stand beside its own format of an answer."""
+        answer = tools_format(tools, request.answer_format, tags_are_tokens=self.tags_are_tokens)
+        return replace(request, tools=tools, answer_format=answer)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)

@@ -9,6 +9,7 @@ from typing import Any
 
 from predictors.chat.format_parameters import FORMAT_PARAMETERS
 from predictors.chat.request import PixelLimits, Sampling
+from predictors.chat.tools.tool_parameters import TOOL_PARAMETERS
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.coordinates import AS_SAID, COORDINATES
@@ -140,6 +141,7 @@ def parameter_schemas(
         "system_prompt": {"type": "string"},
         "chat_template_kwargs": _JSON_TEXT,
         **FORMAT_PARAMETERS,
+        **TOOL_PARAMETERS,
         **{name: dict(rule.schema) for name, rule in TOKEN_FIELDS.items()},
         **dict.fromkeys(TOKEN_TEXTS, _JSON_TEXT),
     }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
@@ -37,6 +37,7 @@ from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
+from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.work import ChatWork
@@ -44,7 +45,6 @@ from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -100,6 +100,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             max_films=settings.films.max_films,
             no_films=self._preparer.no_films,
         )
+        tokens = self._preparer.tokens
+        self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- adapters --------------------------------------------------------------------------------
@@ -245,39 +247,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
-        """The tokens of a prompt as requests have them: those of pictures are counted too."""
-        async with self._place(call):
-            if body.chat is None:
-                prompt = body.prompt or ""
-                encode, is_large = self._preparer.encode_text, len(prompt) > INLINE_BYTES
-                tokens = await self.off_loop(encode, prompt, is_large=is_large)
-            else:
-                (request,) = self._codec.decode_chat(body.chat, call.adapters)
-                tokens = (await self.prepare_row(request)).tokens.tolist()
-            written = None
-            if body.return_token_strs:
-                written = await self.off_loop(self._preparer.raw.written, tokens, is_large=True)
-        counted = {"count": len(tokens), "max_model_len": self._engine.max_context}
-        return {**counted, "tokens": tokens, "token_strs": written}
+        return await self._tokenization.tokenize(body, call)
 
     async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
-        text_of, is_large = self._preparer.raw.text_of, len(body.tokens) > INLINE_BYTES
-        async with self._place(call):
-            text = await self.off_loop(text_of, body.tokens, "tokens", is_large=is_large)
-        return {"prompt": text}
-
-    @asynccontextmanager
-    async def _place(self, call: Call) -> AsyncIterator[None]:
-        """Work that needs no engine has a place in the queue as well: the work that waits is
-        bounded, and shared fairly."""
-        call.begin_jobs(1)
-        caller = caller_of(call.caller, call.weight, call.priority)
-        self.host.reserve(1, caller, deadline=call.deadline)
-        try:
-            async with fail_at(call.deadline, "the deadline passed before this was done"):
-                yield
-        finally:
-            self.host.release(1, caller)
+        return await self._tokenization.detokenize(body, call)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]

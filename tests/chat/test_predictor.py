@@ -73,7 +73,7 @@ async def next_turn(predictor: ChatPredictor) -> None:
 def test_it_serves_chat(predictor: ChatPredictor) -> None:
     assert isinstance(predictor, ServesChat)
     assert [t["name"] for t in predictor.get_input_types()] == ["prompt", "image", "video"]
-    assert len(predictor.get_output_types()) == 9
+    assert len(predictor.get_output_types()) == 10
 
 
 async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(

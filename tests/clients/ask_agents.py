@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 
 from tests.clients import report
+from tests.clients.shapes import Shape
 
 INPUT: Any = [
     {
@@ -47,5 +49,57 @@ def stream() -> Any:
     return {"text": asyncio.run(ask())}
 
 
+counted: list[str] = []
+
+
+@function_tool
+def count_shapes(shape: Shape) -> int:
+    """Counts the shapes of one kind."""
+    counted.append(shape)
+    return 3
+
+
+class Seen(BaseModel):
+    shape: Shape
+
+
+def tool_loop(*, is_streamed: bool) -> Any:
+    """The agent must call first; then it reads the result and answers."""
+    counted.clear()
+    talker = agent()
+    talker.tools = [count_shapes]
+    talker.model_settings.tool_choice = "required"
+    talker.model_settings.parallel_tool_calls = False
+    talker.model_settings.max_tokens = report.CALL_TOKENS
+
+    async def ask() -> Any:
+        if not is_streamed:
+            return await Runner.run(talker, INPUT, max_turns=4)
+        result = Runner.run_streamed(talker, INPUT, max_turns=4)
+        async for _ in result.stream_events():
+            pass
+        return result
+
+    result = asyncio.run(ask())
+    items = [type(item).__name__ for item in result.new_items]
+    return {"shapes": list(counted), "items": items, "answered": bool(result.final_output)}
+
+
+def typed() -> Any:
+    talker = agent()
+    talker.output_type = Seen
+    talker.model_settings.max_tokens = report.CALL_TOKENS
+    return asyncio.run(Runner.run(talker, INPUT)).final_output.model_dump()
+
+
 if __name__ == "__main__":
-    report.run({"chat": chat, "stream": stream, "instructions": with_instructions})
+    report.run(
+        {
+            "chat": chat,
+            "stream": stream,
+            "instructions": with_instructions,
+            "tool loop": lambda: tool_loop(is_streamed=False),
+            "streamed loop": lambda: tool_loop(is_streamed=True),
+            "typed": typed,
+        }
+    )

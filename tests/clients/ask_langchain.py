@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 from tests.clients import report
+from tests.clients.shapes import COUNT_SCHEMA, Shape
 
 chat = ChatOpenAI(
     model=report.MODEL,
@@ -55,6 +57,42 @@ def conversation() -> Any:
     return bool(second.content)
 
 
+@tool
+def count_shapes(shape: Shape) -> int:
+    """Counts the shapes of one kind."""
+    return len(shape)
+
+
+caller = chat.model_copy(update={"max_tokens": report.CALL_TOKENS})
+
+
+def tool_loop() -> Any:
+    """A call, the tool's own run of it, and the answer to the result."""
+    said = caller.bind_tools([count_shapes], tool_choice="any").invoke([MESSAGE])
+    results = [count_shapes.invoke(call) for call in said.tool_calls]
+    assert all(isinstance(result, ToolMessage) for result in results)
+    reply = caller.bind_tools([count_shapes]).invoke([MESSAGE, said, *results])
+    shapes = [call["args"]["shape"] for call in said.tool_calls]
+    return {
+        "shapes": shapes,
+        "results": [int(result.content) for result in results],
+        "answered": bool(reply.content or reply.tool_calls),
+    }
+
+
+def streamed_call() -> Any:
+    bound = caller.bind_tools([count_shapes], tool_choice="count_shapes")
+    chunks = list(bound.stream([MESSAGE]))
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return [call["args"]["shape"] for call in whole.tool_calls]
+
+
+def structured(method: Any) -> Any:
+    return caller.with_structured_output(COUNT_SCHEMA, method=method).invoke([MESSAGE])
+
+
 if __name__ == "__main__":
     report.run(
         {
@@ -63,6 +101,11 @@ if __name__ == "__main__":
             "stream": stream,
             "conversation": conversation,
             "batch": lambda: [reply.content for reply in chat.batch([[MESSAGE], [MESSAGE]])],
+            "tool loop": tool_loop,
+            "streamed call": streamed_call,
+            "function_calling": lambda: structured("function_calling"),
+            "json_schema": lambda: structured("json_schema"),
+            "json_mode": lambda: structured("json_mode"),
             "overflow": lambda: chat.invoke(report.LONG).content,
         }
     )

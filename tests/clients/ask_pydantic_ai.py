@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pydantic_ai import Agent, BinaryContent
+from pydantic import BaseModel
+from pydantic_ai import Agent, BinaryContent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients import report
+from tests.clients.shapes import Shape
 
 PROMPT: Any = [report.QUESTION, BinaryContent(data=report.picture(), media_type="image/png")]
 
@@ -49,5 +51,24 @@ def conversation() -> Any:
     return asyncio.run(ask())
 
 
+class Seen(BaseModel):
+    shape: Shape
+    filled: bool
+
+
+def typed(output_type: Any) -> Any:
+    talker = agent(output_type=output_type)
+    settings: Any = {"max_tokens": report.CALL_TOKENS}
+    return asyncio.run(talker.run(PROMPT, model_settings=settings)).output.model_dump()
+
+
 if __name__ == "__main__":
-    report.run({"chat": chat, "stream": stream, "conversation": conversation})
+    report.run(
+        {
+            "chat": chat,
+            "stream": stream,
+            "conversation": conversation,
+            "output tool": lambda: typed(Seen),
+            "native output": lambda: typed(NativeOutput(Seen)),
+        }
+    )

@@ -66,12 +66,13 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ask(served: ServerProcess, picture: Path) -> Ask:
     """`ask(name)`: what the program `ask_<name>.py` found, run once in the clients' environment."""
-    python = os.environ.get("CLIENTS_PYTHON")
-    assert python, "CLIENTS_PYTHON names no environment: run `make test-clients`"
     found: dict[str, dict[str, Any]] = {}
 
     def run(name: str) -> dict[str, Any]:
         if name not in found:
+            variable = "INSTRUCTOR_PYTHON" if name == "instructor" else "CLIENTS_PYTHON"
+            python = os.environ.get(variable)
+            assert python, f"{variable} names no environment: run `make test-clients`"
             grpc_target = f"127.0.0.1:{served.grpc_port}"
             command = [python, "-m", f"tests.clients.ask_{name}"]
             ran = subprocess.run(

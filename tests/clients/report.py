@@ -16,6 +16,7 @@ URL = sys.argv[1] if len(sys.argv) > 1 else ""
 QUESTION = "Describe this picture."
 MODEL, KEY = "qwen-vl", "none"
 TOKENS = 24
+CALL_TOKENS = 160  # of a call, or of an answer in JSON
 LONG = "a red circle and a blue square " * 4000
 TIMEOUT_S = 300.0
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.clients.conftest import Ask
 from tests.clients.report import MODEL, QUESTION, TOKENS
+from tests.clients.shapes import SHAPES
 
 CLIENTS = ("openai", "langchain", "litellm", "agents", "pydantic_ai")
 
@@ -82,6 +83,55 @@ def test_a_prompt_beyond_the_context_is_recognised(ask: Ask, client: str, error:
 def test_agents_take_instructions_and_conversations(ask: Ask) -> None:
     assert ask("agents")["instructions"] is True, ask("agents")
     assert ask("pydantic_ai")["conversation"] is True, ask("pydantic_ai")
+
+
+# -- tools and structured output -------------------------------------------------------------------
+def is_seen(found: dict[str, Any]) -> bool:
+    return found.get("shape") in SHAPES and isinstance(found.get("filled"), bool)
+
+
+def test_openais_client_parses_answers_and_calls(ask: Ask) -> None:
+    found = ask("openai")
+    assert is_seen(found["parsed"]), found["parsed"]
+    assert is_seen(found["parsed call"]), found["parsed call"]
+    call = found["streamed call"]
+    assert call.get("arguments", {}).get("shape") in SHAPES, call
+    assert (call["reason"], call["answered"]) == ("tool_calls", True)
+    assert call["events"] == [f"tool_calls.function.arguments.{x}" for x in ("delta", "done")]
+
+
+def test_langchain_calls_tools_and_gives_structured_output(ask: Ask) -> None:
+    found = ask("langchain")
+    loop = found["tool loop"]
+    assert loop["shapes"], loop
+    assert loop["results"] == [len(shape) for shape in loop["shapes"]]
+    assert loop["answered"] is True
+    assert found["streamed call"][0] in SHAPES, found["streamed call"]
+    for method in ("function_calling", "json_schema"):
+        assert found[method].get("shape") in SHAPES, (method, found[method])
+    # any object: a model that does not know when to end is cut
+    cut = "LengthFinishReasonError"
+    assert cut in found["json_mode"].get("raised", [cut]), found["json_mode"]
+
+
+@pytest.mark.parametrize("way", ["tool loop", "streamed loop"])
+def test_an_agent_runs_its_tool_and_answers(ask: Ask, way: str) -> None:
+    found = ask("agents")[way]
+    assert found.get("shapes"), found
+    assert set(found["shapes"]) <= set(SHAPES)
+    assert found["items"][:2] == ["ToolCallItem", "ToolCallOutputItem"]
+    assert found["answered"] is True
+
+
+def test_agents_have_typed_outputs(ask: Ask) -> None:
+    assert ask("agents")["typed"].get("shape") in SHAPES, ask("agents")["typed"]
+    for way in ("output tool", "native output"):
+        assert is_seen(ask("pydantic_ai")[way]), ask("pydantic_ai")[way]
+
+
+@pytest.mark.parametrize("way", ["tools", "json_schema", "parts"])
+def test_instructor_fills_its_model(ask: Ask, way: str) -> None:
+    assert is_seen(ask("instructor")[way]), ask("instructor")[way]
 
 
 @pytest.mark.parametrize("method", ["plain", "gzip", "deflate"])

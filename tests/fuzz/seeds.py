@@ -187,6 +187,41 @@ def data_urls() -> Iterator[bytes]:
     yield b"https://x/a.png"
 
 
+def tools() -> Iterator[bytes]:
+    schema = {
+        "type": "object", "properties": {"a": {"enum": ["b", 1]}, "c": {"$ref": "#/$defs/d"}},
+        "required": ["a"], "$defs": {"d": {"type": "array", "items": {"type": "number"}}},
+    }  # fmt: skip
+    function = {"name": "f", "description": "a", "parameters": schema, "strict": True}
+    count = {"type": "function", "function": function}
+    bare = {"type": "function", "function": {"name": "count"}, "cache_control": {}}
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [called | {"index": 0}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "3"}]},
+    ]
+    yield _text(model="m", messages=talk, tools=[count, bare])
+    named = {"type": "function", "function": {"name": "f"}}
+    yield _text(model="m", messages=talk[:1], tools=[count], tool_choice=named)
+    allowed = {"mode": "required", "tools": [named]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    yield _text(
+        model="m", messages=talk[:1], tools=[count, bare], tool_choice=choice,
+        parallel_tool_calls=False, response_format={"type": "json_object"},
+    )  # fmt: skip
+
+
+def calls() -> Iterator[bytes]:
+    one = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "}\\"</tool_call>"]}}\n</tool_call>'
+    yield one.replace("</tool_call>", "", 1).encode()
+    yield b'a\n<tool_call>{"name":"count","arguments":{}}</tool_call>\n \xc3\xa9 b'
+    yield (
+        b'<tool_call>\n{"name": "no", "arguments": {}}\n</tool_call>\n<tool_call>\n'
+        b'{"arguments": {"a": {}}, "name": "f"}\n</tool_call>'
+    )
+
+
 def _text(**body: Any) -> bytes:
     return json.dumps(body).encode()
 
@@ -194,7 +229,7 @@ def _text(**body: Any) -> bytes:
 SEEDS = {
     "head": heads, "inflating": inflating, "json": jsons, "chat": chats,
     "images_body": images_bodies, "v2": v2, "proto": protos, "image": images, "png": pngs,
-    "data_url": data_urls, "form": forms,
+    "data_url": data_urls, "form": forms, "tools": tools, "calls": calls,
 }  # fmt: skip
 
 

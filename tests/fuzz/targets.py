@@ -7,13 +7,15 @@ the files in `corpus/`.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -38,6 +40,7 @@ from tests.fuzz.http_readers import read_h11, read_ours
 
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=250_000, max_side=2000, max_aspect=50.0)
 INFLATED_LIMIT = 2**20
+TOKENIZER = Path(__file__).parents[2] / "checkpoints/shapes-qwen-vl/tokenizer.json"
 SPLIT = b"\n--\n"  # between the header and the body of one input of `v2`
 FORM_TYPE = "multipart/form-data; boundary=x"
 _LEAKS = re.compile(
@@ -323,6 +326,64 @@ def check_data_url(raw: bytes) -> bool:
     return is_read
 
 
+# -- tools ----------------------------------------------------------------------------------------
+def check_tools(raw: bytes) -> bool:
+    """A chat body with tools, as far as its compiled grammar."""
+    from predictors.chat.tools.call_grammar import tools_format
+
+    if not check_chat(raw):
+        return False
+    body = decode_chat_body(raw).accepted()
+    if body.tools is None:
+        return False
+    try:
+        made = tools_format(body.tools, body.answer_format, tags_are_tokens=True)
+        matcher = _compiler().compile(made).matcher()
+    except InvalidRequest as error:
+        check_error(error)
+        return False
+    expect(not matcher.is_over, "an answer that is over before it begins")
+    return True
+
+
+@functools.cache
+def _compiler() -> Any:
+    from tokenizers import Tokenizer
+
+    from predictors.chat.grammars.compiler import GrammarCompiler
+
+    return GrammarCompiler(Tokenizer.from_file(str(TOKENIZER)), 832, (800, 802))
+
+
+def check_calls(raw: bytes) -> bool:
+    """An answer: its parts are the same however it comes, and no word of it is lost."""
+    text = raw.decode("utf-8", "replace")
+    read = [_calls((text,), is_guarded=is_guarded) for is_guarded in (True, False)]
+    for size in (1, 2, 7, 64):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        for is_guarded, whole in zip((True, False), read, strict=True):
+            expect(_calls(pieces, is_guarded=is_guarded) == whole, "read otherwise in pieces")
+    said, calls = read[1]
+    expect(calls or said == text, "an answer without a call is not its text")
+    for _, arguments in calls:
+        expect(isinstance(json.loads(arguments), dict), "arguments that are no object")
+    return bool(calls)
+
+
+def _calls(pieces: Iterable[str], *, is_guarded: bool) -> tuple[str, list[list[str]]]:
+    from predictors.chat.tools.tag_reader import TagReader
+
+    reader = TagReader(("count", "f"), is_guarded=is_guarded)
+    parts = [part for piece in pieces for part in reader.feed(piece)] + reader.end()
+    calls: list[list[str]] = []
+    for part in parts:
+        if not isinstance(part, str):
+            if part.name is not None:
+                calls.append([part.name, ""])
+            calls[part.index][1] += part.arguments
+    return "".join(part for part in parts if isinstance(part, str)), calls
+
+
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     "head": check_head,
     "inflating": check_inflating,
@@ -335,4 +396,6 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "image": check_image,
     "png": check_png,
     "data_url": check_data_url,
+    "tools": check_tools,
+    "calls": check_calls,
 }

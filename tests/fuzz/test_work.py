@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.serving.hostile_cases import field, infer, varint
+from predictors.chat.tools.tag_reader import TagReader
 from predictors.errors import ServingError
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.http.inflating import Inflation
@@ -153,6 +154,42 @@ def chat_messages(n: int) -> int:
     return steps(lambda: decode_chat_body(body))
 
 
+def chat_tools(n: int) -> int:
+    tool = b'{"type":"function","function":{"name":"f%d","parameters":{"properties":{%b}}}}'
+    schema = b",".join(b'"p%d":{"type":"string"}' % i for i in range(8))
+    tools = b",".join(tool % (i, schema) for i in range(n // 16))
+    body = b'{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[%b]}' % tools
+    return steps(lambda: decode_chat_body(body))
+
+
+def chat_calls(n: int) -> int:
+    call = b'{"id":"%d","type":"function","function":{"name":"f","arguments":"{}"}}'
+    answer = b'{"role":"tool","tool_call_id":"%d","content":"3"}'
+    calling = b'{"role":"assistant","tool_calls":[%b]}'
+    turns = b",".join(calling % (call % i) + b"," + answer % i for i in range(n // 8))
+    body = b'{"model":"m","messages":[%b]}' % turns
+    return steps(lambda: decode_chat_body(body))
+
+
+ANSWERS = {
+    "openings": "<tool_call>", "halves": "<tool_call", "spaces": " ", "closings": "</tool_call>",
+    "calls": '<tool_call>{"name":"f","arguments":{"a":"b"}}</tool_call>\n',
+    "no calls": '<tool_call>{"name":"g","arguments":{}}</tool_call>\n',
+    "escapes": "{\\\"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", ["", "<tool_call>", '<tool_call>{"name":"f","arguments":{"'])
+@pytest.mark.parametrize("repeated", ANSWERS.values(), ids=ANSWERS)
+def test_answers_with_calls(before: str, repeated: str) -> None:
+    def work(n: int) -> int:
+        reader = TagReader(("f",), is_guarded=True)
+        pieces = (before + repeated * (n // 16), *repeated * (n // 16))
+        return steps(lambda: [reader.feed(piece) for piece in pieces] and reader.end())
+
+    is_linear(work)
+
+
 def form_fields(n: int) -> int:
     fields = [(f"user[{i}]", b"a") for i in range(n // 8)]
     return steps(lambda: decode_edits_body(seeds.form(*fields), FORM_TYPE))
@@ -170,7 +207,17 @@ def form_data(n: int) -> int:
 
 @pytest.mark.parametrize(
     "work",
-    [v2_binary, v2_nested, v2_parameters, chat_messages, form_fields, form_lists, form_data],
+    [
+        v2_binary,
+        v2_nested,
+        v2_parameters,
+        chat_messages,
+        chat_tools,
+        chat_calls,
+        form_fields,
+        form_lists,
+        form_data,
+    ],
 )
 def test_bodies(work: Callable[[int], int]) -> None:
     is_linear(work)

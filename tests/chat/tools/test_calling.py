@@ -18,6 +18,7 @@ from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
+from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import ComputeSettings, QwenVLSettings, Settings
 
 CALL = Call({}, protocol="openai", request_id="test")
@@ -163,3 +164,52 @@ async def test_a_schema_that_no_grammar_takes_is_refused_by_its_tool(
 
 def test_metadata_says_how_the_model_is_told_of_tools(predictor: ChatPredictor) -> None:
     assert predictor.get_limits()["tools"] == "hermes"
+
+
+# -- V2 --------------------------------------------------------------------------------------------
+TOOLS = json.dumps([{"type": "function", "function": {"name": "now"}}])
+
+
+def v2(outputs: tuple[str, ...] = (), **parameters: Any) -> V2Request:
+    prompts = Tensor("prompt", "BYTES", (2,), (b"what time?", b"and now?"), text=True)
+    given = {"max_tokens": 60, "seed": 1, "temperature": 1.0, **parameters}
+    return V2Request("qwen-vl", "1", (prompts,), given, outputs=outputs)
+
+
+async def test_v2_rows_have_their_calls_as_an_output(predictor: ChatPredictor) -> None:
+    asked = v2(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    response = await predictor.infer(asked, CALL)
+    columns = {tensor.name: list(tensor.data) for tensor in response.outputs}
+    assert columns["text"] == [b"", b""]
+    assert columns["finish_reason"] == [b"tool_calls"] * 2
+    for row in columns["tool_calls"]:
+        (call,) = json.loads(row)
+        assert call["function"] == {"name": "now", "arguments": "{}"}
+    named = json.dumps(NAMED)
+    response = await predictor.infer(v2(tools=TOOLS, tool_choice=named), CALL)
+    assert response.outputs[-1].name == "tool_calls"
+    response = await predictor.infer(v2(max_tokens=2), CALL)
+    assert "tool_calls" not in [tensor.name for tensor in response.outputs]
+
+
+V2_REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"tools": "[{"}, "tools", "tools is not valid JSON"),
+    ({"tools": "{}"}, "tools", "a list of tools"),
+    ({"tools": '[{"type": "function", "function": {"name": "a b"}}]'},
+     "tools[0].function.name", "1 to 64"),
+    ({"tools": "[" * 600_000}, "tools", "at most"),
+    ({"tools": TOOLS, "tool_choice": "now"}, "tool_choice", "'required'"),
+    ({"tools": TOOLS, "tool_choice": '{"type":'}, "tool_choice", "not valid JSON"),
+    ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    ({"tools": TOOLS, "stream": True}, "stream", "stream"),
+    ({"tools": TOOLS, "regex": "a", "outputs": ()}, "regex", "can't be combined"),
+    ({"outputs": ("tool_calls",)}, "tool_calls", "needs the parameter tools"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(V2_REFUSED)))
+async def test_v2_tools_are_refused_by_their_parameter(predictor: ChatPredictor, case: int) -> None:
+    parameters, param, said = V2_REFUSED[case]
+    with pytest.raises(InvalidRequest) as refusal:
+        await predictor.infer(v2(**parameters), CALL)
+    assert (refusal.value.param, said in refusal.value.message) == (param, True), refusal.value
