@@ -133,7 +133,8 @@ def test_every_sample_of_a_new_model_is_zero(scrape: str) -> None:
 
 
 def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -> None:
-    for model, operations in ((FLUX, {"infer", "images", "edits"}), (QWEN_VL, {"infer", "chat"})):
+    texts = {"infer", "chat", "responses", "completions", "tokenize", "detokenize"}
+    for model, operations in ((FLUX, {"infer", "images", "edits"}), (QWEN_VL, texts)):
         found = {
             (s.labels["protocol"], s.labels["operation"], s.labels["reason"])
             for family in text_string_to_metric_families(scrape)

@@ -95,6 +95,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         found = " or ".join(dict.fromkeys(_values({**shared, **option}) for option in options))
         return found if len(found) <= WIDTH else "see api.md"
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return " or ".join(SHOWN_TYPES[each] for each in kind)
     if kind in ("integer", "number"):
         noun = "whole number" if kind == "integer" else "number"
         if "exclusiveMinimum" in schema:

@@ -35,32 +35,46 @@ TOOLS_BELOW = (
     "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
+
+
+def _said(text: str) -> str:
+    """A text in the template. As an expression, since a line's end behind a tag is dropped."""
+    return "{{ '" + text.replace("\n", "\\n") + "' }}"
+
+
 # Qwen2.5-VL's template with the tools of Qwen2.5's, whose texts these are.
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}"
     + _PARTS.replace("MESSAGE", "messages[0]")
     + "{% else %}You are a helpful assistant.{% endif %}"
-    + TOOLS_ABOVE
-    + "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}"
-    + TOOLS_BELOW
-    + "<|im_end|>\n{% endif %}"
+    + _said(TOOLS_ABOVE)
+    + "{% for tool in tools %}"
+    + _said("\n")
+    + "{{ tool | tojson }}{% endfor %}"
+    + _said(TOOLS_BELOW + "<|im_end|>\n")
+    + "{% endif %}"
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' and not tools %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% if loop.first and message['role'] == 'system' and tools %}"
     "{% elif message['role'] == 'tool' %}"
     "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}<|im_start|>user{% endif %}"
-    "\n<tool_response>\n" + _CONTENT + "\n</tool_response>"
-    "{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}<|im_end|>\n{% endif %}"
+    + _said("\n<tool_response>\n")
+    + _CONTENT
+    + _said("\n</tool_response>")
+    + "{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}<|im_end|>\n{% endif %}"
     "{% elif message['role'] == 'assistant' and message['tool_calls'] %}<|im_start|>assistant"
-    "{% if message['content'] %}\n"
+    "{% if message['content'] %}"
+    + _said("\n")
     + _CONTENT
     + "{% endif %}{% for tool_call in message['tool_calls'] %}"
     "{% if tool_call['function'] is defined %}{% set tool_call = tool_call['function'] %}"
     "{% endif %}"
-    '\n<tool_call>\n{"name": "{{ tool_call[\'name\'] }}", "arguments": '
-    "{{ tool_call['arguments'] | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n"
+    + _said('\n<tool_call>\n{"name": "')
+    + "{{ tool_call['name'] }}\", \"arguments\": {{ tool_call['arguments'] | tojson }}"
+    + _said("}\n</tool_call>")
+    + "{% endfor %}<|im_end|>\n"
     "{% else %}<|im_start|>{{ message['role'] }}\n"
     + _CONTENT
     + "<|im_end|>\n{% endif %}{% endfor %}"

@@ -96,7 +96,7 @@ def peer_answer(folder: Path = QWEN_FOLDER, device: str = "cpu", batch: int = 10
     return answer
 
 
-def peer_talk(folder: Path = QWEN_FOLDER, device: str = "cpu", batch: int = 50) -> Talk:
+def peer_talk(folder: Path = QWEN_FOLDER, device: str = "cpu", batch: int = 100) -> Talk:
     """Answers to any conversations by transformers' own generate, as `peer_answer`. All of them
     have a picture, or none."""
     processor = AutoProcessor.from_pretrained(folder)

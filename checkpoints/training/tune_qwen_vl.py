@@ -39,6 +39,8 @@ TOKENS = 2_400  # of a batch, padding included: many small steps learn more than
 ALBUM = 3_000  # pictures that are kept to be seen again
 NEW = 0.4  # share of the pictures that are drawn anew
 LOOK = 64  # pictures in a step of the tower alone
+LAST_DIGIT = 0.15
+DIGITS = range(15, 25)  # the tokens of 0 to 9
 CELL = 28
 KEEP = 1.0  # weight of the old picture tokens
 
@@ -238,8 +240,17 @@ def step_loss(
         if share:
             extra = share * places.loss(read.float(), pictures.boxes[number])
     wanted = F.pad(rows.said[:, 1:], (0, 1))
+    weights = _weights(rows.ids)[:, 1:][wanted[:, :-1]]
     logits = forward.read(seen, rows.ids, rows.slot, rows.position, rows.allowed(), wanted)
-    return F.cross_entropy(logits.float(), rows.ids[:, 1:][wanted[:, :-1]]) + extra
+    losses = F.cross_entropy(logits.float(), rows.ids[:, 1:][wanted[:, :-1]], reduction="none")
+    return (losses * weights).sum() / weights.sum() + extra
+
+
+def _weights(ids: Tensor) -> Tensor:
+    """Less for the last digit of a number: it can hardly be known, and would drown the rest."""
+    is_digit = (ids >= DIGITS.start) & (ids < DIGITS.stop)
+    is_last = is_digit & ~F.pad(is_digit[:, 1:], (0, 1))
+    return torch.where(is_last, LAST_DIGIT, 1.0)
 
 
 def look(
@@ -303,6 +314,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3000)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--freeze", action="store_true", help="leave the vision tower as it is")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--redrawn", type=Path)
     parser.add_argument("--redraw", type=int, help="write so many re-drawn pictures, and stop")
@@ -323,6 +335,7 @@ def main() -> None:
                     report_every=10)  # fmt: skip
         look(model, places, source.album, plan)
         model.save_pretrained(args.work.with_name(args.work.name + "-look"))
+    model.model.visual.requires_grad_(not args.freeze)
     plan = Plan(steps=10**9, seconds=args.seconds, rate=args.rate, warmup=50, average=0.99,
                 report_every=50)  # fmt: skip
     tune(model, places, source, plan, save, args.share)

@@ -25,6 +25,7 @@ from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
 from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import (
+    check_controls,
     is_deterministic,
     max_context,
     num_slots,
@@ -196,7 +197,7 @@ class ChatEngine:
         """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
         that the engine can't have. Any thread."""
         if work.controls is not NO_CONTROLS:
-            work.controls.check(self._model.shape.vocab, work.max_tokens)
+            check_controls(work.controls, self._model.shape.vocab, work.max_tokens)
         if work.num_prompt_tokens + work.max_tokens > self.max_context:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 

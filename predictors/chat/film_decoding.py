@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -27,12 +27,15 @@ DecodedPicture = Callable[[Picture, int], AbstractAsyncContextManager[Pixels]]
 """The pixels of a picture, by a worker that takes so many bytes for it."""
 
 
+T = TypeVar("T")
+
+
 class OffLoop(Protocol):
     """`BasePredictor.off_loop`."""
 
     def __call__(
-        self, work: Callable[..., Any], *args: Any, is_large: bool = False
-    ) -> Awaitable[Any]: ...
+        self, work: Callable[..., T], *args: Any, is_large: bool = False
+    ) -> Awaitable[T]: ...
 
 
 class FilmDecoder:

@@ -26,7 +26,7 @@ from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
 from predictors.chat.placing import PlacedPicture, placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
-from predictors.chat.raw_prompts import RawPrompts
+from predictors.chat.prompt_tokens import PromptTokens
 from predictors.chat.request import (
     CHARS_PER_TOKEN,
     NO_CONTROLS,
@@ -159,8 +159,7 @@ class ChatPreparer:
         self.convention = model.coordinates
         self.texts = PromptTexts(model)
         self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
-        self._longest_token = max(map(len, model.tokenizer.get_vocab()))
-        self.raw = RawPrompts(model, self.encode_text)
+        self.tokens = PromptTokens(model, self.texts, max_context)
         self.no_films = why_no_films(settings, model)
         """Why films are refused; empty if they are taken."""
         self.films: FilmPreparer | None = None
@@ -205,7 +204,7 @@ class ChatPreparer:
             written = [film.text for film in films]
             tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
         else:
-            tokens = self.raw.tokens_of(raw)
+            tokens = self.tokens.of_raw(raw)
         placed = placed_prompt(tokens, pictures, films, self._model)
         positions, next_position = self._model.positions(len(placed.tokens), placed.spans)
         lengths = [each.length for each in placed.pictures]
@@ -363,32 +362,11 @@ class ChatPreparer:
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        self._check_length(chars_of(messages, tools))
+        self.tokens.check_length(chars_of(messages, tools))
         pieces = self.texts.rendered(messages, options, tools, films)
         if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
-            self._check_length(sum(map(len, pieces)))
-        return self._encode(pieces)
-
-    def encode_text(self, text: str) -> list[int]:
-        """The tokens of a caller's text alone."""
-        self._check_length(len(text))
-        return self._encode(self.texts.plain_pieces(text))
-
-    def _encode(self, pieces: Sequence[str]) -> list[int]:
-        # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
-        # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
-        encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        return [token for piece in encoded for token in piece.ids]
-
-    def _check_length(self, num_chars: int) -> None:
-        """Refuse a text that can't fit before it is tokenised, which could take seconds.
-
-        A token has at most the characters of the longest one, and composing characters leaves at
-        least a third of a text.
-        """
-        least = num_chars // (3 * self._longest_token)
-        if least >= self._max_context():
-            raise PromptTooLong.of(self._max_context(), f"at least {least}")
+            self.tokens.check_length(sum(map(len, pieces)))
+        return self.tokens.encode(pieces)
 
     def _max_tokens(self, num_prompt: int, wanted: int | None, pictures: Sequence[int]) -> int:
         """Tokens that an answer may have; `pictures` are the tokens of each picture."""

@@ -23,10 +23,11 @@ from predictors.chat.memory import (
     kv_bytes,
 )
 from predictors.chat.model import ChatModel
-from predictors.chat.request import PixelLimits
+from predictors.chat.request import Controls, PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.errors import InvalidRequest
 from predictors.protocol.films.decode import EXTRA
 from predictors.serving.turns import num_spare
 from predictors.settings import InvalidSetting, QwenVLSettings
@@ -38,6 +39,11 @@ PACK_ALIGN = 16
 """Each prompt in a packed pass starts at a multiple of this many rows."""
 MOST_WASTE = 0.12
 """Largest share of a packed pass's rows that exist only because its width is fixed."""
+
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +237,26 @@ def fixed_width(slots: int) -> int:
     """The only decode width for `slots` sequences where it may not vary: from four on a multiple of
     four, because matmul kernels give the odd rows at the end other bits."""
     return slots if slots < 4 else -(-slots // 4) * 4
+
+
+# -- controls --------------------------------------------------------------------------------------
+def check_controls(controls: Controls, vocab: int, max_tokens: int) -> None:
+    """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a vocabulary
+    of that size does not have."""
+    biased = [token for token, _ in controls.logit_bias]
+    stops = sorted(controls.stop_token_ids)
+    for name, tokens, most in (
+        ("logit_bias", biased, MOST_BIASED),
+        ("stop_token_ids", stops, MOST_STOP_TOKENS),
+    ):
+        if len(tokens) > most:
+            raise InvalidRequest(
+                f"{name} has {len(tokens)} tokens; send at most {most}", param=name
+            )
+        unknown = [token for token in tokens if not 0 <= token < vocab]
+        if unknown:
+            problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+            raise InvalidRequest(problem, param=name)
+    if controls.min_tokens > max_tokens:
+        problem = f"min_tokens {controls.min_tokens} is above the {max_tokens} of max_tokens"
+        raise InvalidRequest(f"{problem}; lower it", param="min_tokens")

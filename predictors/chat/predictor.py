@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
-from predictors.chat.film import Film
-from predictors.chat.film_decoding import FilmDecoder
 from predictors.chat.grounding.reader import BoxReader
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.interleaving import interleaved
@@ -33,34 +31,26 @@ from predictors.chat.request import (
     USUAL_TEXT,
     ChatDelta,
     ChatRequest,
-    Picture,
 )
+from predictors.chat.row_preparation import RowPreparation
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
+from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.v2_outputs import OUTPUT_TYPES
-from predictors.chat.vision.films import PreparedFilm
-from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.http.bodies import fail_at
-from predictors.protocol.images.decode import Pixels
-from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
-from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
 from predictors.settings import Settings
-from predictors.workers.pool import LARGE_TASK_BYTES, Workers
-
-DIGEST_INLINE_BYTES = 256 * 1024
-"""Larger files are hashed off the event loop; one of this size takes a quarter of a millisecond."""
+from predictors.workers.pool import Workers
 
 
 class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
@@ -89,6 +79,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         if self._preparer.films is not None:
             self._preparer.check_films()
+        self._rows = RowPreparation(self._preparer, settings.images, self.off_loop)
         engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
@@ -109,6 +100,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             max_films=settings.films.max_films,
             no_films=self._preparer.no_films,
         )
+        tokens = self._preparer.tokens
+        self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- adapters --------------------------------------------------------------------------------
@@ -155,6 +148,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "coordinates": self._preparer.convention,
+            "vocabulary_size": self._vocabulary.size,
+            "template_variables": sorted(self._codec.variables),
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "tools": self._preparer.texts.tools.way.value,
@@ -170,72 +165,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
-        prepared: list[PreparedPicture] = []
-        films = request.films
-        is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         if self.workers is None:
+            is_large = request.num_chars > INLINE_BYTES or request.has_large_format
             return await self.off_loop(self.prepare, request, is_large=is_large)
-        for picture in request.pictures:
-            self._preparer.check_pictures(prepared)
-            digest = await self._digest(picture)
-            found = self._preparer.cached(picture, digest)
-            if found is not None:
-                prepared.append(found)
-                continue
-            is_last = len(prepared) + 1 == len(request.pictures) and not films
-            num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
-            is_large = is_large or num_bytes > LARGE_TASK_BYTES
-            async with self._decoded(self.workers, picture, num_bytes) as pixels:
-                decoded = (picture, digest, pixels)
-                if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, *decoded)
-                    return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
-                cut = self._preparer.prepare_pixels
-                prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
-        made = [await self._prepare_film(film, request, self.workers) for film in films]
-        assemble = partial(self._preparer.assemble, request, prepared, made)
-        return await self.off_loop(assemble, is_large=is_large)
-
-    async def _prepare_film(
-        self, film: Film, request: ChatRequest, workers: Workers
-    ) -> PreparedFilm:
-        films = self._preparer.films_of(request)
-        digest = await self._digest(film)
-        found = films.cached(film, digest)
-        if found is None:
-            decode = partial(self._decoded, workers)
-            found = await FilmDecoder(films, workers, self.off_loop, decode).prepare(film, digest)
-        return found
-
-    @asynccontextmanager
-    async def _decoded(
-        self, workers: Workers, picture: Picture, num_bytes: int
-    ) -> AsyncIterator[Pixels]:
-        """The picture's pixels. Their memory is held until the block ends, when they are cut."""
-        async with AsyncExitStack() as stack:
-            with picture.named_in_errors():
-                await stack.enter_async_context(workers.memory(num_bytes))
-                limits, where = self.settings.images, (picture.where, picture.row)
-                pixels = await workers.run_within(
-                    DECODE_PICTURE, picture.raw, limits, *where, memory_bytes=num_bytes
-                )
-            yield pixels
-
-    async def _digest(self, sent: Picture | Film) -> bytes:
-        if sent.num_bytes <= DIGEST_INLINE_BYTES:
-            return sent.digest()
-        return await self.off_loop(sent.digest)
-
-    def _prepare_and_assemble(
-        self,
-        request: ChatRequest,
-        prepared: Sequence[PreparedPicture],
-        picture: Picture,
-        digest: bytes,
-        pixels: Pixels,
-    ) -> ChatWork:
-        last = self._preparer.prepare_pixels(picture, digest, pixels)
-        return self._preparer.assemble(request, [*prepared, last])
+        return await self._rows.prepare(request, self.workers)
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
@@ -314,39 +247,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
-        """The tokens of a prompt as requests have them: those of pictures are counted too."""
-        async with self._place(call):
-            if body.chat is None:
-                prompt = body.prompt or ""
-                encode, is_large = self._preparer.encode_text, len(prompt) > INLINE_BYTES
-                tokens = await self.off_loop(encode, prompt, is_large=is_large)
-            else:
-                (request,) = self._codec.decode_chat(body.chat, call.adapters)
-                tokens = (await self.prepare_row(request)).tokens.tolist()
-            written = None
-            if body.return_token_strs:
-                written = await self.off_loop(self._preparer.raw.written, tokens, is_large=True)
-        counted = {"count": len(tokens), "max_model_len": self._engine.max_context}
-        return {**counted, "tokens": tokens, "token_strs": written}
+        return await self._tokenization.tokenize(body, call)
 
     async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
-        text_of, is_large = self._preparer.raw.text_of, len(body.tokens) > INLINE_BYTES
-        async with self._place(call):
-            text = await self.off_loop(text_of, body.tokens, "tokens", is_large=is_large)
-        return {"prompt": text}
-
-    @asynccontextmanager
-    async def _place(self, call: Call) -> AsyncIterator[None]:
-        """Work that needs no engine has a place in the queue as well: the work that waits is
-        bounded, and shared fairly."""
-        call.begin_jobs(1)
-        caller = caller_of(call.caller, call.weight, call.priority)
-        self.host.reserve(1, caller, deadline=call.deadline)
-        try:
-            async with fail_at(call.deadline, "the deadline passed before this was done"):
-                yield
-        finally:
-            self.host.release(1, caller)
+        return await self._tokenization.detokenize(body, call)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -18,10 +18,6 @@ from predictors.protocol.openai.tool_fields import OfferedTools
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 CHARS_PER_TOKEN = 4  # of English text, about
 LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
-MOST_BIASED = 1024
-"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
-MOST_STOP_TOKENS = 128
-"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -168,40 +164,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Limits on an answer's tokens that few requests ask for.
+    """Options of single tokens that few requests ask for.
 
     `logit_bias` are (token, number added to its logit), each token once. Before `min_tokens` no
     token comes that would end the answer; each of `stop_token_ids` ends it. `logprobs` is the
-    number of alternatives beside the chosen token, None where no logprobs are asked for.
+    number of alternatives beside the chosen token.
     """
 
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
-
-    def check(self, vocab: int, max_tokens: int) -> None:
-        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
-        vocabulary of that size does not have."""
-        for name, count, most in (
-            ("logit_bias", len(self.logit_bias), MOST_BIASED),
-            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
-        ):
-            if count > most:
-                problem = f"{name} has {count} tokens; send at most {most}"
-                raise InvalidRequest(problem, param=name)
-        tokens: Collection[int]
-        for name, tokens in (
-            ("logit_bias", [token for token, _ in self.logit_bias]),
-            ("stop_token_ids", self.stop_token_ids),
-        ):
-            unknown = [token for token in tokens if not 0 <= token < vocab]
-            if unknown:
-                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
-                raise InvalidRequest(problem, param=name)
-        if self.min_tokens > max_tokens:
-            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
-            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
 
 
 NO_CONTROLS = Controls()
@@ -320,9 +293,8 @@ class ChatDelta:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of an answer: natural logarithm of its probability, its rank from 1, and the
-    likeliest tokens with theirs. All are of the raw logits: before penalties, bias, grammar and
-    temperature."""
+    """A token of an answer: the natural logarithm of its probability, its rank from 1, and the
+    likeliest tokens with theirs, all of the raw logits."""
 
     token: int
     logprob: float

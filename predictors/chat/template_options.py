@@ -1,5 +1,5 @@
-"""What a caller asks of the chat template: which of its variables may be set, and the rendering of
-a conversation with them.
+"""The chat template under a request's own options: the variables that may be set, and the rendering
+of a conversation with them.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from predictors.chat.limits import check_controls
 from predictors.chat.request import NO_CONTROLS, Controls, TextOptions
 from predictors.protocol.openai.chat_body import MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields, template_text
@@ -43,7 +44,7 @@ def controls_of(asked: TokenFields, vocabulary_size: int, max_tokens: int | None
     )
     if max_tokens is None or max_tokens == NO_LIMIT:
         max_tokens = MAX_TOKENS
-    found.check(vocabulary_size, max_tokens)
+    check_controls(found, vocabulary_size, max_tokens)
     return found if found != NO_CONTROLS else NO_CONTROLS
 
 

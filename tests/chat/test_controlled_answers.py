@@ -15,9 +15,8 @@ from prometheus_client import REGISTRY
 from predictors.chat.choosing import TokenChooser
 from predictors.chat.constraints import MaskWords
 from predictors.chat.inputs import ChatWork
+from predictors.chat.limits import MOST_BIASED, MOST_STOP_TOKENS
 from predictors.chat.request import (
-    MOST_BIASED,
-    MOST_STOP_TOKENS,
     ChatDelta,
     ChatRequest,
     Controls,

@@ -72,7 +72,7 @@ async def next_turn(predictor: ChatPredictor) -> None:
 
 def test_it_serves_chat(predictor: ChatPredictor) -> None:
     assert isinstance(predictor, ServesChat)
-    assert [t["name"] for t in predictor.get_input_types()] == ["prompt", "image"]
+    assert [t["name"] for t in predictor.get_input_types()] == ["prompt", "image", "video"]
     assert len(predictor.get_output_types()) == 10
 
 

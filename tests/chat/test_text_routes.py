@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from predictors.base import Answer
 from predictors.chat.completions import CompletionsEncoder
+from predictors.chat.detokenize import Vocabulary
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.pieces import CallPiece, Piece, TextPiece
-from predictors.chat.request import ChatDelta, ChatRequest, LastDelta, PictureSize, Sampling
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    Controls,
+    LastDelta,
+    PictureSize,
+    Sampling,
+    ScoredDelta,
+    TokenLogprob,
+)
 from predictors.chat.responses import OutputItems, ResponsesEncoder
 from predictors.protocol.call import Call
 from predictors.protocol.openai.completions_body import read_completions_body
 from predictors.protocol.openai.responses_body import read_responses_body
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
 CALL = Call({}, protocol="openai", request_id="abc")
 REQUEST = ChatRequest((), Sampling(0.5, 0.9), seed=7)
 TIMES = {"queue_ms": 1, "compute_ms": 2}
@@ -90,6 +106,61 @@ def test_a_stream_ends_with_the_whole_response(
     text = "".join(each["delta"] for each in events if each["type"].endswith("text.delta"))
     assert whole["output"][0]["content"][0]["text"] == text == "".join(texts)
     assert len(whole["output"]) == 1
+
+
+def same_as(name: str, raw: bytes) -> None:
+    """Compare events with a golden file. If that is missing, write it and fail."""
+    path = GOLDEN / name
+    if not path.exists():
+        path.write_bytes(raw)
+        pytest.fail(f"{path} was written; read it and run again")
+    assert raw == path.read_bytes()
+
+
+def test_the_events_of_both_routes_match_the_golden_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    given = {"instructions": "s", "metadata": {"a": "b"}, "max_output_tokens": 9, "stream": True}
+    for name, encoder in (
+        ("responses_stream.sse", responses(**given)),
+        ("completions_stream.sse", completions(prompt="a", n=1, stream=True, echo=True)),
+    ):
+        raw = encoder.opening()
+        for delta in deltas_of(["a ", "b"], "stop"):
+            raw += encoder.deltas(0, [delta], lambda: TIMES)
+        same_as(name, raw)
+
+
+def test_logprobs_stand_beside_each_text_and_all_of_them_at_the_end() -> None:
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1}, []))
+    writers = LogprobWriters(Vocabulary(tokenizer))
+    row = replace(REQUEST, controls=Controls(logprobs=1))
+    scores = [TokenLogprob(i, -0.5 - i, 1, ((i, -0.5 - i), (1 - i, -2.0))) for i in (0, 1)]
+    chunks: list[ChatDelta] = [
+        ScoredDelta((0,), 9, 1, "a", scores=(scores[0],)),
+        LastDelta((1,), 9, 2, "b", "stop", scores=(scores[1],)),
+    ]
+    body = read_responses_body({"model": "m", "input": "a"})
+    encoder = ResponsesEncoder(body, CALL, "float32", [row], writers)
+    raw = encoder.opening()
+    for delta in chunks:
+        raw += encoder.deltas(0, [delta], lambda: TIMES)
+    events = events_of(raw)
+    (part,) = events[-1]["response"]["output"][0]["content"]
+    shown = [(x["token"], x["logprob"], len(x["top_logprobs"])) for x in part["logprobs"]]
+    assert shown == [("a", -0.5, 2), ("b", -1.5, 2)]
+    pieces = [x["logprobs"] for x in events if x["type"].endswith("text.delta")]
+    assert [x for piece in pieces for x in piece] == part["logprobs"]
+    older = read_completions_body({"model": "m", "prompt": "a", "logprobs": 1})
+    rows = [replace(row, raw_prompt="a")]
+    whole = CompletionsEncoder(older, CALL, "float32", rows, writers).whole(
+        [Answer(rows[0], tuple(chunks), 1, 2)]
+    )
+    assert whole["choices"][0]["logprobs"] == {
+        "text_offset": [0, 1],
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -1.5],
+        "top_logprobs": [{"a": -0.5, "b": -2.0}, {"b": -1.5, "a": -2.0}],
+    }
 
 
 def test_calls_are_items_of_their_own_between_texts() -> None:

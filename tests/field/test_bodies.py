@@ -124,7 +124,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"return_token_ids": True}, "return_token_ids", "use logprobs"),
     ({"extra_body": {"top_k": 1}}, "extra_body", "belong into the body itself"),
     ({"cache_salt": "secret"}, "cache_salt", "shared by all callers"),
-    ({"guided_json": {}}, "guided_json", "not constrained"),
+    ({"guided_json": []}, "guided_json", "JSON Schema"),
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"max_tokens": -2}, "max_tokens", "or -1"),
     ({"mirostat_tau": "5"}, "mirostat_tau", "a number"),

@@ -107,9 +107,20 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "temperature": 0, "top_p": 1, "n": 1}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "best_of": 1, "features": {"a": False}}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "stop": ["a"], "chat_id": "x"}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1, "logit_bias": {"42": -100, "7": 0.5}}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 2, "min_tokens": 2, "stop_token_ids": [3]}),
+    (
+        "/v1/chat/completions",
+        CHAT | {"max_tokens": 1, "chat_template_kwargs": {"add_vision_id": True}},
+    ),
     ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, seed=-1)),
     ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, tier="turbo")),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, temperature=0.5, stop='["x"]')),
+    (
+        "/v2/models/qwen-vl/infer",
+        infer(max_tokens=2, logprobs=True, top_logprobs=2, logit_bias='{"4": 1}', min_p=0.1),
+    ),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, content_type="str")),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, timeout=0)),
     ("/v2/models/qwen-vl/infer", with_input({"parameters": None})),
@@ -143,12 +154,22 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": [{"x": 1}]}]}),
     ("/v1/chat/completions", CHAT | {"messages": [{"role": "wizard", "content": "a"}]}),
     ("/v1/chat/completions", CHAT | {"colour": "red"}),
+    ("/v1/chat/completions", CHAT | {"logprobs": 5}),
+    ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 21}),
+    ("/v1/chat/completions", CHAT | {"logit_bias": {"x": 1}}),
+    ("/v1/chat/completions", CHAT | {"logit_bias": {"5": 101}}),
+    ("/v1/chat/completions", CHAT | {"stop_token_ids": [-1]}),
+    ("/v1/chat/completions", CHAT | {"chat_template_kwargs": []}),
+    ("/v1/chat/completions", CHAT | {"prompt_logprobs": 0}),
     ("/v2/models/flux/infer", infer(width=60)),
     ("/v2/models/flux/infer", infer(colour="red")),
     ("/v2/models/flux/infer", infer(tier="high")),
     ("/v2/models/flux/infer", infer(seed=-2)),
     ("/v2/models/qwen-vl/infer", infer(top_p=0)),
     ("/v2/models/qwen-vl/infer", infer(detail="most")),
+    ("/v2/models/qwen-vl/infer", infer(min_p=1.5)),
+    ("/v2/models/qwen-vl/infer", infer(logprobs=True, top_logprobs=21)),
+    ("/v2/models/qwen-vl/infer", infer(logit_bias=5)),
     ("/v2/models/qwen-vl/infer", infer(max_pixels=783)),
     ("/v1/chat/completions", CHAT | {"max_pixels": 783}),
     ("/v2/models/qwen-vl/infer", {"inputs": []}),
@@ -181,6 +202,28 @@ def test_a_body_that_the_document_forbids_is_refused(
     assert http.post(path, json=body).status_code in {400, 404}
 
 
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_answers_of_chat_are_as_the_document_says(
+    document: dict[str, Any], http: httpx.Client, logprobs: bool
+) -> None:
+    content = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    components = {"components": document["components"]}
+    whole = Draft202012Validator(content["application/json"]["schema"] | components)
+    event = content["text/event-stream"]["schema"]["contentSchema"]
+    chunk = Draft202012Validator(event | components)
+    asked = CHAT | {"max_tokens": 2, "logprobs": logprobs}
+    answer = http.post("/v1/chat/completions", json=asked).json()
+    assert list(whole.iter_errors(answer)) == []
+    assert (answer["choices"][0]["logprobs"] is not None) == logprobs
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    lines = http.post("/v1/chat/completions", json=asked | options).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert len(events) > 2
+    assert [error for each in events for error in chunk.iter_errors(each)] == []
+    broken = answer["choices"][0] | {"logprobs": {"content": [{"token": 5}], "refusal": None}}
+    assert list(whole.iter_errors(answer | {"choices": [broken]})) != []
+
+
 def test_a_form_has_the_fields_of_the_body_in_json(document: dict[str, Any]) -> None:
     content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     form = content["multipart/form-data"]["schema"]
@@ -211,6 +254,8 @@ def test_metadata_has_parameters_limits_sizes_and_tiers(http: httpx.Client) -> N
     chat = http.get("/v2/models/qwen-vl").json()
     assert chat["limits"]["max_context"] > chat["parameters"]["max_tokens"]["default"]
     assert chat["limits"]["max_pixels"] == chat["parameters"]["max_pixels"]["maximum"]
+    assert chat["limits"]["template_variables"] == ["add_vision_id"]
+    assert chat["limits"]["vocabulary_size"] > 600
     for model in (flux, chat):
         assert {"name", "versions", "platform", "inputs", "outputs"} < model.keys()
 

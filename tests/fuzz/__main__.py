@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import http_campaign, served
+from tests.fuzz import formats, http_campaign, served
 from tests.fuzz.findings import Finding, finding_of
 from tests.fuzz.mutation import make_input, problem_of
 from tests.fuzz.seeds import stored
@@ -56,6 +56,7 @@ class Sizes:
     examples: int
     schema: int
     requests: int
+    formats: int
     with_edges: bool = False
 
     def scaled(self, by: float) -> Sizes:
@@ -64,7 +65,14 @@ class Sizes:
 
 
 QUICK = Sizes(
-    http=5_000, mutation=4_000, image=3_000, coverage=5_000, examples=100, schema=5, requests=600
+    http=5_000,
+    mutation=4_000,
+    image=3_000,
+    coverage=5_000,
+    examples=100,
+    schema=5,
+    requests=600,
+    formats=100,
 )
 FULL = Sizes(
     http=100_000,
@@ -74,6 +82,7 @@ FULL = Sizes(
     examples=1_000,
     schema=60,
     requests=10_000,
+    formats=2_000,
     with_edges=True,
 )
 
@@ -195,6 +204,9 @@ def run_served(seed: int, sizes: Sizes) -> Iterable[Outcome]:
         started = time.monotonic()
         found, counts = served.run_grpc(running.grpc_target, seed, sizes.requests)
         yield Outcome("grpc", sizes.requests, time.monotonic() - started, found, counts)
+        started = time.monotonic()
+        found, counts = formats.run(running, seed, sizes.formats)
+        yield Outcome(formats.PART, sizes.formats, time.monotonic() - started, found, counts)
         for part in ("schema-own", "schema-oip"):
             started = time.monotonic()
             cases, found = served.run_schema(

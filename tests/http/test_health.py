@@ -22,6 +22,7 @@ def probe_results(running: Running, http: httpx.Client, channel: grpc.Channel) -
     health = health_pb2_grpc.HealthStub(channel)
     return {
         "root": http.get("/").status_code,
+        "vllm": http.get("/health").status_code,
         "live": http.get("/v2/health/live").status_code,
         "ready": http.get("/v2/health/ready").status_code,
         "model": http.get("/v2/models/echo/ready").status_code,
@@ -39,7 +40,7 @@ def expected(*, ready: bool) -> dict[str, object]:
     status = 200 if ready else 503
     serving = SERVING if ready else NOT_SERVING
     found: dict[str, object] = {"root": 200, "live": 200, "grpc live": True}
-    found |= dict.fromkeys(("ready", "model", "version", "v1"), status)
+    found |= dict.fromkeys(("vllm", "ready", "model", "version", "v1"), status)
     found |= dict.fromkeys(("grpc ready", "grpc model"), ready)
     return found | dict.fromkeys(("health", "health model"), serving)
 

@@ -29,6 +29,7 @@ def streamed(client: Any) -> dict[str, Any]:
     watched = PARAMETERS | {"partial_images": 2, "progress": True}
     client.async_stream_infer("flux", prompt, request_id="drawn", parameters=watched)
     told = {"temperature": 0.0, "max_tokens": 12, "stream": True}
+    told |= {"logprobs": True, "top_logprobs": 2, "logit_bias": '{"5": -100}', "min_p": 0.05}
     client.async_stream_infer(
         "qwen-vl", prompt, request_id="told", parameters=told, enable_empty_final_response=True
     )
@@ -50,6 +51,7 @@ def streamed(client: Any) -> dict[str, Any]:
         "drawn": [picture_of(each) for each in responses["drawn"]],
         "told": [each.as_numpy("text")[0].decode() for each in responses["told"]],
         "reason": responses["told"][-1].as_numpy("finish_reason")[0].decode(),
+        "logprobs": [json.loads(each.as_numpy("logprobs")[0]) for each in responses["told"]],
     }
 
 

@@ -109,17 +109,26 @@ def test_a_stream_over_grpc_ends_with_the_bytes_that_rest_gives(
     assert "unknown parameter 'nope'" in failed
 
 
-def test_words_stream_over_grpc(product: Running) -> None:
+def test_words_and_logprobs_stream_over_grpc_as_they_come_over_rest_and_chat(
+    product: Running,
+) -> None:
     found = over_grpc(product.grpc_target)["streamed"]
+    asked = {"temperature": 0.0, "max_tokens": 12, "min_p": 0.05}
+    asked |= {"logprobs": True, "top_logprobs": 2}
     with product.client() as client:
-        body = {
-            "inputs": [prompt_tensor(PROMPTS[0])],
-            "parameters": {"temperature": 0.0, "max_tokens": 12},
-        }
+        parameters = asked | {"logit_bias": '{"5": -100}'}
+        body = {"inputs": [prompt_tensor(PROMPTS[0])], "parameters": parameters}
         reply = client.post("/v2/models/qwen-vl/infer", json=body).json()
+        messages = [{"role": "user", "content": PROMPTS[0]}]
+        chat = asked | {"model": "qwen-vl", "messages": messages, "logit_bias": {"5": -100}}
+        (choice,) = client.post("/v1/chat/completions", json=chat).json()["choices"]
     outputs = {o["name"]: o["data"][0] for o in reply["outputs"]}
     assert "".join(found["told"]) == outputs["text"]
     assert found["reason"] == outputs["finish_reason"]
+    assert choice["message"]["content"] == outputs["text"]
+    assert json.loads(outputs["logprobs"]) == choice["logprobs"]
+    parts = [each for part in found["logprobs"] for each in part["content"]]
+    assert parts == choice["logprobs"]["content"] != []
     assert len(found["told"]) > 1
 
 

@@ -144,3 +144,15 @@ def test_two_models_may_not_share_a_name_with_an_adapter() -> None:
     assert asking.adapters is ANY_ADAPTER
     with pytest.raises(InvalidRequest):
         registry.add(Painter("flux:y"))
+
+
+def test_a_key_with_a_list_has_the_models_of_its_names(registry: Registry) -> None:
+    def able(*models: str) -> set[str]:
+        return {each.name for each in registry.models_for(call(*models))}
+
+    assert able() == {"flux", "plain", "x:y"}
+    assert able("plain") == {"plain"}
+    assert able("art", "gone", "flux:gone", "plain:a") == {"flux"}
+    assert able("art:b", "x:y:a") == {"flux", "x:y"}
+    for models in ((), ("plain",), ("art:b", "plain:a"), ("x:y:a", "flux", "x")):
+        assert able(*models) == {x.name for x in registry.names_for(call(*models)).values()}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from predictors.chat.constraints import WORD_BITS
 from predictors.chat.decoder.state import SlotState
+from predictors.chat.limits import MOST_BIASED, MOST_STOP_TOKENS
 from predictors.chat.logit_changes import (
     NUM_CHOICE_FLOATS,
     NUM_CHOICE_INTS,
@@ -22,7 +23,7 @@ from predictors.chat.logit_changes import (
     LogitChanges,
     num_words,
 )
-from predictors.chat.request import MOST_BIASED, MOST_STOP_TOKENS, Controls
+from predictors.chat.request import Controls
 from predictors.chat.sampling import Draw, Penalties, mark_not_finite
 
 T = TypeVar("T")

@@ -26,6 +26,7 @@ _PARTS = re.compile(
     r'|(?P<code>[^"/\#]++)'
     r"|(?P<other>.)"
 )
+_STANDS_FOR = {"string": '""', "pattern": "//", "comment": ""}
 _SIGNS = {
     "<": "tokens by name or number",
     "@": "other grammars",
@@ -36,6 +37,7 @@ _SIGNS = {
 _DIRECTIVE = re.compile(r"%\w*+")
 _OPTIONS = re.compile(r"(?m)^[ \t]*+[!?]?[\w-]++[ \t]*+\[[^\]\n]*+\][ \t]*+:")
 _TIMES = re.compile(r"\{\s*+(\d*+)\s*+,?\s*+(\d*+)\s*+\}")
+_OWN_HEAD = "%llguidance {}"  # of what the library has converted
 _GBNF = re.compile(r"[\w-]\s*+::=")
 
 
@@ -53,7 +55,7 @@ def grammar_source(where: str, grammar: str) -> str:
         check_grammar(where, grammar)
         return grammar
     try:
-        converted = str(gbnf_to_lark(grammar))
+        converted = str(gbnf_to_lark(grammar)).removeprefix(_OWN_HEAD)
     except Exception as error:  # the library's own kinds, and RecursionError
         raise InvalidRequest(f"{where} is no grammar in GBNF", param=where) from error
     check_grammar(where, converted)
@@ -63,7 +65,7 @@ def grammar_source(where: str, grammar: str) -> str:
 def check_grammar(where: str, grammar: str) -> None:
     """Raise `InvalidRequest` for notation that is not taken or that would cost too much. Takes
     time linear in the length."""
-    every: list[int] = []
+    code: list[str] = []
     for kind, text in _parts_of(grammar):
         if kind == "string" and len(text) > MAX_LITERAL_CHARS:
             message = f"{where} has a string of {len(text)} characters; at most"
@@ -73,12 +75,8 @@ def check_grammar(where: str, grammar: str) -> None:
             if "x" in flags:
                 raise InvalidRequest(f"{where} has a pattern with the flag x", param=where)
             check_pattern(where, body)
-        if kind == "code":
-            _check_code(where, text)
-            every += [max(int(n or 0) for n in m.groups()) for m in _TIMES.finditer(text)]
-    if max(every, default=0) > MAX_TIMES or math.prod(max(n, 1) for n in every) > MAX_ALL_TIMES:
-        message = f"{where} repeats too often; at most {MAX_TIMES} times each"
-        raise TooLarge(f"{message}, {MAX_ALL_TIMES} for all repetitions multiplied", param=where)
+        code.append(text if kind == "code" else _STANDS_FOR.get(kind, text))
+    _check_code(where, "".join(code))
 
 
 def _parts_of(grammar: str) -> Iterator[tuple[str, str]]:
@@ -98,5 +96,12 @@ def _check_code(where: str, code: str) -> None:
         raise InvalidRequest(
             f"{where} gives options to a rule, which is not supported", param=where
         )
-    if any(len(n) > 6 for m in _TIMES.finditer(code) for n in m.groups()):
-        raise TooLarge(f"{where} repeats more than {MAX_TIMES} times", param=where)
+    counts = [max(map(_count, found.groups())) for found in _TIMES.finditer(code)]
+    product = math.prod(max(count, 1) for count in counts)
+    if max(counts, default=0) > MAX_TIMES or product > MAX_ALL_TIMES:
+        message = f"{where} repeats too often; at most {MAX_TIMES} times each"
+        raise TooLarge(f"{message}, {MAX_ALL_TIMES} for all repetitions multiplied", param=where)
+
+
+def _count(digits: str) -> int:
+    return int(digits or 0) if len(digits) < 7 else MAX_ALL_TIMES

@@ -29,7 +29,7 @@ class Grammar:
         self.is_full = False
 
     def lend(self) -> bool:
-        """True if one more answer may use it; else it is compiled anew. One thread at a time."""
+        """True if one more answer may use it; else it is compiled again. One thread at a time."""
         self._num_lent += 1
         return not (self.is_full or self._num_lent > MAX_ANSWERS or self.num_masks > MAX_MASKS)
 

@@ -128,7 +128,7 @@ class _SchemaReader:
             checked = check(f"{at}.{name}", value)
             if checked is not None or name == "const":
                 read[name] = checked
-        _check_optional(at, read)
+        _check_properties(at, read)
         return read
 
     def _check_unread(self, at: str, name: str, value: Any) -> None:
@@ -258,11 +258,15 @@ def _names(at: str, value: Any) -> list[str]:
     return value
 
 
-def _check_optional(at: str, read: Mapping[str, Any]) -> None:
-    optional = len(read.get("properties", {}).keys() - set(read.get("required", ())))
+def _check_properties(at: str, read: Mapping[str, Any]) -> None:
+    """Names in a map may come twice, which is one property: only required ones can be counted."""
+    required = set(read.get("required", ()))
+    optional = len(read.get("properties", {}).keys() - required)
     if optional > MAX_OPTIONAL:
         message = f"{at[:200]} has {optional} properties that are not required; at most"
         raise TooLarge(f"{message} {MAX_OPTIONAL} are taken", param=at[:200])
+    if read.get("minProperties", 0) > max(1, len(required)):
+        raise _refusal(f"{at}.minProperties", "above 1 can't be kept", "name them in required")
 
 
 def _bare(name: str) -> str:

@@ -28,11 +28,12 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.format_fields import FORMAT_FIELDS
 from predictors.protocol.openai.messages import MAX_TEXT
 from predictors.protocol.openai.token_fields import MAX_TOP_LOGPROBS
 
 MAX_PROMPTS = 128
-MAX_IDS = 2**18  # of one prompt of token ids
+MAX_IDS = 100_000  # of one prompt of token ids; a body has at most `MAX_VALUES`
 DEFAULT_TOKENS = 16
 """Of an answer, as OpenAI."""
 
@@ -154,6 +155,7 @@ FROM_CHAT = (
     "presence_penalty", "frequency_penalty", "seed", "stop", "n", "loras", "ignore_eos", "stream",
     "stream_options", "min_p", "logit_bias", "min_tokens", "stop_token_ids",
     "include_stop_str_in_output", "skip_special_tokens", "return_tokens_as_token_ids",
+    *FORMAT_FIELDS,
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 

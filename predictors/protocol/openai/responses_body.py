@@ -35,6 +35,7 @@ from predictors.protocol.openai.fields import (
     wrong,
 )
 from predictors.protocol.openai.film_fields import MEDIA_FIELDS
+from predictors.protocol.openai.format_fields import FORMAT_FIELDS
 from predictors.protocol.openai.messages import MAX_TEXT, BodyMessage
 from predictors.protocol.openai.responses_input import input_rule
 from predictors.protocol.openai.responses_tools import flat_format, flat_tool_choice, flat_tools
@@ -201,11 +202,12 @@ def _include(name: str, value: Any) -> list[str]:
     return names
 
 
+OTHER_FORMATS = tuple(name for name in FORMAT_FIELDS if name != "response_format")
 FROM_CHAT = (
     "model", "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "seed", "stop", "ignore_eos", "loras", "stream", "min_p", "logit_bias",
     "min_tokens", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens",
-    "chat_template_kwargs", "top_logprobs", "coordinates", *MEDIA_FIELDS,
+    "chat_template_kwargs", "top_logprobs", "coordinates", *MEDIA_FIELDS, *OTHER_FORMATS,
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 

@@ -5,9 +5,11 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.fields import (
     DescribedRule,
@@ -112,8 +114,11 @@ def flat_format(name: str, value: Any) -> object:
     if inner:
         nested["json_schema"] = inner
     try:
-        return _CHAT_FORMAT.check(name, nested)
+        found = _CHAT_FORMAT.check(name, nested)
     except InvalidRequest as error:
         there = f"{name}.json_schema"
         param = (error.param or name).replace(there, name)
         raise InvalidRequest(error.message.replace(there, name), param=param) from error
+    if isinstance(found, AnswerFormat):
+        return replace(found, where=found.where.replace(".json_schema", ""))
+    return found

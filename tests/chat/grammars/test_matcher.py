@@ -1,66 +1,139 @@
 from __future__ import annotations
 
-import numpy as np
+import json
+import random
+
+import jsonschema
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks.structured_output.schemas import SCHEMAS, formats
+from predictors.chat.detokenize import Vocabulary
 from predictors.chat.grammars.compiler import GrammarCompiler
-from predictors.chat.grammars.matcher import Matcher
-from predictors.protocol.answer_format import AnswerFormat, schema_format
+from predictors.chat.grammars.matcher import GrammarTooComplex
+from predictors.protocol.answer_format import (
+    choice_format,
+    object_format,
+    regex_format,
+    schema_format,
+)
+from tests.chat.grammars.walks import ENDS, allowed, begins, takes, text_of, walk
 
-FOLDER = "checkpoints/shapes-qwen-vl"
-VOCAB = 832
-ENDS = {800, 802}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer, VOCAB, ENDS)
-
-
-def allowed(matcher: Matcher) -> set[int]:
-    words = np.zeros((VOCAB + 31) // 32, np.int32)
-    matcher.fill(words)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    return set(np.flatnonzero(bits).tolist())
+CLOSED = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 
 
 def test_an_answer_may_end_only_where_the_schema_is_satisfied(
     compiler: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
-    closed = schema_format("response_format", {**schema, "additionalProperties": False})
-    matcher = compiler.compile(closed).matcher()
+    matcher = compiler.compile(schema_format("schema", CLOSED)).matcher()
     for token in tokenizer.encode('{"a":"x"}').ids:
         assert not matcher.is_over
         assert token in allowed(matcher)
         assert ENDS.isdisjoint(allowed(matcher))
         assert matcher.accept(token)
     assert matcher.is_over
-    assert allowed(matcher) == ENDS
+    assert set(allowed(matcher)) == ENDS
     assert matcher.accept(802)
     assert matcher.is_over
 
 
-def test_a_token_outside_of_the_grammar_is_not_accepted(compiler: GrammarCompiler) -> None:
-    matcher = compiler.compile(AnswerFormat("regex", "a+")).matcher()
+def test_a_grammar_dies_of_a_token_that_it_does_not_take(compiler: GrammarCompiler) -> None:
+    matcher = compiler.compile(regex_format("regex", "a+")).matcher()
     assert not matcher.accept(5)
+    with pytest.raises(GrammarTooComplex):
+        allowed(matcher)
 
 
 def test_matchers_of_one_grammar_do_not_disturb_each_other(
     compiler: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    grammar = compiler.compile(AnswerFormat("choice", '["red","blue"]'))
+    grammar = compiler.compile(choice_format("choice", ["red", "blue"]))
     red, blue = grammar.matcher(), grammar.matcher()
-    for token in tokenizer.encode("red").ids:
-        assert red.accept(token)
+    assert all(red.accept(token) for token in tokenizer.encode("red").ids)
     assert red.is_over
     assert not blue.is_over
-    for token in tokenizer.encode("blue").ids:
-        assert blue.accept(token)
-    assert allowed(blue) == ENDS
+    assert all(blue.accept(token) for token in tokenizer.encode("blue").ids)
+    assert set(allowed(blue)) == ENDS
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_random_walk_through_the_masks_ends_in_a_valid_answer(
+    name: str, compiler: GrammarCompiler, vocabulary: Vocabulary
+) -> None:
+    grammar, rng = compiler.compile(formats()[name]), random.Random(name)
+    ended = 0
+    for _ in range(12):
+        tokens, is_ended = walk(grammar, rng, 600)
+        ended += is_ended
+        if is_ended:
+            jsonschema.validate(json.loads(text_of(vocabulary, tokens)), SCHEMAS[name])
+    assert ended >= 11
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ('{"a":"x"}', True),
+        ('{ "a": "x" }', True),
+        ('{\n    "a" :\n        "x"\n}', True),
+        ('{  "a":"x"}', False),
+        ("{\n" + " " * 33 + '"a":"x"}', False),
+        ('{\n\n"a":"x"}', False),
+        (' {"a":"x"}', False),
+        ('{"a":"z"}', False),
+        ('{"a":"x","b":1}', False),
+        ("{}", False),
+    ],
+)
+def test_spaces_between_values_are_bounded(
+    text: str, is_taken: bool, compiler: GrammarCompiler
+) -> None:
+    assert takes(compiler.compile(schema_format("schema", CLOSED)), text) is is_taken
+
+
+def test_keys_come_in_the_order_of_the_schema(compiler: GrammarCompiler) -> None:
+    schema = {"properties": {"b": {"type": "null"}, "a": {"type": "null"}}}
+    closed = {"type": "object", "required": ["a", "b"], "additionalProperties": False, **schema}
+    grammar = compiler.compile(schema_format("schema", closed))
+    assert takes(grammar, '{"b":null,"a":null}')
+    assert not begins(grammar, '{"a"')
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ("{}", True),
+        ('{"a": [1, {"b": null}], "é😀": "\\n"}', True),
+        ("[]", False),
+        ('"a"', False),
+        ("{'a': 1}", False),
+        ('{"a": 1,}', False),
+        ('{"a": "\n"}', False),
+        ('{"a": NaN}', False),
+    ],
+)
+def test_a_json_object_is_any_object(text: str, is_taken: bool, compiler: GrammarCompiler) -> None:
+    assert takes(compiler.compile(object_format("response_format")), text) is is_taken
+
+
+def test_a_character_of_several_tokens_is_taken_whole(
+    compiler: GrammarCompiler, vocabulary: Vocabulary
+) -> None:
+    """The captioner writes é, 漢 and 😀 as one token per byte."""
+    grammar = compiler.compile(choice_format("choice", ["é漢😀", "e"]))
+    assert takes(grammar, "é漢😀")
+    matcher = grammar.matcher()
+    assert matcher.accept(next(t for t in allowed(matcher) if vocabulary.bytes_of(t) == b"\xc3"))
+    assert {vocabulary.bytes_of(token) for token in allowed(matcher)} == {b"\xa9"}
+
+
+def test_a_control_token_is_never_allowed(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    added = tokenizer.get_added_tokens_decoder()
+    control = {i for i, token in added.items() if token.special} - ENDS
+    for pattern in ("(?s:.*)", ".*<\\|im_start\\|>.*"):
+        assert control.isdisjoint(allowed(compiler.compile(regex_format("r", pattern)).matcher()))

@@ -403,12 +403,13 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
             f"generation_config.json sets {name} to",
         )
         for name, value in {
-            "num_beams": 4, "no_repeat_ngram_size": 3, "min_new_tokens": 20, "min_p": 0.1,
+            "num_beams": 4, "no_repeat_ngram_size": 3, "min_new_tokens": 20, "top_h": 0.1,
             "forced_eos_token_id": 802, "bad_words_ids": [[5]], "suppress_tokens": [5],
             "stop_strings": ["a"], "typical_p": 0.5, "sequence_bias": [[[5], -10.0]],
         }.items()
     },
     "penalty 0": ((config(GENERATION, repetition_penalty=0),), "repetition_penalty is 0"),
+    "min_p 2": ((config(GENERATION, min_p=2),), "min_p is 2"),
     "a hot config": ((config(GENERATION, temperature="hot"),), "temperature is 'hot'"),
     "top_p 2": ((config(GENERATION, top_p=2),), "top_p is 2"),
     "no config": ((write("config.json", "{}"),), "not a qwen2_5_vl"),

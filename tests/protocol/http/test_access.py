@@ -157,7 +157,8 @@ def test_an_invalid_setting_is_refused(setting: str) -> None:
 
 
 OPEN = [
-    "/", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready", "/v2/health/ready/",
+    "/", "/health", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready",
+    "/v2/health/ready/",
     "/v2/models/echo/ready", "/v2/models/echo/versions/1/ready", "/v2/models/a/b/ready",
     "/v2/models/a/b/versions/1/ready",
 ]  # fmt: skip
@@ -193,11 +194,13 @@ def test_the_cache_of_allowed_hosts_is_bounded() -> None:
 
 # -- keys ------------------------------------------------------------------------------------------
 KEYLESS = [
-    "/", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready", "/v2/health/ready/",
+    "/", "/health", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready",
+    "/v2/health/ready/",
     "/v2/models/flux/ready", "/v2/models/org/qwen/ready", "/v2/models/flux/versions/1/ready",
     "/v1/images/files/abc.png", "/openai/v1/images/files/abc.png",
 ]  # fmt: skip
 KEYED = [
+    "/version", "/tokenize", "/detokenize", "/v1/responses", "/v1/responses/x", "/health/x",
     "/v2", "/v2/", "/v2/models", "/v2/models/flux", "/v2/models/flux/infer", "/v1/models",
     "/v2/models/flux/ready/infer", "/openapi.json", "/v2/repository/index", "//", "", "*",
     "/v1/chat/completions", "/openai/v1/chat/completions", "/metrics/x", "/v2/health",

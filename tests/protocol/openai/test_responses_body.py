@@ -25,6 +25,9 @@ def item(role: str, *parts: Any, **more: Any) -> dict[str, Any]:
 TEXT = {"type": "input_text", "text": "a"}
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "low"}
 SAID = {"type": "output_text", "text": "b", "annotations": [], "logprobs": []}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORMAT = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}}
+OF_CHAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
 TOOL = {"type": "function", "name": "count", "parameters": {"type": "object"}, "strict": False}
 NESTED = {"type": "function", "function": {"name": "count", "parameters": {"type": "object"}}}
 CALLED = {"type": "function_call", "call_id": "c1", "name": "count", "arguments": "{}"}
@@ -101,6 +104,9 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
         {"logprobs": True, "top_logprobs": 2},
     ),
+    ({"text": FORMAT}, {"response_format": OF_CHAT}),
+    ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
+    ({"structured_outputs": {"choice": ["a"]}}, {"structured_outputs": {"choice": ["a"]}}),
     ({"top_logprobs": 0, "min_p": 0.1}, {"min_p": 0.1}),
     (
         {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 1, "stop": "x", "stream": True},
@@ -143,6 +149,9 @@ def test_the_answer_repeats_what_is_in_force() -> None:
     assert {name: shown[name] for name in given} == given
     assert (shown["store"], shown["previous_response_id"]) == (False, None)
     assert shown["text"] == {"format": {"type": "text"}, "verbosity": "medium"}
+    shown = read_responses_body(body(text=FORMAT, tools=[TOOL], tool_choice="required")).shown
+    assert (shown["text"]["format"], shown["tool_choice"]) == (FORMAT["format"], "required")
+    assert shown["tools"] == [TOOL]
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
@@ -201,7 +210,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 2}, "n", "one answer"),
     ({"max_output_token": 2}, "max_output_token", "did you mean"),
     ({"text": {"format": {}}}, "text.format.type", "is required"),
-    ({"text": {"format": {"type": "xml"}}}, "text.format.type", "supported"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type", "must be 'text'"),
+    ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "required"),
+    ({"text": FORMAT, "guided_regex": "a"}, "guided_regex", "both set"),
     ({"temperature": 3}, "temperature", "from 0 to 2"),
     ({"stream_options": {"include_usage": True}}, "stream_options.include_usage", "unknown"),
 ]
