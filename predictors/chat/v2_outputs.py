@@ -1,4 +1,4 @@
-"""The output tensors of a chat's V2 answer."""
+"""The output tensors of a chat's V2 answer: texts, counts and sizes, and what only some ask for."""
 
 from __future__ import annotations
 
