@@ -9,6 +9,7 @@ from collections.abc import Sequence as Many
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -385,3 +386,17 @@ def test_a_newcomer_finds_pages_beside_one_who_has_given_some_back(wild: Room) -
     lost = [job.spent_cost - job.work.cost_with(90) for job in many]
     assert max(lost) > 0  # what was read again is part of the cost that rates are learned from
     assert other.spent_cost == other.work.cost_with(12)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_preempted_answers_are_those_of_the_cpu(
+    wild_checkpoint: Path, forced: tuple[list[ChatRequest], list[list[int]]]
+) -> None:
+    requests, expected = forced
+    room = Room.open(wild_checkpoint, "auto", "cuda", dtype="float32")
+    jobs = unexpected(room, requests)
+    with few_pages(room, 11):  # of 64 tokens
+        run(room, jobs)
+    assert [tokens_of(job) for job in jobs] == expected
+    assert any(job.spent_cost > job.work.cost_with(job.work.max_tokens) for job in jobs)
+    assert room.engine.describe()["captures_after_ready"] == 0
