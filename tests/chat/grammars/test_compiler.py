@@ -18,22 +18,15 @@ from tests.chat.grammars.walks import ENDS, VOCAB, allowed
 ROOT = Path(__file__).resolve().parents[3]
 
 DEEPEST = """
-import sys, threading
+import threading
 from tokenizers import Tokenizer
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import check_schema, schema_format
 
 threading.stack_size(0)
-KINDS = {
-    "properties": lambda x: {"properties": {"a": x}, "required": ["a"]},
-    "items": lambda x: {"items": x},
-    "allOf": lambda x: {"allOf": [x, {"type": "object"}]},
-}
-wrap = KINDS[sys.argv[1]]
-
 def chain(length):
-    links = {f"d{i}": wrap({"$ref": f"#/$defs/d{i + 1}"}) for i in range(length)}
+    links = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)}
     return {"$defs": {**links, f"d{length}": {"type": "object"}}, "$ref": "#/$defs/d0"}
 
 length = 4000
@@ -53,10 +46,9 @@ print("alive")
 """
 
 
-@pytest.mark.parametrize("kind", ["properties", "items", "allOf"])
-def test_the_deepest_chain_of_references_does_not_end_the_process(kind: str) -> None:
+def test_the_deepest_chain_of_references_does_not_end_the_process() -> None:
     """On a thread of the usual stack it does."""
-    command = [sys.executable, "-c", DEEPEST, kind]
+    command = [sys.executable, "-c", DEEPEST]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (ran.returncode, ran.stdout.splitlines()[-1:]) == (0, ["alive"]), ran.stderr[-500:]
 
