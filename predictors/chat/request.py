@@ -97,12 +97,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Options of single tokens that few requests ask for.
-
-    `logit_bias` are (token, number added to its logit), each token once. Before `min_tokens` no
-    token comes that would end the answer; each of `stop_token_ids` ends it. `logprobs` is the
-    number of alternatives beside the chosen token.
-    """
+    """Limits on tokens that few requests have. `logit_bias` are (token, number added to its
+    logit), each token once. Before `min_tokens` no token comes that would end the answer; each of
+    `stop_token_ids` ends it. `logprobs` is the number of alternatives beside the chosen token."""
 
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
