@@ -20,16 +20,16 @@ from predictors.chat.chunks import (
 from predictors.chat.film import Film, FilmSize
 from predictors.chat.film_fields import film_of, film_options
 from predictors.chat.format_parameters import read_answer_format
-from predictors.chat.logprobs import LogprobWriter, LogprobWriters
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
 from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.streaming import check_streamed_chat
-from predictors.chat.template_options import prompt_options
 from predictors.chat.token_controls import (
     template_parameters,
     token_parameters,
-    with_controls,
+    v2_writer,
+    with_options,
 )
 from predictors.chat.tools.call_grammar import tools_format
 from predictors.chat.tools.tool_parameters import (
@@ -45,8 +45,8 @@ from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, MessagePart
 from predictors.protocol.openai.pixel_fields import DETAILS
-from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
-from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
+from predictors.protocol.openai.template_fields import AS_USUAL
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED
 from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
@@ -179,18 +179,9 @@ class ChatCodec:
             answer_format=answer_format,
             coordinates=coordinates,
         )
-        common = self._with_options(common, tokens, template)
+        if tokens is not UNASKED or template is not AS_USUAL:
+            common = with_options(common, tokens, template, self)
         return (common if tools is None else self._with_tools(common, tools)), seed
-
-    def _with_options(
-        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
-    ) -> ChatRequest:
-        """The request under options that few ask for."""
-        if tokens is not UNASKED:
-            request = with_controls(request, tokens, self.logprobs)
-        if template is not AS_USUAL:
-            request = replace(request, prompt=prompt_options(template, self.variables))
-        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -209,7 +200,8 @@ class ChatCodec:
         """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
         first row."""
         completions = [Completion.of(answer) for answer in answers]
-        tensors = output_tensors(completions, self.v2_writer(request, answers[0].request))
+        writer = v2_writer(request, answers[0].request, self.logprobs)
+        tensors = output_tensors(completions, writer)
         parameters: dict[str, str | int | bool] = {
             "precision": self.precision,
             "queue_ms": max(answer.queue_ms for answer in answers),
@@ -222,13 +214,6 @@ class ChatCodec:
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tensors, parameters)
-
-    def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
-        """None where no logprobs are asked for."""
-        if row.controls.logprobs is None or self.logprobs is None:
-            return None
-        as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -247,7 +232,8 @@ class ChatCodec:
             answer_format=body.answer_format,
             coordinates=asked_coordinates(body.coordinates),
         )
-        request = self._with_options(request, body.tokens, body.template)
+        if body.tokens is not UNASKED or body.template is not AS_USUAL:
+            request = with_options(request, body.tokens, body.template, self)
         if body.tools is not None:
             request = self._with_tools(request, body.tools)
         return with_row_seeds([request] * body.n, body.seed)

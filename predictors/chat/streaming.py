@@ -9,6 +9,7 @@ import orjson
 
 from predictors.base import Answer
 from predictors.chat.request import ChatDelta, ChatRequest, scores_of
+from predictors.chat.token_controls import v2_writer
 from predictors.errors import InvalidRequest
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 
@@ -44,7 +45,7 @@ def encode_deltas(
     text, last = "".join(delta.text for delta in deltas), deltas[-1]
     if last.finish_reason is None:
         outputs = [Tensor("text", "BYTES", (1,), [text.encode()], text=True)]
-        if (writer := codec.v2_writer(request, row)) is not None:
+        if (writer := v2_writer(request, row, codec.logprobs)) is not None:
             scores = [score for delta in deltas for score in scores_of(delta)]
             written = orjson.dumps(writer.part(scores))
             outputs.append(Tensor("logprobs", "BYTES", (1,), [written], text=True))

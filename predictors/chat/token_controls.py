@@ -5,15 +5,16 @@ against the model's vocabulary.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from predictors.chat.limits import check_controls
-from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, TextOptions
+from predictors.chat.template_options import prompt_options
 from predictors.protocol.openai.chat_body import MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields, template_text
 from predictors.protocol.openai.token_fields import UNASKED, TokenFields, read_token_parameters
-from predictors.protocol.v2.values import Parameters
+from predictors.protocol.v2.values import Parameters, V2Request
 
 FLAGS = (
     "logprobs", "include_stop_str_in_output", "skip_special_tokens", "return_tokens_as_token_ids",
@@ -35,6 +36,16 @@ def template_parameters(parameters: Parameters) -> TemplateFields:
     return AS_USUAL if found is None else TemplateFields(template_text(found))
 
 
+class OptionsKnown(Protocol):
+    """The parts of a model that options are held against."""
+
+    @property
+    def logprobs(self) -> LogprobWriters | None: ...
+
+    @property
+    def variables(self) -> frozenset[str]: ...
+
+
 def controls_of(asked: TokenFields, vocabulary_size: int, max_tokens: int | None) -> Controls:
     """Raises `InvalidRequest` for ids beyond the vocabulary and numbers that contradict each other;
     the engine compares with the `max_tokens` that a request without a number gets."""
@@ -50,10 +61,24 @@ def controls_of(asked: TokenFields, vocabulary_size: int, max_tokens: int | None
     return found if found != NO_CONTROLS else NO_CONTROLS
 
 
-def with_controls(
-    request: ChatRequest, asked: TokenFields, writers: LogprobWriters | None
+def with_options(
+    request: ChatRequest, tokens: TokenFields, template: TemplateFields, known: OptionsKnown
 ) -> ChatRequest:
-    """The request with what `asked` says of tokens and text."""
-    size = 0 if writers is None else writers.vocabulary_size
-    text = TextOptions(asked.include_stop_str_in_output, not asked.skip_special_tokens)
-    return replace(request, controls=controls_of(asked, size, request.max_tokens), text=text)
+    """The request under options that few ask for. Raises `InvalidRequest`."""
+    if tokens is not UNASKED:
+        size = 0 if known.logprobs is None else known.logprobs.vocabulary_size
+        text = TextOptions(tokens.include_stop_str_in_output, not tokens.skip_special_tokens)
+        controls = controls_of(tokens, size, request.max_tokens)
+        request = replace(request, controls=controls, text=text)
+    if template is not AS_USUAL:
+        request = replace(request, prompt=prompt_options(template, known.variables))
+    return request
+
+
+def v2_writer(
+    request: V2Request, row: ChatRequest, writers: LogprobWriters | None
+) -> LogprobWriter | None:
+    """The writer of V2's logprobs; None where none are asked for."""
+    if row.controls.logprobs is None or writers is None:
+        return None
+    return writers.of(row, as_ids=request.parameters.get("return_tokens_as_token_ids") is True)

@@ -136,7 +136,8 @@ async def test_a_stop_string_ends_answer_and_job(predictor: ChatPredictor) -> No
     chunks = await streamed(predictor, stopped)
     assert contents(chunks, 0) == text[: text.index(stop)]
     await next_turn(predictor)  # long before 200 tokens
-    assert predictor.host._engine._pool.num_free == predictor.host._engine._pool.num_pages  # type: ignore[attr-defined]
+    pool = predictor.host._engine._pages.pool  # type: ignore[attr-defined]
+    assert pool.num_free == pool.num_pages
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -148,7 +149,7 @@ async def test_a_caller_that_leaves_a_stream_frees_slots_and_pages(
         async for _ in chunks:
             break
     await next_turn(predictor)
-    pool = predictor.host._engine._pool  # type: ignore[attr-defined]
+    pool = predictor.host._engine._pages.pool  # type: ignore[attr-defined]
     assert pool.num_free == pool.num_pages
 
 
