@@ -21,26 +21,19 @@ from predictors.chat.chunks import (
     list_calls,
     used_adapters,
 )
-from predictors.chat.film import Film, FilmOptions, FilmSize
+from predictors.chat.film import Film, FilmSize
+from predictors.chat.film_fields import film_of, film_options
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
-from predictors.chat.request import (
-    ChatRequest,
-    Message,
-    Picture,
-    PictureSize,
-    PixelBounds,
-    PixelLimits,
-    Sampling,
-)
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
+from predictors.chat.request import ChatRequest, Message, Picture, PictureSize, Sampling
 from predictors.chat.streaming import check_streamed_chat
 from predictors.chat.template_options import prompt_options
 from predictors.chat.token_controls import (
-    controls_of,
     template_parameters,
-    text_options_of,
     token_parameters,
+    with_controls,
 )
 from predictors.chat.tools.call_grammar import tools_format
 from predictors.chat.tools.tool_parameters import (
@@ -116,7 +109,6 @@ class ChatCodec:
     mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
     logprobs: LogprobWriters | None = None
-    """None where no request asks for anything of single tokens."""
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
     tags_are_tokens: bool = False
@@ -141,9 +133,7 @@ class ChatCodec:
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
         frames = read_frame_parameters(parameters)
-        options = FilmOptions(**asdict(frames))
-        if bounds is not None:
-            options = replace(options, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
+        options = film_options(frames, bounds)
         common, seed = self._decode_parameters(parameters, request.adapters)
         if common.coordinates is None and "boxes" in request.outputs:
             problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
@@ -215,11 +205,9 @@ class ChatCodec:
     def _with_options(
         self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
     ) -> ChatRequest:
-        """The request under what few ask for."""
+        """The request under options that few ask for."""
         if tokens is not UNASKED:
-            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
-            controls = controls_of(tokens, size, request.max_tokens)
-            request = replace(request, controls=controls, text=text_options_of(tokens))
+            request = with_controls(request, tokens, self.logprobs)
         if template is not AS_USUAL:
             request = replace(request, prompt=prompt_options(template, self.variables))
         return request
@@ -339,7 +327,7 @@ class ChatCodec:
             if isinstance(part, str):
                 return part
             if isinstance(part, FilmPart):
-                return self._film(part, body)
+                return film_of(part, body, self.pixels)
             own, bounds = part.pixels, common
             least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
             if least or most:
@@ -348,17 +336,6 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
-
-    def _film(self, part: FilmPart, body: ChatBody) -> Film:
-        """A film. What it does not ask for itself is as the body asks for all films."""
-        own, common = part.pixels, body.pixels
-        least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
-        given = (least or common.min_pixels, most or common.max_pixels)
-        bounds = self.pixels.choose(*given, part.where)
-        options = FilmOptions(**asdict(part.frames.over(body.frames)))
-        if bounds is not None:
-            options = replace(options, min_pixels=given[0], max_pixels=given[1])
-        return Film(part.files, part.is_frames, options, part.where)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

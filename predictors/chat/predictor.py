@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
 from predictors.chat.log_fields import fields_of, prompt_of
@@ -40,6 +39,7 @@ from predictors.chat.template_options import own_variables
 from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
+from predictors.chat.work import ChatWork
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
@@ -87,7 +87,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
-        self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
+        self._adapters = NamedAdapters(name, model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
@@ -264,11 +264,3 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return requests_of(body, self._codec, call.adapters)
-
-
-def with_room(settings: Settings, num_adapters: int) -> Settings:
-    """The settings with a slot for each of so many adapters, unless they say how many."""
-    own = settings.qwen_vl
-    if not num_adapters or own.lora_max_active:
-        return settings
-    return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))
