@@ -12,7 +12,7 @@ from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
-from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
+from predictors.chat.codec import INPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
@@ -39,6 +39,7 @@ from predictors.chat.template_options import own_variables
 from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
+from predictors.chat.v2_outputs import OUTPUT_TYPES
 from predictors.chat.work import ChatWork
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
