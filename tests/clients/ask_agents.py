@@ -75,6 +75,8 @@ def tool_loop(kind: Any = OpenAIChatCompletionsModel, *, is_streamed: bool) -> A
     counted.clear()
     talker = agent(kind=kind)
     talker.tools = [count_shapes]
+    if kind is OpenAIResponsesModel:  # it raises for an answer that was cut, as the last one may be
+        talker.tool_use_behavior = "stop_on_first_tool"
     talker.model_settings.tool_choice = "required"
     talker.model_settings.parallel_tool_calls = False
     talker.model_settings.max_tokens = report.CALL_TOKENS
