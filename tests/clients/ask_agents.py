@@ -1,11 +1,18 @@
-"""OpenAI's agents with the chat-completions model: a run, a streamed run, a picture."""
+"""OpenAI's agents over chat completions and over responses: runs, streams, a picture, a tool."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+)
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
@@ -23,15 +30,15 @@ INPUT: Any = [
 ]
 
 
-def agent(instructions: str | None = None) -> Agent:
+def agent(instructions: str | None = None, kind: Any = OpenAIChatCompletionsModel) -> Agent:
     client = AsyncOpenAI(base_url=report.base_url(), api_key=report.KEY, timeout=report.TIMEOUT_S)
     settings = ModelSettings(temperature=0, max_tokens=report.TOKENS, extra_body={"seed": 1})
-    model = OpenAIChatCompletionsModel(model=report.MODEL, openai_client=client)
+    model = kind(model=report.MODEL, openai_client=client)
     return Agent(name="eyes", instructions=instructions, model=model, model_settings=settings)
 
 
-def chat() -> Any:
-    return {"text": asyncio.run(Runner.run(agent(), INPUT)).final_output}
+def chat(kind: Any = OpenAIChatCompletionsModel) -> Any:
+    return {"text": asyncio.run(Runner.run(agent(kind=kind), INPUT)).final_output}
 
 
 def with_instructions() -> Any:
@@ -39,9 +46,9 @@ def with_instructions() -> Any:
     return bool(result.final_output)
 
 
-def stream() -> Any:
+def stream(kind: Any = OpenAIChatCompletionsModel) -> Any:
     async def ask() -> str:
-        result = Runner.run_streamed(agent(), INPUT)
+        result = Runner.run_streamed(agent(kind=kind), INPUT)
         async for _ in result.stream_events():
             pass
         return str(result.final_output)
@@ -63,11 +70,13 @@ class Seen(BaseModel):
     shape: Shape
 
 
-def tool_loop(*, is_streamed: bool) -> Any:
+def tool_loop(kind: Any = OpenAIChatCompletionsModel, *, is_streamed: bool) -> Any:
     """The agent must call first; then it reads the result and answers."""
     counted.clear()
-    talker = agent()
+    talker = agent(kind=kind)
     talker.tools = [count_shapes]
+    if kind is OpenAIResponsesModel:  # it raises for an answer that was cut, as the last one may be
+        talker.tool_use_behavior = "stop_on_first_tool"
     talker.model_settings.tool_choice = "required"
     talker.model_settings.parallel_tool_calls = False
     talker.model_settings.max_tokens = report.CALL_TOKENS
@@ -101,5 +110,9 @@ if __name__ == "__main__":
             "tool loop": lambda: tool_loop(is_streamed=False),
             "streamed loop": lambda: tool_loop(is_streamed=True),
             "typed": typed,
+            "responses": lambda: chat(OpenAIResponsesModel),
+            "streamed responses": lambda: stream(OpenAIResponsesModel),
+            "responses loop": lambda: tool_loop(OpenAIResponsesModel, is_streamed=False),
+            "streamed responses loop": lambda: tool_loop(OpenAIResponsesModel, is_streamed=True),
         }
     )

@@ -114,7 +114,17 @@ def test_langchain_calls_tools_and_gives_structured_output(ask: Ask) -> None:
     assert cut in found["json_mode"].get("raised", [cut]), found["json_mode"]
 
 
-@pytest.mark.parametrize("way", ["tool loop", "streamed loop"])
+@pytest.mark.parametrize("way", ["responses", "streamed responses"])
+def test_agents_say_over_responses_what_a_chat_says(
+    ask: Ask, expected: dict[str, Any], way: str
+) -> None:
+    assert ask("agents")[way]["text"] == expected["text"], ask("agents")[way]
+
+
+LOOPS = ["tool loop", "streamed loop", "responses loop", "streamed responses loop"]
+
+
+@pytest.mark.parametrize("way", LOOPS)
 def test_an_agent_runs_its_tool_and_answers(ask: Ask, way: str) -> None:
     found = ask("agents")[way]
     assert found.get("shapes"), found

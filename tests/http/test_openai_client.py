@@ -90,8 +90,8 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
 
 def test_a_bad_field_is_a_bad_request_error_that_names_it(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="qwen-vl", messages=HELLO, logprobs=True)
-    assert refused.value.param == "logprobs"
+        client.chat.completions.create(model="qwen-vl", messages=HELLO, modalities=["audio"])
+    assert refused.value.param == "modalities"
     assert refused.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(model="flux", prompt="x", response_format="hex")  # type: ignore[call-overload]
