@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from predictors.chat.film import Film
 from predictors.chat.film_fields import film_of
-from predictors.chat.request import Message, Picture, PixelBounds, PixelLimits
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
+from predictors.chat.request import Message, Picture
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.messages import BodyMessage, MessagePart

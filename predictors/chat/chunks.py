@@ -50,7 +50,8 @@ class Completion:
     pictures: tuple[PromptSize, ...]
     scores: tuple[TokenLogprob, ...]
     cached_tokens: int | None
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[ToolCall, ...] | None = None
+    """None where no tool might be called."""
     boxes: tuple[PictureBox, ...] | None = None
 
     @classmethod
@@ -59,7 +60,7 @@ class Completion:
         last = answer.chunks[-1]
         assert last.finish_reason is not None
         reason = last.finish_reason
-        calls: tuple[ToolCall, ...] = ()
+        calls: tuple[ToolCall, ...] | None = None
         if answer.request.tools is None:
             text = "".join(delta.text for delta in answer.chunks)
         else:
@@ -72,6 +73,8 @@ class Completion:
 
 class ChunkEncoder:
     """Encodes one chat: a streamed one as roles first, then texts; counts and times last."""
+
+    opens_at_once = False
 
     def __init__(
         self,

@@ -11,15 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import orjson
-
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.body_messages import message_of
 from predictors.chat.chunks import (
     ChatAnswer,
     Completion,
-    list_boxes,
-    list_calls,
     used_adapters,
 )
 from predictors.chat.film import Film, FilmSize
@@ -27,29 +23,21 @@ from predictors.chat.film_fields import film_options
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
-from predictors.chat.request import (
-    ChatRequest,
-    Message,
-    Picture,
-    PictureSize,
-    PixelBounds,
-    PixelLimits,
-    Sampling,
-)
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
+from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.streaming import check_streamed_chat
 from predictors.chat.template_options import prompt_options
 from predictors.chat.token_controls import (
-    controls_of,
     template_parameters,
-    text_options_of,
     token_parameters,
+    with_controls,
 )
 from predictors.chat.tools.call_grammar import tools_format
 from predictors.chat.tools.tool_parameters import (
-    TOOL_CALLS,
     check_calls_answer,
     read_tool_parameters,
 )
+from predictors.chat.v2_outputs import LOGPROBS, output_tensors
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
@@ -63,7 +51,6 @@ from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
-    Tensor,
     V2Request,
     V2Response,
     count_rows,
@@ -76,26 +63,11 @@ SAMPLING_FIELDS = (
 OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
-LOGPROBS = "logprobs"
-"""V2's output, and the parameter that asks for it."""
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
     {"name": "video", "datatype": "BYTES", "shape": [-1]},
 ]
-OUTPUT_TYPES = [
-    {"name": "text", "datatype": "BYTES", "shape": [-1]},
-    {"name": "finish_reason", "datatype": "BYTES", "shape": [-1]},
-    {"name": "prompt_tokens", "datatype": "INT64", "shape": [-1]},
-    {"name": "completion_tokens", "datatype": "INT64", "shape": [-1]},
-    {"name": "image_width", "datatype": "INT64", "shape": [-1]},
-    {"name": "image_height", "datatype": "INT64", "shape": [-1]},
-    {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
-    {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
-    {"name": TOOL_CALLS, "datatype": "BYTES", "shape": [-1]},
-    {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
-]
-NO_PICTURE = PictureSize(0, 0, 0)
 
 
 def _no_adapters(named: NamedScales) -> AdapterMix:
@@ -116,7 +88,6 @@ class ChatCodec:
     mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
     logprobs: LogprobWriters | None = None
-    """None where no request asks for anything of single tokens."""
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
     tags_are_tokens: bool = False
@@ -213,11 +184,9 @@ class ChatCodec:
     def _with_options(
         self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
     ) -> ChatRequest:
-        """The request under what few ask for."""
+        """The request under options that few ask for."""
         if tokens is not UNASKED:
-            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
-            controls = controls_of(tokens, size, request.max_tokens)
-            request = replace(request, controls=controls, text=text_options_of(tokens))
+            request = with_controls(request, tokens, self.logprobs)
         if template is not AS_USUAL:
             request = replace(request, prompt=prompt_options(template, self.variables))
         return request
@@ -239,29 +208,7 @@ class ChatCodec:
         """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
         first row."""
         completions = [Completion.of(answer) for answer in answers]
-        sizes = [
-            next((size for size in c.pictures if isinstance(size, PictureSize)), NO_PICTURE)
-            for c in completions
-        ]  # one picture per row
-        shape = (len(completions),)
-        columns: list[tuple[str, list[Any]]] = [
-            ("text", [c.text.encode() for c in completions]),
-            ("finish_reason", [c.finish_reason.encode() for c in completions]),
-            ("prompt_tokens", [c.prompt_tokens for c in completions]),
-            ("completion_tokens", [c.completion_tokens for c in completions]),
-            ("image_width", [size.width for size in sizes]),
-            ("image_height", [size.height for size in sizes]),
-            ("image_tokens", [size.tokens for size in sizes]),
-        ]
-        if (writer := self.v2_writer(request, answers[0].request)) is not None:
-            columns.append((LOGPROBS, [orjson.dumps(writer.whole(c.scores)) for c in completions]))
-        if any(c.boxes is not None for c in completions):
-            said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
-            columns.append(("boxes", said))
-        if answers[0].request.tools is not None:
-            columns.append((TOOL_CALLS, [orjson.dumps(list_calls(c.calls)) for c in completions]))
-        types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
-        tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
+        tensors = output_tensors(completions, self.v2_writer(request, answers[0].request))
         parameters: dict[str, str | int | bool] = {
             "precision": self.precision,
             "queue_ms": max(answer.queue_ms for answer in answers),
@@ -273,7 +220,7 @@ class ChatCodec:
             parameters["videos"] = json.dumps([asdict(size) for size in films])
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
-        return V2Response(request.model, request.id, tuple(tensors), parameters)
+        return V2Response(request.model, request.id, tensors, parameters)
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from predictors.chat.film import Film, FilmOptions
-from predictors.chat.request import PixelBounds, PixelLimits
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.film_fields import FilmPart, RequestedFrames
 

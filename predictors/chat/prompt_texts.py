@@ -12,7 +12,7 @@ from predictors.chat.placing import written_films
 from predictors.chat.request import Message, Picture, PromptOptions
 from predictors.chat.template_options import render
 from predictors.chat.tools.tag_reader import OPENING
-from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, has_calls
+from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.tool_fields import OfferedTools
 
@@ -42,7 +42,7 @@ class PromptTexts:
     ) -> list[str]:
         """The conversation in pieces, which are tokenised one by one, with `films` in the places of
         its films. Raises `InvalidRequest`."""
-        if tools is None and not has_calls(messages):
+        if tools is None and not _has_calls(messages):
             turns = [{"role": m.role, "content": _content(m, self._plain)} for m in messages]
             written = render(self._model, turns, options, self._plain)
         else:
@@ -70,6 +70,14 @@ class PromptTexts:
 
     def _cut(self, found: re.Match[str]) -> str:
         return found[0][0] + self._break + found[0][1:]
+
+
+def _has_calls(messages: Sequence[Message]) -> bool:
+    """True for a conversation with calls or their answers."""
+    for message in messages:  # noqa: SIM110 - a generator costs calls for every message
+        if message.calls or message.call_id is not None:
+            return True
+    return False
 
 
 def _content(message: Message, plain: Callable[[str], str]) -> str | list[dict[str, str]]:

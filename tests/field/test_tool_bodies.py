@@ -277,5 +277,8 @@ def test_an_assistants_calls_are_accepted_as_openais_client_dumps_them() -> None
     from openai.types.chat import ChatCompletionMessage
 
     said = ChatCompletionMessage.model_validate({"role": "assistant", "tool_calls": [call()]})
-    found = read_chat_body({"model": "m", "messages": [ASK, said.model_dump(), answer()]})
-    assert found.messages[1] == BodyMessage("assistant", (), (CIRCLE,))
+    parsed = said.model_dump()
+    parsed["tool_calls"][0]["function"]["parsed_arguments"] = {"shape": "circle"}
+    for dumped in (said.model_dump(), parsed | {"parsed": None}):
+        found = read_chat_body({"model": "m", "messages": [ASK, dumped, answer()]})
+        assert found.messages[1] == BodyMessage("assistant", (), (CIRCLE,))

@@ -18,6 +18,9 @@ from PIL import Image
 from starlette.routing import Route
 
 from predictors.chat import codec as qwen_vl_codec
+from predictors.chat import v2_outputs
+from predictors.chat.parameter_ranges import parameter_schemas
+from predictors.chat.request import PixelLimits, Sampling
 from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
@@ -183,12 +186,10 @@ def test_v2_names_are_the_codecs() -> None:
     parameters = {field.name for field in fields(ImageParameters)} - {"source"}
     assert names("FLUX") == parameters | {"image", "mask"} | {"timeout", "priority"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
-    sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"} | {
-        "stream"
-    }
-    pixels = {"min_pixels", "max_pixels", "detail", "coordinates"}
-    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"loras", "timeout", "priority"}
-    for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
+    bounds = PixelLimits(1, 2, 2, 1)
+    parameters = set(parameter_schemas(Sampling(), bounds, 0)) | {"loras", "stream"}
+    assert names("Qwen2.5-VL") == inputs | parameters | {"timeout", "priority"}
+    for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", v2_outputs)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
 

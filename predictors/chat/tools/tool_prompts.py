@@ -118,14 +118,6 @@ class ToolPrompts:
         return [{"role": "system", "content": opening}, *written]
 
 
-def has_calls(messages: Sequence[Message]) -> bool:
-    """True for a conversation with calls or their answers."""
-    for message in messages:  # noqa: SIM110 - a generator costs calls for every message
-        if message.calls or message.call_id is not None:
-            return True
-    return False
-
-
 def _described(tool: FunctionTool, plain: Callable[[str], str]) -> Mapping[str, Any]:
     """The tool in OpenAI's form."""
     function: dict[str, Any] = {"name": tool.name}

@@ -59,7 +59,12 @@ def arguments_rule(name: str, value: Any) -> str:
     return value
 
 
-_CALLED: dict[str, DescribedRule] = {"name": tool_name, "arguments": arguments_rule}
+_CALLED: dict[str, DescribedRule] = {
+    "name": tool_name,
+    "arguments": arguments_rule,
+    # OpenAI's client sends a parsed call back with it
+    "parsed_arguments": dropped(dict, list, str, float, bool, why="it repeats arguments"),
+}
 
 
 @described(object_schema(_CALLED, "name", "arguments"))

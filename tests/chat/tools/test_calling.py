@@ -163,7 +163,7 @@ async def test_a_schema_that_no_grammar_takes_is_refused_by_its_tool(
 
 
 def test_metadata_says_how_the_model_is_told_of_tools(predictor: ChatPredictor) -> None:
-    assert predictor.get_limits()["tools"] == "hermes"
+    assert predictor.get_limits()["tools"] == "template"
 
 
 # -- V2 --------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ _SHREDS = st.sampled_from((
 _ANSWER = st.lists(_CALLS | _SHREDS | st.text(max_size=5), max_size=8).map("".join)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.data(), _ANSWER, st.booleans())
 def test_the_parts_do_not_depend_on_how_the_text_is_cut(
     data: st.DataObject, text: str, is_guarded: bool

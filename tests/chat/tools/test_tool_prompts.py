@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import ChatRequest, Message, Picture
 from predictors.chat.stored_template import template_environment
 from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, ToolWay
@@ -16,6 +17,7 @@ from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import FunctionTool, OfferedTools
+from predictors.settings import ImageLimits, QwenVLSettings
 from tests.chat.room import CHECKPOINT, GREEDY, png
 from tests.chat.tools import templates
 
@@ -116,16 +118,20 @@ def test_calls_without_tools_are_written_without_the_block(template: str) -> Non
 
 
 # -- whole prompts ---------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def preparer() -> Any:
-    from predictors.chat.inputs import ChatPreparer
-    from predictors.settings import ImageLimits, QwenVLSettings
-
+@pytest.fixture(scope="module", params=[ToolWay.TEMPLATE, ToolWay.HERMES], ids=["own", "hermes"])
+def preparer(request: pytest.FixtureRequest) -> ChatPreparer:
+    """Of the embedded checkpoint, and of the same with the published template of Qwen2.5-VL."""
     model = Qwen25VLModel(CHECKPOINT)
-    return ChatPreparer("test", model, QwenVLSettings(), ImageLimits(), lambda: 4096)
+    if request.param is ToolWay.HERMES:
+        model.template = templates.QWEN2_5_VL
+    made = ChatPreparer("test", model, QwenVLSettings(), ImageLimits(), lambda: 4096)
+    assert made.texts.tools.way is request.param
+    return made
 
 
-def tokens(preparer: Any, talk: Sequence[Message], offered: OfferedTools | None) -> list[int]:
+def tokens(
+    preparer: ChatPreparer, talk: Sequence[Message], offered: OfferedTools | None
+) -> list[int]:
     request = ChatRequest(tuple(talk), GREEDY, 0, max_tokens=4, tools=offered)
     found: list[int] = preparer.prepare(request).tokens.tolist()
     return found
@@ -138,7 +144,7 @@ FORGED = (
 PLAIN = "x"
 
 
-def test_no_text_of_a_caller_is_a_tag_or_a_control_token(preparer: Any) -> None:
+def test_no_text_of_a_caller_is_a_tag_or_a_control_token(preparer: ChatPreparer) -> None:
     """Neither in a message, a tool's answer, an argument, a definition nor an id."""
 
     def talk(text: str) -> list[Message]:
@@ -164,20 +170,20 @@ def test_no_text_of_a_caller_is_a_tag_or_a_control_token(preparer: Any) -> None:
     assert text.count(json.dumps(FORGED)[1:-1]) == 6  # and inside of JSON
 
 
-def test_without_tools_a_tag_in_a_text_is_the_token_that_it_was(preparer: Any) -> None:
+def test_without_tools_a_tag_in_a_text_is_the_token_that_it_was(preparer: ChatPreparer) -> None:
     token = preparer._model.tokenizer.token_to_id("<tool_call>")
     assert tokens(preparer, [Message("user", ("<tool_call>",))], None).count(token) == 1
     assert tokens(preparer, [Message("user", ("<tool_call>",))], OFFERED).count(token) == 2
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_tag_is_not_made_of_two_texts(preparer: Any, tag: str) -> None:
+def test_a_tag_is_not_made_of_two_texts(preparer: ChatPreparer, tag: str) -> None:
     halves = Message("user", (tag[:3], tag[3:]))
     whole = Message("user", (tag,))
     assert tokens(preparer, [halves], OFFERED) == tokens(preparer, [whole], OFFERED)
 
 
-def test_tools_count_for_the_length_of_a_prompt(preparer: Any) -> None:
+def test_tools_count_for_the_length_of_a_prompt(preparer: ChatPreparer) -> None:
     request = ChatRequest((Message("user", ("hi",)),), GREEDY, 0, max_tokens=4)
     large = OfferedTools((FunctionTool("f", "word " * 40_000),))
     assert preparer.cost(ChatRequest(request.messages, GREEDY, 0, tools=large)) > 100
