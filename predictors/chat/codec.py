@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.body_messages import message_of
 from predictors.chat.chunks import (
     ChatAnswer,
     Completion,
     used_adapters,
 )
 from predictors.chat.film import Film, FilmSize
-from predictors.chat.film_fields import film_of, film_options
+from predictors.chat.film_fields import film_options
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
@@ -41,9 +42,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
-from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
-from predictors.protocol.openai.messages import BodyMessage, MessagePart
 from predictors.protocol.openai.pixel_fields import DETAILS
 from predictors.protocol.openai.template_fields import AS_USUAL
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED
@@ -245,7 +244,8 @@ class ChatCodec:
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
-        messages = tuple(self._message(turn, body, common) for turn in body.messages)
+        given = (body, self.pixels, common)
+        messages = tuple(message_of(turn, *given) for turn in body.messages)
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
@@ -261,25 +261,6 @@ class ChatCodec:
                 param="messages",
             )
         return messages
-
-    def _message(self, turn: BodyMessage, body: ChatBody, common: PixelBounds | None) -> Message:
-        """A message. `common` is what the body asks for all pictures; one may ask for more or
-        less."""
-        asked = body.pixels
-
-        def part_of(part: MessagePart) -> str | Picture | Film:
-            if isinstance(part, str):
-                return part
-            if isinstance(part, FilmPart):
-                return film_of(part, body, self.pixels)
-            own, bounds = part.pixels, common
-            least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
-            if least or most:
-                given = (least or asked.min_pixels, most or asked.max_pixels)
-                bounds = self.pixels.choose(*given, part.where)
-            return Picture(part.file, part.where, bounds=bounds)
-
-        return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -1,0 +1,35 @@
+"""From a message of a chat body to one of a request: its pictures and films get the pixels that
+they or the body ask for. Any thread.
+"""
+
+from __future__ import annotations
+
+from predictors.chat.film import Film
+from predictors.chat.film_fields import film_of
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
+from predictors.chat.request import Message, Picture
+from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.film_fields import FilmPart
+from predictors.protocol.openai.messages import BodyMessage, MessagePart
+
+
+def message_of(
+    turn: BodyMessage, body: ChatBody, limits: PixelLimits, common: PixelBounds | None
+) -> Message:
+    """A message. `common` is what the body asks for all pictures; one may ask for more or less.
+    Raises `InvalidRequest` for pixels that this server does not read."""
+    asked = body.pixels
+
+    def part_of(part: MessagePart) -> str | Picture | Film:
+        if isinstance(part, str):
+            return part
+        if isinstance(part, FilmPart):
+            return film_of(part, body, limits)
+        own, bounds = part.pixels, common
+        least, most = own.min_pixels, own.max_pixels or limits.of_detail(own.detail)
+        if least or most:
+            given = (least or asked.min_pixels, most or asked.max_pixels)
+            bounds = limits.choose(*given, part.where)
+        return Picture(part.file, part.where, bounds=bounds)
+
+    return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
