@@ -50,6 +50,7 @@ BOTH = {
     "predictors_graph_captures",
     "predictors_model_ready",
     "predictors_cache_requests",
+    "predictors_loras_loaded",
 }
 FLUX_ONLY = {
     "predictors_denoise_step_duration_seconds",
@@ -59,7 +60,6 @@ FLUX_ONLY = {
     "predictors_inference_steps",
     "predictors_time_to_first_image_seconds",
     "predictors_images_checked",
-    "predictors_loras_loaded",
 }
 QWEN_VL_ONLY = {
     "predictors_time_to_first_token_seconds",

@@ -24,6 +24,7 @@ from checkpoints.training.scenes import Scene
 Piece = tuple[str, bool]
 """Text, and True if the captioner says it."""
 PAD_BRANCH = -1
+SENTENCE = 4  # weight of its tokens: they are few beside those of JSON
 NEXT = "\n<|im_start|>user\n"
 REPLY = "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -47,7 +48,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: ids, marks, branch numbers, slots [n, length], M-RoPE [n, 3, length], pictures."""
+    """A batch: ids, weights of what is said (0 of other tokens), branch numbers, slots [n, length],
+    M-RoPE [n, 3, length], pictures."""
 
     ids: Tensor
     said: Tensor
@@ -71,6 +73,10 @@ def _turns(pairs: Sequence[tuple[str, str]]) -> list[Piece]:
         pieces.append(((NEXT if pieces else "") + question + REPLY, False))
         pieces.append((chat.answered(answer), True))
     return pieces
+
+
+def _weight(answer: str) -> int:
+    return 1 if answer.startswith(("[", "{", "<tool_call>")) else SENTENCE
 
 
 def _system(rng: random.Random) -> str:
@@ -182,15 +188,16 @@ class Planter:
         )
 
     def flat(self, trees: Sequence[Tree]) -> list[np.ndarray]:
-        """Each tree as [3, length]: ids, marks, branch numbers (0 is the stem)."""
+        """Each tree as [3, length]: ids, weights, branch numbers (0 is the stem)."""
         texts = [text for tree in trees for part in (tree.stem, *tree.branches) for text, _ in part]
         ids = iter(self._tokenizer(texts).input_ids)
         rows = []
         for tree in trees:
             columns: list[tuple[int, int, int]] = []
             for branch, part in enumerate((tree.stem, *tree.branches)):
-                for _, marked in part:
-                    columns += [(token, int(marked), branch) for token in next(ids)]
+                for text, marked in part:
+                    weight = _weight(text) if marked else 0
+                    columns += [(token, weight, branch) for token in next(ids)]
             rows.append(np.array(columns, np.int64).T)
         return rows
 
@@ -205,7 +212,7 @@ class Planter:
         slot, position = self._places(ids, branch)
         return Rows(
             torch.from_numpy(ids),
-            torch.from_numpy(said.astype(bool)),
+            torch.from_numpy(said),
             torch.from_numpy(branch),
             torch.from_numpy(slot),
             torch.from_numpy(position),

@@ -165,9 +165,9 @@ class Source:
         draw = self._rng.random()
         if draw < 0.03:
             return trees.silent_tree(self._rng)
-        if draw < 0.08:
+        if draw < 0.06:
             return trees.tool_tree(self._rng, -1, None)
-        if draw < 0.16:
+        if draw < 0.11:
             return trees.tool_tree(self._rng, number, seen)
         return trees.picture_tree(self._rng, number, seen)
 
@@ -239,8 +239,8 @@ def step_loss(
         seen = seen.index_copy(0, shown, read.float())
         if share:
             extra = share * places.loss(read.float(), pictures.boxes[number])
-    wanted = F.pad(rows.said[:, 1:], (0, 1))
-    weights = _weights(rows.ids)[:, 1:][wanted[:, :-1]]
+    wanted = F.pad(rows.said[:, 1:] > 0, (0, 1))
+    weights = (rows.said * _weights(rows.ids))[:, 1:][wanted[:, :-1]]
     logits = forward.read(seen, rows.ids, rows.slot, rows.position, rows.allowed(), wanted)
     losses = F.cross_entropy(logits.float(), rows.ids[:, 1:][wanted[:, :-1]], reduction="none")
     return (losses * weights).sum() / weights.sum() + extra

@@ -74,6 +74,8 @@ class Completion:
 class ChunkEncoder:
     """Encodes one chat: a streamed one as roles first, then texts; counts and times last."""
 
+    opens_at_once = False
+
     def __init__(
         self,
         body: ChatBody,

@@ -21,21 +21,14 @@ from predictors.chat.film import Film, FilmOptions, FilmSize
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
-from predictors.chat.request import (
-    ChatRequest,
-    Message,
-    Picture,
-    PixelBounds,
-    PixelLimits,
-    Sampling,
-)
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
+from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.streaming import check_streamed_chat
 from predictors.chat.template_options import prompt_options
 from predictors.chat.token_controls import (
-    controls_of,
     template_parameters,
-    text_options_of,
     token_parameters,
+    with_controls,
 )
 from predictors.chat.tools.call_grammar import tools_format
 from predictors.chat.tools.tool_parameters import (
@@ -95,7 +88,6 @@ class ChatCodec:
     mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
     logprobs: LogprobWriters | None = None
-    """None where no request asks for anything of single tokens."""
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
     tags_are_tokens: bool = False
@@ -194,11 +186,9 @@ class ChatCodec:
     def _with_options(
         self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
     ) -> ChatRequest:
-        """The request under what few ask for."""
+        """The request under options that few ask for."""
         if tokens is not UNASKED:
-            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
-            controls = controls_of(tokens, size, request.max_tokens)
-            request = replace(request, controls=controls, text=text_options_of(tokens))
+            request = with_controls(request, tokens, self.logprobs)
         if template is not AS_USUAL:
             request = replace(request, prompt=prompt_options(template, self.variables))
         return request

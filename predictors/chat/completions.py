@@ -23,6 +23,8 @@ from predictors.protocol.openai.events import event
 class CompletionsEncoder:
     """Encodes the answers to one body."""
 
+    opens_at_once = False
+
     def __init__(
         self,
         body: CompletionsBody,

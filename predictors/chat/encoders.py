@@ -25,6 +25,9 @@ class AnswerEncoder(Protocol):
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """The body of the response, from the answers of all rows."""
 
+    opens_at_once: bool
+    """The opening is sent when the jobs are accepted; else with the first deltas."""
+
     def opening(self) -> bytes:
         """The events before the first delta."""
 

@@ -209,9 +209,8 @@ class ChatEngine:
         if mix.scales and not self.adapters.has_room(mix):
             return False
         names = page_names(work, paging.pool.page_tokens) if self._shares else ()
-        ends, constraint = self._ends_of(work)
+        ends = self._ends_of(work)
         sequence = Sequence(job, self._free_slots[-1], work.num_prompt_tokens, ends, names)
-        sequence.constraint, sequence.is_plain = constraint, work.is_plain
         if not paging.admit(sequence):
             return False
         self._free_slots.pop()
@@ -220,17 +219,23 @@ class ChatEngine:
         if mix.scales:  # last: if it raises, `evict` releases all
             held = self.adapters.hold(job, mix)
             sequence.language_adapters, sequence.vision_adapters = held
+        if not work.is_plain:
+            sequence.is_plain, sequence.constraint = False, self._constraint_of(work, ends)
         return True
 
-    def _ends_of(self, work: ChatWork) -> tuple[frozenset[int], Constraint | None]:
-        """The tokens that end its answer, and its grammar's constraint. A grammar's end is the
-        answer's end, also for a caller who ignores end tokens."""
-        all_ends, stops = self._model.end_tokens, work.controls.stop_token_ids
-        ignored = all_ends - stops if work.ignore_eos else frozenset[int]()
+    def _ends_of(self, work: ChatWork) -> frozenset[int]:
+        """The tokens that end its answer. A grammar's end is the answer's end, also for a caller
+        who ignores end tokens."""
+        is_open = work.ignore_eos and work.grammar is None
+        ends = frozenset[int]() if is_open else self._model.end_tokens
+        return ends | work.controls.stop_token_ids
+
+    def _constraint_of(self, work: ChatWork, ends: frozenset[int]) -> Constraint | None:
         if work.grammar is None:
-            return (all_ends | stops) - ignored, None
-        ends, least = all_ends | stops, work.controls.min_tokens
-        return ends, Constraint(work.grammar.matcher(), ends, ignored, least)
+            return None
+        stops, least = work.controls.stop_token_ids, work.controls.min_tokens
+        ignored = ends - stops if work.ignore_eos else frozenset[int]()
+        return Constraint(work.grammar.matcher(), ends, ignored, least)
 
     def evict(self, job: ChatJob) -> None:
         sequence = self._sequences.pop(job, None)

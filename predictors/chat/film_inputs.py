@@ -17,9 +17,7 @@ from torch import Tensor
 from predictors.chat.adapters.mix import AdapterMix
 from predictors.chat.film import Film, FilmSize
 from predictors.chat.model import ChatModel
-from predictors.chat.request import (
-    PixelLimits,
-)
+from predictors.chat.pixel_bounds import PixelLimits
 from predictors.chat.tensors import FRAMES as STORED_FRAMES
 from predictors.chat.vision.films import (
     ALL_FRAMES,

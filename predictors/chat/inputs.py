@@ -24,6 +24,7 @@ from predictors.chat.film_inputs import FilmPreparer
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
+from predictors.chat.pixel_bounds import PixelBounds
 from predictors.chat.placing import PlacedPicture, placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
 from predictors.chat.prompt_tokens import PromptTokens
@@ -37,7 +38,6 @@ from predictors.chat.request import (
     Message,
     Picture,
     PictureSize,
-    PixelBounds,
     PromptOptions,
     PromptReuse,
     PromptSize,

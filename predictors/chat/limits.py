@@ -23,7 +23,8 @@ from predictors.chat.memory import (
     kv_bytes,
 )
 from predictors.chat.model import ChatModel
-from predictors.chat.request import Controls, PixelLimits
+from predictors.chat.pixel_bounds import PixelLimits
+from predictors.chat.request import Controls
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units

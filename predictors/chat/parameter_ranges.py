@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from predictors.chat.format_parameters import FORMAT_PARAMETERS
-from predictors.chat.request import PixelLimits, Sampling
+from predictors.chat.pixel_bounds import PixelLimits
+from predictors.chat.request import Sampling
 from predictors.chat.tools.tool_parameters import TOOL_PARAMETERS
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT

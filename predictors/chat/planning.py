@@ -119,12 +119,13 @@ class StepPlanner:
         if short:
             paging.provide(short)
             decoding, reading, _ = _sorted(sequences)
-        if (num_rows := self._num_rows(decoding)) < len(decoding):
+        ranks = self.holders.ranks() if self.holders.is_shared else {}
+        if (num_rows := self._num_rows(decoding, ranks)) < len(decoding):
             decoding = self._dealt(decoding, num_rows)
         guests: list[Sequence] = []
         share = 1.0
-        if reading and self.holders.is_shared:
-            reading, guests, share = self._in_turn(reading, decoding)
+        if reading and ranks:
+            reading, guests, share = self._in_turn(reading, decoding, ranks)
         elif reading and self._may_wait(reading, decoding):
             reading = []
         if not reading:
@@ -145,13 +146,13 @@ class StepPlanner:
         return SequenceProgress(sequence, sequence.done, sequence.to_read, new)
 
     # -- turns -----------------------------------------------------------------------------------
-    def _num_rows(self, decoding: abc.Sequence[Sequence]) -> int:
+    def _num_rows(self, decoding: abc.Sequence[Sequence], ranks: abc.Mapping[str, int]) -> int:
         """Rows of the next step. Beside others the step takes no longer than the rows of the caller
         whose turn it is would alone on its share of the device."""
         most = min(len(decoding), self.slots)
-        if not most or not self.holders.is_shared:
+        if not most or not ranks:
             return most
-        ranks, costs = self.holders.ranks(), self.costs
+        costs = self.costs
         first = min((s.job.account for s in decoding), key=lambda account: ranks[account.name])
         least = min(most, sum(s.job.account.name == first.name for s in decoding))
         most_s = costs.decode_s(least) / self.holders.share(first) + ROUNDING_S
@@ -174,11 +175,13 @@ class StepPlanner:
         return [sequence for sequence in decoding if sequence in chosen]
 
     def _in_turn(
-        self, reading: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]
+        self,
+        reading: abc.Sequence[Sequence],
+        decoding: abc.Sequence[Sequence],
+        ranks: abc.Mapping[str, int],
     ) -> tuple[list[Sequence], list[Sequence], float]:
         """The prompts to read, those that may be read beside them, and the share of the device of
         the caller whose prompts come first. No prompts while their callers must wait."""
-        ranks = self.holders.ranks()
         by_turn = sorted(reading, key=lambda s: ranks[s.job.account.name])
         account: Account = by_turn[0].job.account
         own = [s for s in by_turn if s.job.account.name == account.name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,7 +87,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
-        self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
+        self._adapters = NamedAdapters(name, model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
@@ -230,15 +229,19 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return await self.off_loop(encode, answers) if is_scored else encode(answers)
 
     async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
-        iterator cancels the jobs."""
+        """Events as the answer grows, after an item once the jobs are accepted, which may be empty.
+        Closing the iterator cancels the jobs."""
         requests = await self._decode_text(body, call)
         submissions = await self.submit(requests, call)
         encoder = self._encoder(body, call, requests)
         timings = partial(slowest, submissions)
         opening = encoder.opening()
         try:
-            yield b""
+            if encoder.opens_at_once:
+                yield opening
+                opening = b""
+            else:
+                yield b""
             async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
@@ -261,11 +264,3 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return requests_of(body, self._codec, call.adapters)
-
-
-def with_room(settings: Settings, num_adapters: int) -> Settings:
-    """The settings with a slot for each of so many adapters, unless they say how many."""
-    own = settings.qwen_vl
-    if not num_adapters or own.lora_max_active:
-        return settings
-    return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))

@@ -137,6 +137,8 @@ def _text_part(text: str, scores: object) -> dict[str, Any]:
 class ResponsesEncoder:
     """Encodes one response."""
 
+    opens_at_once = True
+
     def __init__(
         self,
         body: ResponsesBody,

@@ -37,6 +37,7 @@ SERIES = metrics.ModelSeries(
         metrics.request_generation_tokens: ((),),
         metrics.input_image_pixels: ((),),
         metrics.kv_cache_usage_ratio: ((),),
+        metrics.loras_loaded: ((),),
         metrics.preemptions_total: ((),),
         metrics.preempted_tokens_total: ((),),
         metrics.late_masks_total: ((),),

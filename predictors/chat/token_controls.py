@@ -4,10 +4,12 @@ against the model's vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from predictors.chat.limits import check_controls
-from predictors.chat.request import NO_CONTROLS, Controls, TextOptions
+from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, TextOptions
 from predictors.protocol.openai.chat_body import MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields, template_text
 from predictors.protocol.openai.token_fields import UNASKED, TokenFields, read_token_parameters
@@ -48,5 +50,10 @@ def controls_of(asked: TokenFields, vocabulary_size: int, max_tokens: int | None
     return found if found != NO_CONTROLS else NO_CONTROLS
 
 
-def text_options_of(asked: TokenFields) -> TextOptions:
-    return TextOptions(asked.include_stop_str_in_output, not asked.skip_special_tokens)
+def with_controls(
+    request: ChatRequest, asked: TokenFields, writers: LogprobWriters | None
+) -> ChatRequest:
+    """The request with what `asked` says of tokens and text."""
+    size = 0 if writers is None else writers.vocabulary_size
+    text = TextOptions(asked.include_stop_str_in_output, not asked.skip_special_tokens)
+    return replace(request, controls=controls_of(asked, size, request.max_tokens), text=text)

@@ -58,10 +58,6 @@ class LinearSizes(NamedTuple):
     def out_features(self) -> int:
         return sum(self.part_features)
 
-    def rank_row_values(self) -> int:
-        """Values of one rank row."""
-        return len(self.part_features) * self.in_features + self.out_features
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankRows:
@@ -110,11 +106,6 @@ class LowRankTable:
         self.down.index_copy_(1, rows, down)
         self.up.index_copy_(0, rows, up)
         self.used.index_fill_(0, rows, int(bool(changes)))
-
-
-def table_bytes(linears: Iterable[LinearSizes], num_rows: int, value_bytes: int) -> int:
-    """Device memory of the tables of `linears`."""
-    return num_rows * value_bytes * sum(sizes.rank_row_values() for sizes in linears)
 
 
 def add_low_rank(

@@ -134,7 +134,7 @@ class Edits:
         edit that the checkpoint can't do."""
         source = asked.source
         if source is None:
-            return self._without_picture(asked)
+            raise self._no_picture()
         self.check_possible(has_mask=source.mask is not None)
         strength = asked.strength
         if strength is None:
@@ -154,14 +154,14 @@ class Edits:
             height=height if asked.height is None else asked.height,
         )
 
-    def _without_picture(self, asked: ImageParameters) -> ImageParameters:
+    def _no_picture(self) -> InvalidRequest:
         if self.kind == FILL:
-            raise InvalidRequest(
+            return InvalidRequest(
                 "this model is FLUX.1-Fill: it draws into a picture and needs an image and a mask; "
                 f"{NAMES[TEXT]} or {NAMES[KONTEXT]} draw from text alone",
                 param="image",
             )
-        raise InvalidRequest("strength is for requests with an image", param="strength")
+        return InvalidRequest("strength is for requests with an image", param="strength")
 
     def check_sizes(self, limits: SizeLimits, request: ImageRequest) -> None:
         """Raise `InvalidRequest` for a picture that is not at the size at which it is read."""

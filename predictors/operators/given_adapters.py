@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,15 +52,9 @@ def find_adapters(
 
 
 def room_for_given(settings: Settings, flags: Sequence[str]) -> Settings:
-    """The settings with room for as many adapters as are given, as a start makes it for a model,
-    unless they say how many."""
+    """The settings as a start of one model, of either task, makes them for its adapters."""
     given = len(flags) + len(listed_loras(settings))
-    flux, qwen_vl = settings.flux, settings.qwen_vl
-    return replace(
-        settings,
-        flux=replace(flux, lora_max_active=flux.lora_max_active or given),
-        qwen_vl=replace(qwen_vl, lora_max_active=qwen_vl.lora_max_active or given),
-    )
+    return settings.with_adapter_room("flux", given).with_adapter_room("qwen_vl", given)
 
 
 def listed_loras(settings: Settings) -> list[str]:

@@ -125,7 +125,8 @@ def _manifest(origin: Origin) -> dict[str, Any]:
 
 class FollowedSigner:
     """Signs with the content of the operator's files, which is read again while pictures are
-    signed. Content that can't be used is logged, and what was in use stays. Any thread."""
+    signed. Content that can't be used is logged once and tried again at every look; what was in
+    use stays. Any thread."""
 
     def __init__(self, settings: FluxSettings, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `InvalidSetting` for content that can't be used."""
@@ -133,6 +134,7 @@ class FollowedSigner:
         self._clock = clock
         self._lock = threading.Lock()
         self._read_at = clock()
+        self._problem = ""
         self._files = _read_files(settings)
         self._signer = _tried_signer(self._files)
 
@@ -151,11 +153,14 @@ class FollowedSigner:
         try:
             found = _read_files(self._settings)
             if found != self._files:
-                self._files = found
                 self._signer = _tried_signer(found)
+                self._files = found
                 log.info("C2PA: new certificate files are in use")
-        except InvalidSetting as error:
-            log.error("C2PA: the files can't be used, what was read before stays: %s", error)
+            self._problem = ""
+        except (InvalidSetting, OSError) as error:  # it may have passed at the next look
+            if self._problem != str(error):  # said once
+                log.error("C2PA: the files can't be used, what was read before stays: %s", error)
+            self._problem = str(error)
 
 
 def make_signer(settings: FluxSettings) -> FollowedSigner | None:

@@ -128,6 +128,8 @@ def _health() -> Json:
             "get": probe_operation("server_live", "The process need not be restarted")
         },
         "/v2/health/ready": {"get": probe_operation("server_ready", "Every model is warm")},
+        "/health": {"get": probe_operation("health", "Every model is warm, without a body")},
+        "/version": {"get": get_operation("version", "Version of the server")},
         "/v2/repository/index": _repository_index(),
     }
 

@@ -23,7 +23,7 @@ def with_keys(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["securitySchemes"] = SCHEMES
     document["security"] = [{name: []} for name in SCHEMES]
     for path, operations in document["paths"].items():
-        is_openai = path.startswith("/v1/")
+        is_openai = path.startswith(("/v1/", "/tokenize", "/detokenize"))
         schema = {"$ref": f"#/components/schemas/{'OpenAIError' if is_openai else 'V2Error'}"}
         for operation in operations.values():
             if not needs_key(path):

@@ -11,6 +11,7 @@ from predictors.protocol.openai import (
     edits_body,
     images_body,
     responses_body,
+    tokens_body,
 )
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
@@ -26,7 +27,7 @@ from predictors.protocol.openapi_parts import (
     probe_operation,
     schema_ref,
 )
-from predictors.protocol.serves import Served, ServesChat, ServesEdits, ServesImages
+from predictors.protocol.serves import Served, ServesChat, ServesEdits, ServesImages, ServesTokens
 
 _OF_TEXT = (
     ("/chat/completions", "chat", chat_body.FIELDS, ("model", "messages")),
@@ -36,6 +37,10 @@ _OF_TEXT = (
 _OF_PICTURES = (
     ("/images/generations", "images", images_body.FIELDS, ("model", "prompt")),
     ("/images/edits", "edits", edits_body.FIELDS, ("model", "prompt")),
+)
+_OF_TOKENS = (
+    ("tokenize", tokens_body.TOKENIZE_FIELDS, ()),
+    ("detokenize", tokens_body.DETOKENIZE_FIELDS, ("tokens",)),
 )
 _KINDS = {"images": ServesImages, "edits": ServesEdits}
 _PICTURES = ("image", "images")
@@ -61,6 +66,18 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
                 schemas |= chat_answer_schemas()
                 post["responses"]["200"] |= _chat_content()
             paths[f"/v1{route}"] = {"post": post}
+    return paths | _token_paths(models, names, schemas)
+
+
+def _token_paths(models: Sequence[Served], names: Mapping[str, Served], schemas: Json) -> Json:
+    """vLLM's routes, whose bodies need no model."""
+    served = [model for model in models if isinstance(model, ServesTokens)]
+    paths: Json = {}
+    for name, fields, required in _OF_TOKENS if served else ():
+        body = _openai_body(served, names, name, fields, required, schemas, ())
+        post = _openai_post(name, body)
+        del post["responses"]["200"]["content"]["text/event-stream"]
+        paths[f"/{name}"] = {"post": post}
     return paths
 
 

@@ -148,6 +148,6 @@ class ServesChat(Served, Protocol):
         """The reply's server-sent events in the form of the body's route, one or several at a time,
         without `[DONE]`. Closing the iterator cancels the jobs.
 
-        The first item is empty and comes when the jobs are accepted: the response's head is sent
-        then. Every refusal is raised before it, so that it gets a status of its own.
+        The first item comes when the jobs are accepted, and may be empty: the response's head is
+        sent then. Every refusal is raised before it, so that it gets a status of its own.
         """

@@ -6,7 +6,8 @@ Each field has its default, its range or choices and its description in one plac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from predictors.settings.access import AccessSettings
 from predictors.settings.bounds import (
@@ -58,3 +59,12 @@ class Settings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)
     qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)
+
+    def with_adapter_room(self, task: str, count: int) -> Settings:
+        """These with a place on the device for each of so many adapters of a model of `task`
+        (`flux`, `qwen_vl`), unless they say how many there are."""
+        own = getattr(self, task)
+        if not count or own.lora_max_active:
+            return self
+        changed: dict[str, Any] = {task: replace(own, lora_max_active=count)}
+        return replace(self, **changed)

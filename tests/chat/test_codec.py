@@ -13,6 +13,7 @@ import pytest
 from predictors.base import Answer
 from predictors.chat.chunks import ChunkEncoder
 from predictors.chat.codec import ChatCodec
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
@@ -20,8 +21,6 @@ from predictors.chat.request import (
     Message,
     Picture,
     PictureSize,
-    PixelBounds,
-    PixelLimits,
     Sampling,
 )
 from predictors.errors import InvalidRequest, TooLarge

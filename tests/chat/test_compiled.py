@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch._inductor.config
 
-from predictors.chat.request import ChatRequest, Sampling
+from predictors.chat.request import ChatRequest, Controls, Sampling
 from tests.chat.room import GREEDY, Room, chat, png
 from tests.variants import nested, variant, weights
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, top_k=30, frequency_penalty=0.5)
+CONTROLS = Controls(logit_bias=((5, 3.0),), min_tokens=2, logprobs=2)
 TRAFFIC = (
     chat("greedy, short", max_tokens=5),
     chat(png(1, 40, 40), "small picture"),
@@ -21,6 +22,9 @@ TRAFFIC = (
     chat("x" * 200, sampling=replace(SAMPLED, top_k=0, top_p=1.0), seed=5, max_tokens=3),
     chat("long " * 60, sampling=replace(GREEDY, presence_penalty=1.0)),
     chat(png(1, 40, 40), "the same picture again", max_tokens=1),
+    chat("greedy with controls", max_tokens=3, controls=CONTROLS),
+    chat("drawn", sampling=Sampling(min_p=0.1), seed=6, max_tokens=3, controls=CONTROLS),
+    chat("sampled", sampling=replace(SAMPLED, min_p=0.1), max_tokens=3, controls=CONTROLS),
 )
 
 

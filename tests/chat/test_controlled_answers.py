@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from predictors import metrics
 from predictors.chat.choosing import TokenChooser
 from predictors.chat.constraints import MaskWords
 from predictors.chat.inputs import ChatWork
@@ -21,12 +22,14 @@ from predictors.chat.request import (
     ChatRequest,
     Controls,
     Sampling,
+    scores_of,
 )
 from predictors.chat.runner import ChatRunner
 from predictors.compute.device.placement import HostCopy, LaunchMark
 from predictors.errors import InvalidRequest, ServingError, StepFailed
 from predictors.serving.job import Job
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
+from tests.chat.test_paging import few_pages, run
 from tests.chat.token_grammars import OneOf, OneOfMatcher, constrained_job, one_of, run_together
 
 Jobs = Sequence[Job[ChatWork, ChatDelta]]
@@ -121,6 +124,38 @@ def test_jobs_that_come_and_leave_change_nothing(either: Room, alone: list[list[
     either.finish()
     assert [tokens_of(job) for job in jobs] == alone
     assert tokens_of(leaver) == list(range(300, 300 + len(tokens_of(leaver))))
+
+
+def test_a_preempted_answer_goes_on_in_its_grammar(ahead: Room) -> None:
+    trees = [[list(range(300 + i, 330 + i)), list(range(400, 426))] for i in range(4)]
+    asked = [
+        chat(f"tree {i}", sampling=DRAWN, seed=i, max_tokens=40, controls=Controls(logprobs=i))
+        for i in range(4)
+    ]
+    alone, crowded = (
+        [
+            constrained_job(ahead, request, one_of(ahead, *tree))
+            for request, tree in zip(asked, trees, strict=True)
+        ]
+        for _ in range(2)
+    )
+    run_together(ahead, alone)
+    for job in crowded:
+        job.work = replace(job.work, expected_tokens=1.0)
+    preemptions = metrics.preemptions_total.labels("test")._value
+    before = preemptions.get()
+    with few_pages(ahead, 12):
+        run(ahead, crowded)  # type: ignore[arg-type]
+    assert preemptions.get() > before
+    assert [tokens_of(job) for job in crowded] == [tokens_of(job) for job in alone]
+    assert {tokens_of(job)[-1] for job in alone} <= ahead.model.end_tokens
+    for job, other in zip(crowded, alone, strict=True):  # keys that are read again differ in bits
+        pairs = zip(deltas_of(job), deltas_of(other), strict=True)
+        assert all(
+            ours.logprob == pytest.approx(theirs.logprob, abs=1e-2)
+            for delta, expected in pairs
+            for ours, theirs in zip(scores_of(delta), scores_of(expected), strict=True)
+        )
 
 
 # -- ends ----------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from predictors.chat.inputs import ChatPreparer
-from predictors.chat.request import Message, Picture, PixelBounds
+from predictors.chat.pixel_bounds import PixelBounds
+from predictors.chat.request import Message, Picture
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel

@@ -9,7 +9,7 @@ import torch
 
 from predictors.chat.limits import EngineLimits, free_pages, pixel_limits, plan_limits
 from predictors.chat.memory import kv_bytes
-from predictors.chat.request import PixelBounds, PixelLimits
+from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes

@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import page_names
 from predictors.chat.limits import shares_prefixes
-from predictors.chat.request import ChatRequest, Message, Picture, PixelBounds, Sampling
+from predictors.chat.pixel_bounds import PixelBounds
+from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.rows import PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner

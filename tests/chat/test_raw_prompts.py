@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ async def test_a_response_says_what_a_chat_says(predictor: ChatPredictor) -> Non
     counted = await predictor.tokenize(read_tokenize_body({"messages": turns}), CALL)
     assert counted["count"] == said["usage"]["prompt_tokens"]  # the picture's tokens among them
     assert counted["max_model_len"] == 512
+
+
+async def test_a_streamed_response_opens_when_its_job_is_accepted(predictor: ChatPredictor) -> None:
+    asked = read_responses_body({"model": "m", "input": "a", "stream": True})
+    stream = predictor.chat_stream(asked, CALL)
+    async with aclosing(stream):  # type: ignore[type-var]
+        first = await anext(stream)
+    assert first.startswith(b"event: response.created\n")
+    assert first.count(b"\n\n") == 2
 
 
 async def test_a_control_token_in_a_text_is_plain_text(predictor: ChatPredictor) -> None:

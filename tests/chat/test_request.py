@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from predictors.chat.request import LOW_DETAIL_PIXELS, PixelBounds, PixelLimits
+from predictors.chat.pixel_bounds import LOW_DETAIL_PIXELS, PixelBounds, PixelLimits
 from predictors.errors import InvalidRequest
 
 LIMITS = PixelLimits(3136, 4_000_000, 1_000_000, 784)

@@ -17,6 +17,7 @@ from predictors.chat.chunks import ChunkEncoder
 from predictors.chat.codec import ChatCodec
 from predictors.chat.detokenize import Vocabulary
 from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.pixel_bounds import PixelLimits
 from predictors.chat.request import (
     NO_CONTROLS,
     USUAL_PROMPT,
@@ -25,7 +26,6 @@ from predictors.chat.request import (
     ChatRequest,
     Controls,
     LastDelta,
-    PixelLimits,
     PromptOptions,
     Sampling,
     ScoredDelta,

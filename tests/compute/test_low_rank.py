@@ -14,7 +14,6 @@ from predictors.compute.low_rank import (
     RankRows,
     add_low_rank,
     check_change,
-    table_bytes,
 )
 from predictors.errors import InvalidRequest
 
@@ -114,10 +113,6 @@ def test_writing_clears_what_the_adapter_does_not_change(
     assert not table.down[2].any()
     assert torch.equal(table.down[1, 4], changes["b"][1].down[0])
     assert not table.down[:, 0].any()
-
-
-def test_the_bytes_of_tables_are_those_that_they_take(table: LowRankTable) -> None:
-    assert table_bytes([SIZES], 6, 4) == table.down.nbytes + table.up.nbytes
 
 
 def test_a_pool_gives_out_each_row_once_and_says_both_numbers_when_it_is_full() -> None:

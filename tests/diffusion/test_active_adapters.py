@@ -15,7 +15,7 @@ import torch
 from predictors.__main__ import describe_folder
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.compute.device.placement import Placement
-from predictors.compute.low_rank import AdapterWeights, LowRank
+from predictors.compute.low_rank import AdapterWeights, LowRank, LowRankTable
 from predictors.diffusion.active_adapters import make_adapters
 from predictors.diffusion.adapters import STEP
 from predictors.diffusion.engine import DiffusionEngine
@@ -103,6 +103,25 @@ def test_a_name_is_taken_once_and_full_tables_say_both_numbers(adapted: EngineDr
     adapted.engine.add_adapter(adapter("d", 8))
     adapted.engine.remove_adapter("d")
     assert adapted.engine.adapters.names == ("a", "b")
+
+
+def test_a_copy_that_fails_gives_its_rank_rows_back(
+    adapted: EngineDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, write, calls = adapted.engine.describe()["adapters"], LowRankTable.write, []
+
+    def failing(table: LowRankTable, *args: Any) -> None:
+        calls.append(table)
+        if len(calls) == 2:
+            raise RuntimeError("the copy failed")
+        write(table, *args)
+
+    monkeypatch.setattr(LowRankTable, "write", failing)
+    with pytest.raises(RuntimeError, match="the copy failed"):
+        adapted.engine.add_adapter(adapter("c", 8))
+    assert adapted.engine.describe()["adapters"] == before
+    adapted.engine.add_adapter(adapter("c", 8))  # all that were free are free
+    adapted.engine.remove_adapter("c")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor
 
-from predictors.chat.request import PixelBounds
+from predictors.chat.pixel_bounds import PixelBounds
 from predictors.chat.template_files import read_template
 from predictors.errors import EngineFailed
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel

@@ -187,6 +187,37 @@ def data_urls() -> Iterator[bytes]:
     yield b"https://x/a.png"
 
 
+def responses() -> Iterator[bytes]:
+    yield _text(model="m", input="a", instructions="s", max_output_tokens=3, metadata={"a": "b"})
+    part = {"type": "input_image", "image_url": "data:image/png;base64,aGVsbG8=", "detail": "low"}
+    said = {"type": "output_text", "text": "b", "annotations": []}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    yield _text(
+        model="m",
+        input=[
+            {"role": "user", "content": [part, {"type": "input_text", "text": "a"}]},
+            {"type": "reasoning", "id": "r", "summary": []},
+            {"type": "message", "role": "assistant", "id": "m", "content": [said]},
+            call,
+            {"type": "function_call_output", "call_id": "c", "output": "3"},
+        ],
+        tools=[{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        tool_choice={"type": "function", "name": "f"},
+    )
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "object"}, "strict": True}
+    yield _text(model="m", input="a", text={"format": form}, include=[], store=True, stream=True)
+
+
+def completions() -> Iterator[bytes]:
+    yield _text(model="m", prompt="a", n=2, echo=True, stop="x", logit_bias={"1": -2})
+    yield _text(model="m", prompt=["a", [1, 2]], logprobs=2, stream=True)
+
+
+def tokenized() -> Iterator[bytes]:
+    yield _text(prompt="a", return_token_strs=True)
+    yield _text(model="m", messages=[{"role": "user", "content": "a"}], tools=[])
+
+
 def tools() -> Iterator[bytes]:
     schema = {
         "type": "object", "properties": {"a": {"enum": ["b", 1]}, "c": {"$ref": "#/$defs/d"}},
@@ -229,7 +260,8 @@ def _text(**body: Any) -> bytes:
 SEEDS = {
     "head": heads, "inflating": inflating, "json": jsons, "chat": chats,
     "images_body": images_bodies, "v2": v2, "proto": protos, "image": images, "png": pngs,
-    "data_url": data_urls, "form": forms, "tools": tools, "calls": calls,
+    "data_url": data_urls, "form": forms, "responses": responses, "completions": completions,
+    "tokenize": tokenized, "tools": tools, "calls": calls,
 }  # fmt: skip
 
 

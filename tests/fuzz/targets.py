@@ -27,9 +27,12 @@ from predictors.protocol.http.multipart import read_form
 from predictors.protocol.images.decode import decode_mask, decode_pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.images.urls import read_base64, read_data_url
-from predictors.protocol.openai.chat_body import decode_chat_body
+from predictors.protocol.openai.chat_body import MAX_N, decode_chat_body
+from predictors.protocol.openai.completions_body import MAX_PROMPTS, decode_completions_body
 from predictors.protocol.openai.edits_body import decode_edits_body
 from predictors.protocol.openai.images_body import decode_images_body
+from predictors.protocol.openai.responses_body import decode_responses_body
+from predictors.protocol.openai.tokens_body import decode_tokenize_body
 from predictors.protocol.v2.tensors import MAX_ELEMENTS, pack_tensor
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request
@@ -138,11 +141,33 @@ def check_chat(raw: bytes) -> bool:
     return _check_body(decode_chat_body, raw)
 
 
+def check_responses(raw: bytes) -> bool:
+    return _check_body(decode_responses_body, raw)
+
+
+def check_completions(raw: bytes) -> bool:
+    return _check_body(decode_completions_body, raw, most=MAX_N * MAX_PROMPTS)
+
+
+def check_tokenize(raw: bytes) -> bool:
+    """Unlike the others it needs no model."""
+    try:
+        found = decode_tokenize_body(raw)
+    except InvalidRequest as error:
+        check_error(error)
+        return False
+    if found.refusal is not None:
+        check_error(found.refusal)
+        return False
+    expect((found.body.prompt is None) != (found.body.chat is None), "a prompt or a chat")
+    return True
+
+
 def check_images_body(raw: bytes) -> bool:
     return _check_body(decode_images_body, raw)
 
 
-def _check_body(decode: Callable[[bytes], Any], raw: bytes) -> bool:
+def _check_body(decode: Callable[[bytes], Any], raw: bytes, most: int = 16) -> bool:
     try:
         found = decode(raw)
     except InvalidRequest as error:
@@ -153,7 +178,7 @@ def _check_body(decode: Callable[[bytes], Any], raw: bytes) -> bool:
         return False
     body = json.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     expect(found.body.model == body["model"], "another model")
-    expect(found.body.n in range(1, 17), "n")
+    expect(found.body.n in range(1, most + 1), "n")
     return True
 
 
@@ -389,6 +414,9 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "inflating": check_inflating,
     "json": check_json,
     "chat": check_chat,
+    "responses": check_responses,
+    "completions": check_completions,
+    "tokenize": check_tokenize,
     "images_body": check_images_body,
     "form": check_form,
     "v2": check_v2,

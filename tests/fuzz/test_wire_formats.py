@@ -23,7 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.serving.hostile_cases import field, varint
-from predictors.protocol.openai import chat_body, edits_body, images_body
+from predictors.protocol.openai import (
+    chat_body,
+    completions_body,
+    edits_body,
+    images_body,
+    responses_body,
+    tokens_body,
+)
 from predictors.protocol.v2.tensors import FORMATS, int_range
 from tests.fuzz.seeds import form, picture
 from tests.fuzz.targets import SPLIT, TARGETS
@@ -279,6 +286,54 @@ def bodies(known: Any, required: dict[str, Any]) -> st.SearchStrategy[Any]:
 @given(bodies(chat_body.FIELDS, {"model": st.just("m"), "messages": nearly(MESSAGES)}))
 def test_chat_bodies(body: Any) -> None:
     check("chat", as_json(body))
+
+
+ITEMS = st.lists(
+    nearly(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "type": st.sampled_from(["message", "function_call", "function_call_output", "x"]),
+                "role": st.sampled_from(["user", "assistant", "x"]),
+                "content": nearly(st.text(max_size=5) | st.lists(nearly(PARTS), max_size=3)),
+                "call_id": st.sampled_from(["a", "b", ""]),
+                "name": st.sampled_from(["f", "f g"]),
+                "arguments": st.sampled_from(["{}", "[]", "{"]),
+                "output": nearly(st.text(max_size=3)),
+            },
+        )
+    ),
+    max_size=4,
+)
+PROMPTS = st.text(max_size=3) | st.lists(st.integers(-1, 9) | st.text(max_size=2), max_size=3)
+
+
+@MANY
+@given(
+    bodies(
+        responses_body.FIELDS,
+        {"model": st.just("m"), "input": nearly(st.text(max_size=3) | ITEMS)},
+    )
+)
+def test_responses_bodies(body: Any) -> None:
+    check("responses", as_json(body))
+
+
+@MANY
+@given(
+    bodies(
+        completions_body.FIELDS,
+        {"model": st.just("m"), "prompt": nearly(PROMPTS | st.lists(PROMPTS, max_size=2))},
+    )
+)
+def test_completions_bodies(body: Any) -> None:
+    check("completions", as_json(body))
+
+
+@MANY
+@given(bodies(tokens_body.TOKENIZE_FIELDS, {}))
+def test_tokenize_bodies(body: Any) -> None:
+    check("tokenize", as_json(body))
 
 
 @MANY

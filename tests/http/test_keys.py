@@ -82,6 +82,7 @@ def bearer(key: str) -> dict[str, str]:
 OPEN_ROUTES = {
     "/",
     "/metrics",
+    "/health",
     "/v2/health/live",
     "/v2/health/ready",
     "/v2/models/{model:model}/ready",
@@ -89,7 +90,7 @@ OPEN_ROUTES = {
     "/v1/images/files/{file}",
     "/openai/v1/images/files/{file}",
 }
-PARAMETERS = {"model": "echo", "name": "echo", "version": "1", "file": "none.png"}
+PARAMETERS = {"model": "echo", "name": "echo", "version": "1", "file": "none.png", "response": "x"}
 
 
 def routes(running: Running) -> list[Route]:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.chat.codec import ChatCodec
-from predictors.chat.request import PixelLimits, Sampling
+from predictors.chat.pixel_bounds import PixelLimits
+from predictors.chat.request import Sampling
 from predictors.diffusion.codec import ImageCodec
 from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.limits import PictureLimits

@@ -90,6 +90,25 @@ async def test_a_refusal_of_the_adapter_is_the_answer(tmp_path: Path) -> None:
     assert "holds a LoKr adapter" in wire.body.decode()
 
 
+async def test_a_change_whose_thread_does_not_start_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Takes()
+    admin = app(model, root=tmp_path)
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        for _ in range(MAX_CHANGES + 1):  # with a place each there would be none left: 503
+            wire = await post("/admin/loras", ADD).run(admin)
+            assert wire.status == 500
+            assert "thread" not in wire.body.decode()
+    assert model.added == []
+    assert (await post("/admin/loras", ADD).run(admin)).status == 201
+
+
 BODIES: list[tuple[Any, str]] = [
     ([], "the body must be a JSON object"),
     ({"name": "a"}, "path is required"),

@@ -20,7 +20,8 @@ from starlette.routing import Route
 from predictors.chat import codec as qwen_vl_codec
 from predictors.chat import v2_outputs
 from predictors.chat.parameter_ranges import parameter_schemas
-from predictors.chat.request import PixelLimits, Sampling
+from predictors.chat.pixel_bounds import PixelLimits
+from predictors.chat.request import Sampling
 from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest

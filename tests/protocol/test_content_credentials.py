@@ -18,6 +18,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from predictors.errors import SigningFailed
+from predictors.protocol import content_credentials
 from predictors.protocol.content_credentials import (
     LOOK_S,
     ContentSigner,
@@ -177,6 +178,33 @@ def test_renewed_files_are_used_and_broken_ones_are_not(
     signing(tmp_path, GOOD)
     now[0] += LOOK_S
     assert serial() == first
+
+
+def test_a_fault_while_reading_renewed_files_is_forgotten_once_it_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("c2pa")
+    now = [0.0]
+    signer = FollowedSigner(signing(tmp_path, GOOD), clock=lambda: now[0])
+    first = signer._signer
+    signing(tmp_path, AUTHORITY.issue_signer())
+    made, failures = content_credentials._tried_signer, [OSError("passing"), OSError("passing")]
+
+    def failing(files: tuple[bytes, bytes]) -> ContentSigner:
+        if failures:
+            raise failures.pop()
+        return made(files)
+
+    monkeypatch.setattr(content_credentials, "_tried_signer", failing)
+    for left in (1, 0):
+        now[0] += LOOK_S
+        signer.sign(file_of("png"), "image/png", ORIGIN)
+        assert signer._signer is first
+        assert len(failures) == left
+    assert caplog.text.count("what was read before stays") == 1
+    now[0] += LOOK_S
+    signer.sign(file_of("png"), "image/png", ORIGIN)
+    assert signer._signer is not first
 
 
 # -- refused starts --------------------------------------------------------------------------------

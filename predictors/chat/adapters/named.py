@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from predictors import metrics
 from predictors.chat.adapters.adapter import ChatAdapter
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.adapters.peft import read_peft_adapter
@@ -20,9 +21,12 @@ from predictors.settings import QwenVLSettings
 
 
 class NamedAdapters:
-    """Any thread. `linears` are the model's, see `adaptable_linears`."""
+    """Any thread. `linears` are those of the served model, see `adaptable_linears`."""
 
-    def __init__(self, linears: Shapes, settings: QwenVLSettings, placement: Placement) -> None:
+    def __init__(
+        self, model: str, linears: Shapes, settings: QwenVLSettings, placement: Placement
+    ) -> None:
+        self._set_loaded = metrics.loras_loaded.labels(model).set
         self._linears = linears
         self._max_active, self._max_rank = settings.lora_max_active, settings.lora_max_rank
         self._placement = placement
@@ -57,6 +61,7 @@ class NamedAdapters:
         with self._lock:
             self._check_free(name)
             self._by_name = {**self._by_name, name: adapter}
+            self._set_loaded(len(self._by_name))
         return adapter.summary
 
     def remove(self, name: str) -> ChatAdapter:
@@ -66,6 +71,7 @@ class NamedAdapters:
             if adapter is None:
                 raise NotFound(f"there is no adapter {name!r}")
             self._by_name = {key: each for key, each in self._by_name.items() if key != name}
+            self._set_loaded(len(self._by_name))
         return adapter
 
     def mix(self, scales: Sequence[tuple[str, float]]) -> AdapterMix:

@@ -103,7 +103,7 @@ class GrammarCompiler:
         if waiting is not None:
             return waiting.result()
         try:
-            grammar = self._compile_anew(format)
+            grammar = self._compile_now(format)
         except BaseException as error:
             with self._lock:
                 del self._pending[format]
@@ -116,27 +116,23 @@ class GrammarCompiler:
         mine.set_result(grammar)
         return grammar
 
-    def _compile_anew(self, format: AnswerFormat) -> Grammar:
+    def _compile_now(self, format: AnswerFormat) -> Grammar:
         source = source_of(format)
         done: Future[LLMatcher] = Future()
 
         def run() -> None:
             try:
                 done.set_result(self._start(source))
-            except BaseException as error:  # noqa: BLE001  # a panic of the library is none else
+            # a panic of the library is no `Exception`
+            except BaseException as error:  # noqa: BLE001
                 done.set_exception(error)
 
         with self._slots:
-            thread = _deep_thread(run)
-            thread.join()
-        try:
-            start = done.result()
-        except Exception as error:
-            raise _refusal(format, "") from error
-        except BaseException as error:  # the library's panic is no `Exception`
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise _refusal(format, "") from error
+            _deep_thread(run).join()
+        failure = done.exception()
+        if failure is not None:
+            raise _refusal(format, "") from failure
+        start = done.result()
         if start.is_error():
             raise _refusal(format, start.get_error())
         return Grammar(start)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.request import PixelBounds
+from predictors.chat.pixel_bounds import PixelBounds
 
 LEVELS = 255.0
 BICUBIC = 3  # as Pillow counts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,9 +28,7 @@ def make_predictor(
     model = FluxModel(checkpoint, parts=parts, variant=variant, kind=settings.flux.kind)
     for part in WEIGHTED_PARTS:
         announce_weights(f"{name}, {part}", model.config.folders[part], variant)
-    own = settings.flux
-    if loras and not own.lora_max_active:  # room for as many as are given
-        settings = replace(settings, flux=replace(own, lora_max_active=len(loras)))
+    settings = settings.with_adapter_room("flux", len(loras))
     predictor = DiffusionPredictor(name, model, settings, workers)
     for lora, path in loras.items():
         predictor.add_lora(lora, path)

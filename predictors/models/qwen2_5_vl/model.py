@@ -17,7 +17,7 @@ from predictors.chat.decoder.weights import load_modules
 from predictors.chat.folder import parts_of
 from predictors.chat.grounding.boxes import Convention
 from predictors.chat.model import ChatModules
-from predictors.chat.predictor import ChatPredictor, with_room
+from predictors.chat.predictor import ChatPredictor
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
@@ -79,7 +79,10 @@ def make_predictor(
     variant = settings.compute.weights_variant
     announce_weights(name, checkpoint, variant)
     predictor = ChatPredictor(
-        name, Qwen25VLModel(checkpoint, variant), with_room(settings, len(loras)), workers
+        name,
+        Qwen25VLModel(checkpoint, variant),
+        settings.with_adapter_room("qwen_vl", len(loras)),
+        workers,
     )
     for lora, path in loras.items():
         predictor.add_lora(lora, path)

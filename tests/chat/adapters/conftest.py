@@ -39,7 +39,7 @@ class Adapted:
 
 def adapted(room: Room, folders: dict[str, Path], **settings: int) -> Adapted:
     own = QwenVLSettings(**{**TABLES, **settings})
-    named = NamedAdapters(room.model.linears, own, CPU)
+    named = NamedAdapters("test", room.model.linears, own, CPU)
     for name, folder in folders.items():
         named.add(name, folder)
     return Adapted(room, named, folders)

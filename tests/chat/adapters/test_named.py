@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from predictors import metrics
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.errors import InvalidRequest, NotFound
 from predictors.settings import QwenVLSettings
@@ -19,7 +20,7 @@ def test_an_unknown_name_a_repeated_one_and_too_many_are_refused(adapters: Adapt
         named.mix([("wrods", 1.0)])
     with pytest.raises(InvalidRequest, match="'words' is given twice"):
         named.mix([("words", 1.0), ("words", 0.5)])
-    few = NamedAdapters(adapters.room.model.linears, QwenVLSettings(lora_max_active=1), CPU)
+    few = NamedAdapters("test", adapters.room.model.linears, QwenVLSettings(lora_max_active=1), CPU)
     for name in ("words", "eyes"):
         few.add(name, adapters.folders[name])
     with pytest.raises(InvalidRequest, match="2 adapters are more than the 1"):
@@ -32,7 +33,10 @@ def test_a_name_is_taken_until_it_is_removed(adapters: Adapted) -> None:
         named.add("words", folder)
     named.add("again", folder)
     assert named.names[-1] == "again"
+    loaded = metrics.loras_loaded.labels("test")._value
+    assert loaded.get() == len(named.names)
     assert named.remove("again").name == "again"
+    assert loaded.get() == len(named.names)
     with pytest.raises(NotFound, match="'again'"):
         named.remove("again")
 
@@ -53,7 +57,7 @@ def test_a_refused_adapter_is_not_added(adapters: Adapted, tmp_path: Path) -> No
 def test_without_the_setting_there_are_no_tables_no_passes_and_no_adapters(
     room: Room, adapters: Adapted
 ) -> None:
-    off = NamedAdapters(room.model.linears, QwenVLSettings(), CPU)
+    off = NamedAdapters("test", room.model.linears, QwenVLSettings(), CPU)
     with pytest.raises(InvalidRequest, match="LORA_MAX_ACTIVE"):
         off.add("words", adapters.folders["words"])
     plain, other = room.engine.describe(), adapters.room.engine.describe()

@@ -153,3 +153,27 @@ def test_a_job_keeps_an_adapter_that_was_removed_after_it_was_accepted(
         assert narrow.room.engine.describe()["adapters"] == {}
     finally:
         narrow.named.add("both", narrow.folders["both"])
+
+
+def test_a_slot_whose_copy_failed_is_empty_and_can_be_taken() -> None:
+    slots, tables = made(1)
+    slots.hold("first", mix_of(0))
+    slots.release("first")
+    write = tables.write
+
+    def failing(slot: int, adapter: ChatAdapter) -> None:
+        raise RuntimeError("the copy failed")
+
+    tables.write = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the copy failed"):
+        slots.hold("second", mix_of(1))
+    slots.release("second")
+    tables.write = write  # type: ignore[method-assign]
+    for number in (0, 1):  # neither is taken for one that is there
+        writes = tables.writes
+        assert slots.has_room(mix_of(number))
+        slots.hold(number, mix_of(number))
+        assert tables.writes == writes + 1
+        assert tables.held[0] is EACH[number]
+        slots.release(number)
+    assert slots.describe() == {}

@@ -73,16 +73,16 @@ def test_a_format_is_compiled_once_for_all_who_ask_at_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, release, count = threading.Event(), threading.Event(), 0
-    anew = GrammarCompiler._compile_anew
+    now = GrammarCompiler._compile_now
 
     def slow(self: GrammarCompiler, format: object) -> object:
         nonlocal count
         count += 1
         started.set()
         assert release.wait(60)
-        return anew(self, format)  # type: ignore[arg-type]
+        return now(self, format)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GrammarCompiler, "_compile_anew", slow)
+    monkeypatch.setattr(GrammarCompiler, "_compile_now", slow)
     asked = regex_format("regex", "once")
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(compiler.compile, asked)
@@ -107,7 +107,7 @@ def test_the_cache_is_bounded(tokenizer: Tokenizer) -> None:
         assert 0 < small.cached_bytes <= 3 * GRAMMAR_BYTES
 
 
-def test_a_grammar_is_lent_for_a_while_and_compiled_anew(
+def test_a_grammar_is_lent_for_a_while_and_compiled_again(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = regex_format("regex", "lent")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.request import PixelBounds
+from predictors.chat.pixel_bounds import PixelBounds
 from predictors.chat.vision.pixels import (
     PatchFormat,
     PicturePreparation,
