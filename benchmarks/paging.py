@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.launching import is_last
 from predictors.chat.limits import EngineLimits, packed_widths
@@ -25,6 +24,7 @@ from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.request import AnswerLengths, Sampling
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache
+from predictors.chat.work import ChatWork
 from predictors.serving.accounts import Account
 from predictors.serving.job import Job
 

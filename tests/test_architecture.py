@@ -27,7 +27,6 @@ LONG_FILES = {
     "__main__.py": "a function per verb, whose docstring is the help of the verb",
     "base.py": "the path of a request is read on one screen after the other",
     "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
-    "chat/inputs.py": "a request and its work have the same costs, computed side by side",
     "serving/job_table.py": "one lock guards all of it",
     "protocol/http/connection.py": "the stages of one connection share its buffers",
     "workers/pool.py": "the pool, its processes and their memory are one lock's state",

@@ -24,8 +24,8 @@ from benchmarks.qwen_vl.cases import Pictures, text
 from benchmarks.qwen_vl.options import QwenVLOptions
 from predictors.__main__ import build
 from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.work import ChatWork
 from predictors.environment import from_env
 from predictors.serving.job import Job
 

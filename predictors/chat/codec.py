@@ -17,7 +17,8 @@ from predictors.chat.chunks import (
     Completion,
     used_adapters,
 )
-from predictors.chat.film import Film, FilmOptions, FilmSize
+from predictors.chat.film import Film, FilmSize
+from predictors.chat.film_fields import film_of, film_options
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
@@ -112,9 +113,7 @@ class ChatCodec:
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
         frames = read_frame_parameters(parameters)
-        options = FilmOptions(**asdict(frames))
-        if bounds is not None:
-            options = replace(options, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
+        options = film_options(frames, bounds)
         common, seed = self._decode_parameters(parameters, request.adapters)
         if common.coordinates is None and "boxes" in request.outputs:
             problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
@@ -286,7 +285,7 @@ class ChatCodec:
             if isinstance(part, str):
                 return part
             if isinstance(part, FilmPart):
-                return self._film(part, body)
+                return film_of(part, body, self.pixels)
             own, bounds = part.pixels, common
             least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
             if least or most:
@@ -295,17 +294,6 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
-
-    def _film(self, part: FilmPart, body: ChatBody) -> Film:
-        """A film. What it does not ask for itself is as the body asks for all films."""
-        own, common = part.pixels, body.pixels
-        least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
-        given = (least or common.min_pixels, most or common.max_pixels)
-        bounds = self.pixels.choose(*given, part.where)
-        options = FilmOptions(**asdict(part.frames.over(body.frames)))
-        if bounds is not None:
-            options = replace(options, min_pixels=given[0], max_pixels=given[1])
-        return Film(part.files, part.is_frames, options, part.where)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

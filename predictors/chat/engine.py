@@ -21,7 +21,6 @@ from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
-from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
 from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import (
@@ -45,6 +44,7 @@ from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
+from predictors.chat.work import ChatWork
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start

@@ -1,4 +1,4 @@
-"""A request to work for the engine: tokens, rotary positions, prepared pictures. Pool threads.
+"""From a request to work for the engine: tokens, rotary positions, prepared pictures. Pool threads.
 
 Template, tokenizer and image preparation are transformers' own, so that prompts and patches are
 exactly what the checkpoint was trained on. Where the device prepares pictures, they are only
@@ -9,45 +9,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from predictors import metrics
-from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.answer_lengths import AnswerLengths
-from predictors.chat.constraints import AnswerGrammar
-from predictors.chat.film import FilmSize
 from predictors.chat.film_inputs import FilmPreparer
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
 from predictors.chat.pixel_bounds import PixelBounds
-from predictors.chat.placing import PlacedPicture, placed_prompt
+from predictors.chat.placing import placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
 from predictors.chat.prompt_tokens import PromptTokens
 from predictors.chat.request import (
     CHARS_PER_TOKEN,
-    NO_CONTROLS,
     USUAL_PROMPT,
-    USUAL_TEXT,
     ChatRequest,
-    Controls,
     Message,
     Picture,
     PictureSize,
     PromptOptions,
-    PromptReuse,
     PromptSize,
-    Sampling,
-    TextOptions,
     chars_of,
 )
 from predictors.chat.template_checks import takes_films
 from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
+from predictors.chat.work import PROMPT_TOKENS_PER_STEP, ChatWork, least_tokens
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images.decode import Pixels, decode_pixels
@@ -58,79 +48,7 @@ from predictors.settings import FilmLimits, ImageLimits, QwenVLSettings
 PICTURE_CACHE_BYTES = 64 * 2**20
 """Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
-PROMPT_TOKENS_PER_STEP = 32
-"""Prompt tokens that take about as long as one decode step."""
 PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
-
-
-@dataclass(frozen=True, slots=True)
-class ChatWork:
-    """A request ready for the engine. `tokens` (n,) int64, `positions` (3, n) int64, both on the
-    CPU.
-
-    `next_position` is the rotary position of the first token of the answer.
-    """
-
-    tokens: Tensor = field(repr=False)
-    positions: Tensor = field(repr=False)
-    next_position: int
-    pictures: tuple[PlacedPicture, ...]
-    sampling: Sampling
-    seed: int
-    max_tokens: int
-    stop: tuple[str, ...]
-    ignore_eos: bool
-    expected_tokens: float = 0.0
-    """Of the answer, as others like it had; at most `max_tokens`."""
-    is_open: bool = False
-    """The request named no `max_tokens`."""
-    adapters: AdapterMix = UNADAPTED
-    coordinates: str | None = None
-    films: tuple[FilmSize, ...] = ()
-    """Sizes of the films, whose steps are among the pictures."""
-    controls: Controls = NO_CONTROLS
-    text: TextOptions = USUAL_TEXT
-    grammar: AnswerGrammar | None = None
-    """The answer is a text of it."""
-    reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
-
-    @property
-    def is_plain(self) -> bool:
-        """Its tokens need no controls, no grammar and no logprobs."""
-        controls, min_p = self.controls, self.sampling.min_p
-        is_usual = not controls.logit_bias and not controls.min_tokens and not min_p
-        return is_usual and controls.logprobs is None and self.grammar is None
-
-    def picture_key(self, picture: PlacedPicture) -> bytes:
-        """Names the features of a picture of this work."""
-        return picture.prepared.key + self.adapters.vision_key
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt, pictures included."""
-        return len(self.tokens)
-
-    @property
-    def cost(self) -> float:
-        """Decode steps; that many tokens of a prompt take as long as one of them."""
-        return self.cost_with(self.expected_tokens)
-
-    @property
-    def least_cost(self) -> float:
-        """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
-        they can't make this one late."""
-        return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
-
-    def cost_with(self, answer_tokens: float, read_again: int = 0) -> float:
-        """The same for an answer of that many tokens, and `read_again` tokens of prompt and answer
-        that were read once more."""
-        return answer_tokens + (self.num_prompt_tokens + read_again) / PROMPT_TOKENS_PER_STEP
-
-
-def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
-    """Of an answer, which a grammar may end."""
-    may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
-    return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens
 
 
 class ChatPreparer:
@@ -239,7 +157,7 @@ class ChatPreparer:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
         is_constrained = request.answer_format is not None
-        return _least_tokens(request, most_tokens, is_constrained) + prompt_cost
+        return least_tokens(request, most_tokens, is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta
+from predictors.chat.work import ChatWork
 from predictors.serving.submission import Submission
 
 

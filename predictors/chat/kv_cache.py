@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from hashlib import blake2b
 
-from predictors.chat.inputs import ChatWork
+from predictors.chat.work import ChatWork
 
 FIRST_PAGE = 1
 NAME_BYTES = 32  # collisions are out of reach, also for an attacker who searches for one

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest
+from predictors.chat.work import ChatWork
 
 
 def fields_of(work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:

@@ -17,7 +17,7 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
 from predictors.chat.log_fields import fields_of, prompt_of
@@ -40,6 +40,7 @@ from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.v2_outputs import OUTPUT_TYPES
+from predictors.chat.work import ChatWork
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from predictors.chat.constraints import mask_of
-from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.model import ChatModel, EncodedPicture
@@ -29,6 +29,7 @@ from predictors.chat.template_checks import FILM_PROBE, PROBES
 from predictors.chat.vision.films import FRAMES, FilmPlan
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.chat.vision.pixels import PreparedPicture
+from predictors.chat.work import ChatWork
 from predictors.compute.device.placement import DAMAGED, check_finite
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.protocol.films.decode import FilmFacts

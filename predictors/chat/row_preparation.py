@@ -11,10 +11,11 @@ from functools import partial
 from predictors.base import INLINE_BYTES
 from predictors.chat.film import Film
 from predictors.chat.film_decoding import FilmDecoder, OffLoop
-from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import ChatRequest, Picture
 from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
+from predictors.chat.work import ChatWork
 from predictors.protocol.images.decode import Pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.tasks import DECODE_PICTURE

@@ -8,9 +8,9 @@ from typing import Any
 
 from predictors.base import INLINE_BYTES, BasePredictor, caller_of
 from predictors.chat.codec import ChatCodec
-from predictors.chat.inputs import ChatWork
 from predictors.chat.prompt_tokens import PromptTokens
 from predictors.chat.request import ChatDelta, ChatRequest
+from predictors.chat.work import ChatWork
 from predictors.protocol.call import Call
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody

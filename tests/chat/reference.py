@@ -17,12 +17,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from predictors.chat.film import Film
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import (
     ChatRequest,
     Message,
     Picture,
 )
+from predictors.chat.work import ChatWork
 from tests.chat.room import Room
 
 MAX_PIXELS = 1_003_520

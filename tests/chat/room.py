@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.model import ChatModel
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.work import ChatWork
 from predictors.compute.device.placement import place
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.job import Job

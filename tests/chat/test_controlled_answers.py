@@ -15,7 +15,6 @@ from prometheus_client import REGISTRY
 from predictors import metrics
 from predictors.chat.choosing import TokenChooser
 from predictors.chat.constraints import MaskWords
-from predictors.chat.inputs import ChatWork
 from predictors.chat.limits import MOST_BIASED, MOST_STOP_TOKENS
 from predictors.chat.request import (
     ChatDelta,
@@ -25,6 +24,7 @@ from predictors.chat.request import (
     scores_of,
 )
 from predictors.chat.runner import ChatRunner
+from predictors.chat.work import ChatWork
 from predictors.compute.device.placement import HostCopy, LaunchMark
 from predictors.errors import InvalidRequest, ServingError, StepFailed
 from predictors.serving.job import Job

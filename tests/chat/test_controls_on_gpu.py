@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest, Controls, Sampling, ScoredDelta
+from predictors.chat.work import ChatWork
 from predictors.serving.job import Job
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
 from tests.chat.token_grammars import constrained_job, one_of, run_together

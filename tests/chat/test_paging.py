@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from predictors import metrics
-from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
 from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import EngineLimits
@@ -28,6 +27,7 @@ from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, Sampling
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache
+from predictors.chat.work import ChatWork
 from predictors.serving.accounts import Account
 from predictors.serving.job import Job
 from tests.chat.room import Room, chat, deltas_of, tokens_of

@@ -9,7 +9,6 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import page_names
 from predictors.chat.limits import shares_prefixes
 from predictors.chat.pixel_bounds import PixelBounds
@@ -17,6 +16,7 @@ from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.rows import PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.work import ChatWork
 from predictors.compute.device.placement import Placement
 from predictors.settings import QwenVLSettings
 from tests.chat.room import Room, chat, png, tokens_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from predictors.chat.constraints import MaskWords
-from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest
+from predictors.chat.work import ChatWork
 from predictors.serving.job import Job
 from tests.chat.room import Room
 

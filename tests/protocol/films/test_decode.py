@@ -52,7 +52,9 @@ def test_a_film_that_was_filmed_upright_is_turned() -> None:
     facts = probe_frames(raw.getvalue(), LIMITS)
     assert (facts.width, facts.height) == (32, 48)
     (plain,), (turned,) = read(CLIP.file(), [3]), read(raw.getvalue(), [3])
-    assert np.array_equal(turned, np.rot90(plain, -1)) or np.array_equal(turned, np.rot90(plain))
+    # two runs of the encoder may differ
+    near = [np.abs(turned.astype(int) - np.rot90(plain, k)).mean() for k in (-1, 1)]
+    assert min(near) < 3 < max(near)
 
 
 def test_frames_at_uneven_times_count_by_their_average() -> None:
