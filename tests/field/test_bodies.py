@@ -243,7 +243,7 @@ def test_a_part_is_read_in_every_spelling(case: str) -> None:
         ({"type": "image", "data": "AAAA", "mimeType": "image/png"}, "data", "unknown field"),
         ({"type": "input_image", "file_id": "f"}, "file_id", "files are not kept"),
         ({"type": "input_image", "image_url": "file:///etc/passwd"}, "image_url", "image_url"),
-        ({"type": "input_file", "file_id": "f"}, "type", "parts are text or image_url"),
+        ({"type": "input_file", "file_id": "f"}, "type", "parts are text, image_url or video_url"),
         ({"type": "text", "text": "x", "annotations": [{}]}, "annotations", "only be []"),
     ],
     ids=str,
