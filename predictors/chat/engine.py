@@ -1,10 +1,10 @@
 """Continuous batching of chat sequences: they are admitted, read their prompt in chunks, decode
 together and leave.
 
-Implements `serving.Engine`. All memory a sequence can need (a slot, pages for prompt and answer) is
-reserved at admission. A step launches everything first and changes its sequences last, so that a
-step that raised can be repeated; on a GPU it is one step ahead: it launches, and then reads the
-tokens of the previous step.
+Implements `serving.Engine`. A sequence has a slot from admission on, and pages that grow with it,
+see `Paging`. A step launches everything first and changes its sequences last, so that a step that
+raised can be repeated; on a GPU it is one step ahead: it launches, and then reads the tokens of the
+previous step.
 """
 
 from __future__ import annotations
