@@ -154,8 +154,8 @@ class Answers(Room):
         preparer = self.predictor._preparer
         assemble = preparer.assemble
 
-        def watched(request: Any, pictures: Any) -> Any:
-            work = assemble(request, pictures)
+        def watched(request: Any, *prepared: Any) -> Any:
+            work = assemble(request, *prepared)
             if BREAKS in self.predictor.prompt(request):
                 self.broken_works.append(work)
             return work

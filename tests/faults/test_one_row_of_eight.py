@@ -99,7 +99,7 @@ def in_png_encoder(room: Pictures, patch: pytest.MonkeyPatch, error: Exception) 
 
 def in_chat_tokenizer(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
     preparer = room.predictor._preparer
-    broken = lambda messages: any(BREAKS in str(m.parts) for m in messages)  # noqa: E731
+    broken = lambda messages, *_: any(BREAKS in str(m.parts) for m in messages)  # noqa: E731
     patch.setattr(preparer, "tokens_of", raising(preparer.tokens_of, broken, error))
 
 

@@ -293,7 +293,7 @@ def test_an_unknown_route_or_method_is_an_error(
 
 
 def test_an_unknown_openai_route_has_openais_error_body(client: httpx.Client) -> None:
-    for path in ("/v1/nowhere", "/openai/v1/completions"):
+    for path in ("/v1/nowhere", "/openai/v1/embeddings"):
         error = client.get(path).json()["error"]
         assert error["type"] == "invalid_request_error"
         check_text(error["message"], "no route")

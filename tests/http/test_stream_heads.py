@@ -98,7 +98,7 @@ def test_a_comment_comes_while_nothing_else_does_and_clients_skip_it() -> None:
     [
         ({}, 400),
         (asked(model="other"), 404),
-        (asked(logit_bias={"1": 1}), 400),
+        (asked(logit_bias={"x": 1}), 400),
         (asked(max_tokens="x"), 400),
     ],
 )

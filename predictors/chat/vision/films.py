@@ -26,7 +26,7 @@ from predictors.protocol.films.decode import FilmFacts
 FRAMES = 2
 """Of a step. A checkpoint with another number is served without films."""
 ALL_FRAMES = -1
-DEFAULT_FPS = 2.0  # qwen-vl-utils', and Qwen3-VL's
+DEFAULT_FPS = 2.0  # qwen-vl-utils'
 ROOM = 1.05  # of the least pixels, that the most are not below; as in qwen-vl-utils
 
 

@@ -115,9 +115,9 @@ def test_a_job_whose_adapter_has_no_slot_waits_and_others_go_on(
     }
     words = narrow.room.start(narrow.request(ASKED, "words"))
     eyes = narrow.room.job(narrow.request(ASKED, "eyes"))
-    free = engine._pages.num_free
+    free = engine._pages.pool.num_free
     assert not engine.admit(eyes)
-    assert engine._pages.num_free == free  # nothing has changed
+    assert engine._pages.pool.num_free == free  # nothing has changed
     assert eyes not in engine.active
     more = [narrow.room.start(narrow.request(ASKED, *names)) for names in ((), ("words",))]
     narrow.room.finish()

@@ -98,7 +98,7 @@ PARTS = """
             {%- endfor %}
         {%- endif %}
 """
-QWEN3_VL = (
+QWEN3 = (
     """
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
@@ -124,7 +124,7 @@ QWEN3_VL = (
         {{- '<|im_end|>\\n' }}"""
     + ANSWER
 )
-"""Of Qwen3-VL, without films."""
+"""Of Qwen3, vision included, without films."""
 
 _TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -158,5 +158,5 @@ LOSES_SYSTEM = _TURNS.replace(
     1,
 )
 RAISES = "{{ raise_exception('no') if messages | length > 2 }}" + _TURNS
-ESCAPES = QWEN3_VL.replace("tool | tojson", "tool | tojson(ensure_ascii=True)")
+ESCAPES = QWEN3.replace("tool | tojson", "tool | tojson(ensure_ascii=True)")
 """Marks inside of the tools are lost."""

@@ -35,7 +35,7 @@ def prompts(template: str, **more: Any) -> ToolPrompts:
 
 WAYS = {
     "Qwen2.5": (templates.QWEN2_5, ToolWay.TEMPLATE, ""),
-    "Qwen3-VL": (templates.QWEN3_VL, ToolWay.TEMPLATE, ""),
+    "Qwen3": (templates.QWEN3, ToolWay.TEMPLATE, ""),
     "Qwen2.5-VL": (templates.QWEN2_5_VL, ToolWay.HERMES, ""),
     "no system": (templates.WITHOUT_SYSTEM, ToolWay.HERMES, ""),
     "only offers": (templates.ONLY_OFFERS, ToolWay.HERMES, ""),
@@ -56,7 +56,7 @@ def test_a_template_is_tried_with_tools_calls_and_answers(
 
 
 def test_a_tokenizer_that_hides_the_tags_takes_no_tools() -> None:
-    found = prompts(templates.QWEN3_VL, hides_tags=True)
+    found = prompts(templates.QWEN3, hides_tags=True)
     with pytest.raises(InvalidRequest, match="takes no tools: its tokenizer hides") as refusal:
         found.write([Message("user", ("x",))], ["x"], OFFERED, str)
     assert refusal.value.param == "tools"
@@ -106,10 +106,10 @@ def test_the_added_block_is_that_of_qwens_own_template(talk: Sequence[Message]) 
 def test_a_template_without_a_system_message_gets_the_block_alone() -> None:
     added = written(templates.WITHOUT_SYSTEM, TALK, OFFERED)
     assert added.startswith("<|im_start|>system\n# Tools\n")
-    assert added == written(templates.QWEN3_VL, TALK, OFFERED)
+    assert added == written(templates.QWEN3, TALK, OFFERED)
 
 
-@pytest.mark.parametrize("template", [templates.QWEN2_5_VL, templates.QWEN3_VL])
+@pytest.mark.parametrize("template", [templates.QWEN2_5_VL, templates.QWEN3])
 def test_calls_without_tools_are_written_without_the_block(template: str) -> None:
     said = written(template, TALK, None)
     assert "# Tools" not in said

@@ -128,8 +128,11 @@ def test_the_fused_tower_equals_the_plain_one(grid: tuple[int, int], padding: in
 
 
 def test_an_input_may_have_columns_that_no_patch_has() -> None:
-    layer = tower_of(SHAPE).patch_embed
+    tower = tower_of(SHAPE)
+    layer, second = tower.patch_embed, tower.second_frame
     patches = torch.randn(12, SHAPE.patch_values, generator=torch.Generator().manual_seed(1))
     spare = torch.nn.functional.pad(patches, (0, 4))
-    found = fused_for((2, 6), 12, SHAPE).embed(spare, layer)
-    assert_near(found, plain_for((2, 6), SHAPE).embed(patches.double(), layer.double()))
+    found = fused_for((2, 6), 12, SHAPE).embed(spare, layer, second)
+    assert_near(
+        found, plain_for((2, 6), SHAPE).embed(patches.double(), layer.double(), second.double())
+    )
