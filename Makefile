@@ -19,7 +19,11 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
+# tests that start whole server processes, several seconds each
+PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
+  tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py
+
+.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -48,7 +52,10 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test of the product, warnings are errors
-	$(PYTEST) --ignore=tests/benchmarks --ignore=tests/checkpoints --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
+	$(PYTEST) $(addprefix --ignore=,$(PROCESS_TESTS)) --ignore=tests/benchmarks --ignore=tests/checkpoints --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
+
+test-processes: $(STAMP) ## servers from start to end: warm-up, profile, refused starts, hostile bodies, shutdown, in a pod
+	$(PYTEST) $(PROCESS_TESTS)
 
 test-benchmarks: $(STAMP) ## the benchmarks' and the training's own code, with small models
 	$(PYTEST) tests/benchmarks tests/checkpoints

@@ -101,6 +101,7 @@ def test_ci_runs_what_people_run() -> None:
         "lint",
         "type",
         "test",
+        "test-processes",
         "test-benchmarks",
         "test-observe",
         "test-load",
@@ -112,7 +113,7 @@ def test_ci_runs_what_people_run() -> None:
     workflows = ROOT / ".github/workflows"
     assert "- run: sudo --preserve-env=PATH .ci/run" in (workflows / "nightly.yaml").read_text()
     quick = re.findall(r"- run: (.+)", (workflows / "ci.yaml").read_text())
-    assert quick == ["make check", "make test", "make test-benchmarks"]
+    assert quick == ["make check", "make test", "make test-processes", "make test-benchmarks"]
 
 
 def test_every_package_has_a_line_in_the_architecture() -> None:
