@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.launching import is_last
 from predictors.chat.limits import EngineLimits, packed_widths
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep, StepPlanner
-from predictors.chat.request import AnswerLengths, Sampling
+from predictors.chat.request import Sampling
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache
 from predictors.chat.work import ChatWork
