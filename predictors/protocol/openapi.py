@@ -25,6 +25,7 @@ from predictors.protocol.openapi_parts import (
     Json,
     complete_object,
     component_name,
+    empty_probe,
     error_answers,
     get_operation,
     json_content,
@@ -128,7 +129,7 @@ def _health() -> Json:
             "get": probe_operation("server_live", "The process need not be restarted")
         },
         "/v2/health/ready": {"get": probe_operation("server_ready", "Every model is warm")},
-        "/health": {"get": probe_operation("health", "Every model is warm, without a body")},
+        "/health": {"get": empty_probe("health", "Every model is warm")},
         "/version": {"get": get_operation("version", "Version of the server")},
         "/v2/repository/index": _repository_index(),
     }

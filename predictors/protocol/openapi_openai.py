@@ -19,6 +19,7 @@ from predictors.protocol.openapi_answers import chat_answer_schemas
 from predictors.protocol.openapi_parts import (
     JSON_TYPE,
     Json,
+    complete_object,
     component_name,
     error_answers,
     get_operation,
@@ -42,6 +43,8 @@ _OF_TOKENS = (
     ("tokenize", tokens_body.TOKENIZE_FIELDS, ()),
     ("detokenize", tokens_body.DETOKENIZE_FIELDS, ("tokens",)),
 )
+_OBJECTS = {"responses": "response", "completions": "text_completion"}
+"""OpenAI's `object` of an answer, by the name of its route."""
 _KINDS = {"images": ServesImages, "edits": ServesEdits}
 _PICTURES = ("image", "images")
 _BINARY: Json = {"type": "string", "format": "binary"}
@@ -62,7 +65,9 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
             if kind is ServesEdits:
                 form = {"schema": _form_schema(taken, required)}
                 post["requestBody"]["content"][FORM_MEDIA] = form
-            if kind is ServesChat:
+            if name in _OBJECTS:
+                post["responses"]["200"] |= _object_content(name)
+            elif kind is ServesChat:
                 schemas |= chat_answer_schemas()
                 post["responses"]["200"] |= _chat_content()
             paths[f"/v1{route}"] = {"post": post}
@@ -88,6 +93,14 @@ def _chat_content() -> Json:
     about = "Server-sent events, the last of which is [DONE]"
     event = {"type": "string", "description": about, **chunk}
     found["content"]["text/event-stream"] = {"schema": event}
+    return found
+
+
+def _object_content(name: str) -> Json:
+    """The media types of an answer whose fields are OpenAI's."""
+    fields: Json = {"id": {"type": "string"}, "object": {"const": _OBJECTS[name]}}
+    found = json_content(complete_object(fields))
+    found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return found
 
 

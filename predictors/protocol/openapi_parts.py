@@ -23,6 +23,12 @@ def probe_operation(operation: str, summary: str) -> Json:
     return found
 
 
+def empty_probe(operation: str, summary: str) -> Json:
+    """The same where answers have no body."""
+    answers = {"200": {"description": summary}, "503": {"description": "Not so"}}
+    return {"operationId": operation, "summary": summary, "responses": answers}
+
+
 def error_answers(schema: str) -> Json:
     by_status: dict[int, list[str]] = {}
     for rendering in RENDERINGS.values():
