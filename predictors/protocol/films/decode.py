@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images.kinds import MATROSKA, MP4, Kind, film_kind
+from predictors.protocol.images.kinds import MATROSKA, MP4, UNKNOWN, Kind, film_kind
 from predictors.settings import FilmLimits
 from predictors.workers.messages import SharedMemory
 
@@ -151,7 +151,8 @@ def _check_file(raw: bytes, limits: FilmLimits) -> Kind:
         raise TooLarge(f"has {len(raw)} bytes; at most {limits.max_bytes} are taken")
     kind = film_kind(raw)
     if kind not in DEMUXERS:
-        raise InvalidRequest(f"is {kind.name}; taken are films in {ACCEPTED}")
+        name = "no film of a known kind" if kind is UNKNOWN else kind.name
+        raise InvalidRequest(f"is {name}; taken are films in {ACCEPTED}")
     return kind
 
 
