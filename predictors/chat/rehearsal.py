@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SIDES = (2, 3)  # of the picture, in tokens
 SLOT = 0
+ROUNDING = 1e-5
 
 
 def conversations(
@@ -121,7 +122,9 @@ class Rehearsal:
         for picture in encoded:
             check_finite([picture.features], f"the vision features of {what}")
             first = picture.features[:, :1]
-            if bool((picture.features == first).all()) and picture.features.shape[1] > 1:
+            spread, size = (picture.features - first).abs().max(), picture.features.abs().max()
+            # equal rows may differ in last bits where threads share a matmul
+            if bool(spread <= ROUNDING * size) and picture.features.shape[1] > 1:
                 raise EngineFailed(f"the vision features of {what} are all equal; {DAMAGED}")
         runner.reset_slot(SLOT, pages, work.tokens)
         widths = runner.limits.chunk_widths
