@@ -32,7 +32,6 @@ from predictors.chat.token_controls import (
     v2_writer,
     with_options,
 )
-from predictors.chat.tools.call_grammar import tools_format
 from predictors.chat.tools.tool_parameters import (
     check_calls_answer,
     read_tool_parameters,
@@ -46,7 +45,6 @@ from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.pixel_fields import DETAILS
 from predictors.protocol.openai.template_fields import AS_USUAL
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED
-from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -90,8 +88,6 @@ class ChatCodec:
     logprobs: LogprobWriters | None = None
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
-    tags_are_tokens: bool = False
-    """The tags of tool calls are tokens of the vocabulary."""
     max_films: int = 0
     no_films: str = "this model reads none"
     """Why films are refused; empty if they are taken."""
@@ -180,7 +176,7 @@ class ChatCodec:
         )
         if tokens is not UNASKED or template is not AS_USUAL:
             common = with_options(common, tokens, template, self)
-        return (common if tools is None else self._with_tools(common, tools)), seed
+        return (common if tools is None else replace(common, tools=tools)), seed
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -234,13 +230,8 @@ class ChatCodec:
         if body.tokens is not UNASKED or body.template is not AS_USUAL:
             request = with_options(request, body.tokens, body.template, self)
         if body.tools is not None:
-            request = self._with_tools(request, body.tools)
+            request = replace(request, tools=body.tools)
         return with_row_seeds([request] * body.n, body.seed)
-
-    def _with_tools(self, request: ChatRequest, tools: OfferedTools) -> ChatRequest:
-        """The request with tools, whose calls stand beside its own format of an answer."""
-        answer = tools_format(tools, request.answer_format, tags_are_tokens=self.tags_are_tokens)
-        return replace(request, tools=tools, answer_format=answer)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)

@@ -15,6 +15,7 @@ import torch
 
 from predictors import metrics
 from predictors.chat.answer_lengths import AnswerLengths
+from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.film_inputs import FilmPreparer
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits, why_no_films
@@ -35,6 +36,7 @@ from predictors.chat.request import (
     chars_of,
 )
 from predictors.chat.template_checks import takes_films
+from predictors.chat.tools.call_grammar import tags_are_tokens, tools_format
 from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.chat.work import PROMPT_TOKENS_PER_STEP, ChatWork, least_tokens
@@ -76,6 +78,7 @@ class ChatPreparer:
         self.pixels = pixel_limits(settings, model.pictures)
         self.convention = model.coordinates
         self.texts = PromptTexts(model)
+        self._tags_are_tokens = tags_are_tokens(model.tokenizer)
         self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self.tokens = PromptTokens(model, self.texts, max_context)
         self.no_films = why_no_films(settings, model)
@@ -117,7 +120,7 @@ class ChatPreparer:
         pictures: Sequence[PreparedPicture],
         films: Sequence[PreparedFilm] = (),
     ) -> ChatWork:
-        asked, raw = request.answer_format, request.raw_prompt
+        raw = request.raw_prompt
         if raw is None:
             written = [film.text for film in films]
             tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
@@ -144,8 +147,16 @@ class ChatPreparer:
             films=tuple(self.films_of(request).size(film) for film in films),
             controls=request.controls,
             text=request.text,
-            grammar=None if asked is None else self._grammars.compile(asked),
+            grammar=self._grammar(request),
         )
+
+    def _grammar(self, request: ChatRequest) -> AnswerGrammar | None:
+        """That of the request's format and of calls of its tools. Raises `InvalidRequest`. Called
+        once the prompt is known to fit: it may take tens of milliseconds."""
+        wanted, tools = request.answer_format, request.tools
+        if tools is not None:
+            wanted = tools_format(tools, wanted, tags_are_tokens=self._tags_are_tokens)
+        return None if wanted is None else self._grammars.compile(wanted)
 
     def cost(self, request: ChatRequest) -> float:
         """About the cost of the request's work, without making it: from the characters and the
@@ -156,8 +167,7 @@ class ChatPreparer:
     def least_cost(self, request: ChatRequest) -> float:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
-        is_constrained = request.answer_format is not None
-        return least_tokens(request, most_tokens, is_constrained) + prompt_cost
+        return least_tokens(request, most_tokens, request.is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""

@@ -48,7 +48,7 @@ class PieceReader:
         self._tags: TagReader | None = None
         if request.tools is not None:
             names = [tool.name for tool in request.tools.called]
-            self._tags = TagReader(names, is_guarded=request.answer_format is not None)
+            self._tags = TagReader(names, is_guarded=True)
         self._ids: list[str] = []
         self._scores: tuple[TokenLogprob, ...] = ()
         self.finish_reason: str | None = None

@@ -37,7 +37,6 @@ from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
 from predictors.chat.tokenization import Tokenization
-from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.v2_outputs import OUTPUT_TYPES
 from predictors.chat.work import ChatWork
@@ -96,7 +95,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             mix=self._adapters.mix,
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
-            tags_are_tokens=tags_are_tokens(model.tokenizer),
             max_films=settings.films.max_films,
             no_films=self._preparer.no_films,
         )

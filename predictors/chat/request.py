@@ -160,9 +160,17 @@ class ChatRequest:
     """Of the boxes beside the text; None for an answer without them."""
 
     @property
+    def is_constrained(self) -> bool:
+        """A grammar holds for its answer."""
+        return self.answer_format is not None or self.tools is not None
+
+    @property
     def has_large_format(self) -> bool:
-        """Its format may take a while to compile."""
-        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
+        """Its format, or that of calls of its tools, may take a while to compile."""
+        chars = 0 if self.tools is None else self.tools.num_chars
+        if self.answer_format is not None:
+            chars += len(self.answer_format.text)
+        return chars > LARGE_FORMAT
 
     @property
     def is_open(self) -> bool:
