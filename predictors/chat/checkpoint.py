@@ -106,7 +106,7 @@ class HubCheckpoint:
             return PicturePreparation(Qwen2VLImageProcessor.from_dict({**settings, "size": size}))
 
     def make_films(self, videos: Any) -> FilmPreparation:
-        """The preparation of films by this processor."""
+        """The preparation of films by this processor. Each model has its own."""
         raise NotImplementedError
 
     def _read_films(

@@ -33,9 +33,7 @@ from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import HostCopy, Placement, to_device, to_host_async
 
 Scores = tuple[Tensor, Tensor]
-"""What `score_tokens` gives."""
-
-
+"""The integers and floats of `score_tokens`."""
 SOME_CONTROLS = Controls(logit_bias=((0, 0.0),), logprobs=0)
 
 

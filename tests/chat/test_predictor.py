@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 import pytest
 
+from predictors.chat import inputs
 from predictors.chat.predictor import ChatPredictor
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
@@ -208,3 +209,32 @@ async def test_usage_comes_last_when_asked_for(predictor: ChatPredictor) -> None
         "total_tokens": prompt + 12,
         "prompt_images": [{"width": 56, "height": 56, "tokens": 4}],
     }
+
+
+async def test_the_format_of_calls_is_made_off_the_event_loop(
+    predictor: ChatPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    made = inputs.tools_format
+
+    def watched(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return made(*args, **options)
+
+    monkeypatch.setattr(inputs, "tools_format", watched)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked = body(tools=tools, tool_choice="required", max_tokens=40, ignore_eos=False)
+    answer = await predictor.chat(asked, CALL)
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "f"
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+async def test_tools_beyond_the_context_are_refused_before_their_format_is_made(
+    predictor: ChatPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "tools_format", None)
+    function = {"name": "f", "description": "long " * 40_000}
+    asked = body(tools=[{"type": "function", "function": function}], ignore_eos=False)
+    with pytest.raises(PromptTooLong):
+        await predictor.chat(asked, CALL)

@@ -1,4 +1,4 @@
-"""What callers ask of chat templates: only what a template reads, and never a control token."""
+"""Options of chat templates: a template reads them, and none is a control token."""
 
 from __future__ import annotations
 

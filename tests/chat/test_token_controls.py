@@ -1,4 +1,4 @@
-"""What is asked of single tokens over chat and V2, and the logprobs that both answer with."""
+"""Options of single tokens over chat and V2, and the logprobs of both."""
 
 from __future__ import annotations
 

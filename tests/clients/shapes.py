@@ -1,4 +1,4 @@
-"""What the clients' programs ask for: a shape, and a function that counts shapes."""
+"""A type and a tool of the clients' programs: a shape, and a function that counts shapes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def file_of(width: int, height: int, **options: Any) -> bytes:
 
 
 def boxes_at(*scales: float) -> Boxes:
-    """What was said, across and down by these scales."""
+    """The model's box, scaled across and down."""
     across, down = scales
     box = [round(14 * across), round(28 * down), round(70 * across), round(140 * down)]
     point = [round(7 * across), round(7 * down)] * 2

@@ -130,6 +130,7 @@ class FilmPreparation:
         height, width = self._resized(frames, height, width, bounds)
         return height // self.patch, width // self.patch
 
+    # of the models' own classes
     def _resized(self, frames: int, height: int, width: int, bounds: FilmBounds) -> tuple[int, int]:
         raise NotImplementedError
 

@@ -131,7 +131,7 @@ async def test_with_auto_an_answer_is_text_or_valid_calls(predictor: ChatPredict
 
 
 async def test_an_answers_own_format_stands_beside_calls(predictor: ChatPredictor) -> None:
-    """What agents with an output type send while they call tools."""
+    """Agents with an output type send one while they call tools."""
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
     schema["additionalProperties"] = False
     wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}

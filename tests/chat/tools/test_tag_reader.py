@@ -139,7 +139,7 @@ HOSTILE = ("<tool_call>", "<tool_call", " ", "\n<", '{"', "</tool_call", "}", '{
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_is_looked_at_twice(text: str) -> None:
-    """What is held back and looked at again for each character stays small."""
+    """Little is held back and looked at again for each character."""
     reader = TagReader(NAMES, is_guarded=True)
     for before in ("", "<tool_call>", CALL[:39]):
         reader.feed(before)

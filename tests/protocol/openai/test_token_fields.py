@@ -1,4 +1,4 @@
-"""What a caller may ask of single tokens, as JSON and as V2's texts."""
+"""Fields of single tokens, as JSON and as V2's texts."""
 
 from __future__ import annotations
 
