@@ -8,30 +8,56 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.common.ceilings import Ceilings, Operations
 from benchmarks.common.stats import Spread
+from benchmarks.qwen_vl.cases import Pictures
 
 PROMPT = "a large red circle to the left of a small blue square on a white background"
 SEED = 7
 PEER = "diffusers"
 GUIDANCE = 3.5
+KONTEXT = "kontext"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     model: str
-    """dev or schnell."""
+    """dev, schnell or kontext."""
     width: int
     height: int
     steps: int
     batch: int = 1
+    strength: float | None = None
+    """Of an edit of `source_pixels`; None draws from the prompt alone."""
+    adapter: str = ""
+    """Name of one that is loaded; empty for none."""
 
     @property
     def size(self) -> str:
         return f"{self.width}x{self.height}"
 
+    @property
+    def is_reference(self) -> bool:
+        """The picture is read beside the prompt."""
+        return self.model == KONTEXT
+
+    @property
+    def passes(self) -> int:
+        """Steps that are run: an edit leaves the first ones out."""
+        return self.steps if self.strength is None else int(self.steps * self.strength)
+
     def __str__(self) -> str:
-        return f"{self.model} {self.size}, {self.steps} steps, batch {self.batch}"
+        edit = "" if self.strength is None else f", strength {self.strength:g}"
+        adapter = f", adapter {self.adapter}" if self.adapter else ""
+        return f"{self.model} {self.size}, {self.steps} steps, batch {self.batch}{edit}{adapter}"
+
+
+def source_pixels(width: int, height: int) -> NDArray[np.uint8]:
+    """The picture that edits start from, RGB (height, width, 3)."""
+    return Pictures(width, height).pixels(SEED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from benchmarks.common.clock import Clock, Marks, no_synchronising
 from benchmarks.common.stats import Spread
-from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
+from benchmarks.flux.cases import (
+    GUIDANCE,
+    PROMPT,
+    SEED,
+    Case,
+    Drawn,
+    Row,
+    Stages,
+    source_pixels,
+    summed_up,
+)
 from benchmarks.flux.random_weights import Models
 from predictors.compute.device.placement import Placement, place
 from predictors.diffusion.engine import DiffusionEngine
@@ -32,6 +42,8 @@ from predictors.diffusion.request import (
     TURBO,
     ImageParameters,
     ImageResult,
+    LoraScale,
+    SourcePicture,
 )
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import DiffusionJob
@@ -89,7 +101,7 @@ class Ours:
         self._clock = Clock(placement.device)
         model = FluxModel(models.folder, models.opened)
         made = assemble(model, settings, placement, "bench")
-        self.config, self.limits = model.config, made.limits
+        self.model, self.config, self.limits = model, model.config, made.limits
         self._preparer, self.engine = made.preparer, made.engine
         self._png_level = settings.png_level
         self._pool = ThreadPoolExecutor(ENCODE_THREADS)
@@ -123,7 +135,15 @@ class Ours:
         return self.limits.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
-    def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> DiffusionWork:
+    def _source(self, case: Case) -> SourcePicture | None:
+        if case.strength is None and not case.is_reference:
+            return None
+        size = case.width, case.height
+        return SourcePicture(source_pixels(*self.limits.source_size(size, size)))
+
+    def prepare(
+        self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT, previews: int = 0
+    ) -> DiffusionWork:
         parameters = ImageParameters(
             prompt,
             width=case.width,
@@ -132,6 +152,10 @@ class Ours:
             guidance_scale=GUIDANCE,
             seed=SEED + row,
             tier=tier,
+            loras=(LoraScale(case.adapter),) if case.adapter else None,
+            source=self._source(case),
+            strength=case.strength,
+            partial_images=previews,
         )
         return self._preparer.prepare(self.limits.request(parameters))
 

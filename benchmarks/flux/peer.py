@@ -10,6 +10,7 @@ to dynamic shapes, which are slower, at the second size.
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from benchmarks.common.clock import Clock, Marks
 from benchmarks.common.stats import Spread
-from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
+from benchmarks.flux.cases import (
+    GUIDANCE,
+    PROMPT,
+    SEED,
+    Case,
+    Drawn,
+    Row,
+    Stages,
+    source_pixels,
+    summed_up,
+)
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import Schedule, draw_noise
 from predictors.models.flux.config import FluxConfig, Tokenizers
@@ -47,14 +58,20 @@ class Embeddings:
 
 class Peer:
     def __init__(
-        self, name: str, models: Models, config: FluxConfig, tokenizers: Tokenizers
+        self,
+        name: str,
+        models: Models,
+        config: FluxConfig,
+        tokenizers: Tokenizers,
+        kind: Any = FluxPipeline,
     ) -> None:
+        """`kind` is one of diffusers' FLUX pipelines."""
         self.name = name
         self.models = models
         self._config = config
         self._tokenizers = tokenizers
+        self._kind = kind
         self._clock = Clock(models.transformer.device)
-        kind: Any = FluxPipeline
         self._pipeline = kind(
             scheduler=models.scheduler,
             vae=models.vae,
@@ -88,7 +105,7 @@ class Peer:
         return self._pipeline(
             prompt_embeds=given.prompt.expand(case.batch, -1, -1),
             pooled_prompt_embeds=given.pooled.expand(case.batch, -1),
-            latents=noise,
+            **_start_of(case, noise),
             height=case.height,
             width=case.width,
             num_inference_steps=case.steps,
@@ -128,7 +145,7 @@ class Peer:
         drawn = [self.draw(case) for _ in range(runs)]
         peak = self._clock.peak_bytes()
         own = None if peak is None else peak - before + num_bytes(self.models)
-        return summed_up(self.name, case, drawn, passes=case.steps, peak_bytes=own), drawn[-1]
+        return summed_up(self.name, case, drawn, passes=case.passes, peak_bytes=own), drawn[-1]
 
     def stages(self, case: Case, row: Row) -> Stages:
         vae, clock = self.models.vae, self._clock
@@ -177,15 +194,30 @@ class Peer:
         return self._with(name, vae=vae)
 
     def _with(self, name: str, **modules: Any) -> Peer:
-        return Peer(name, replace(self.models, **modules), self._config, self._tokenizers)
+        models = replace(self.models, **modules)
+        return Peer(name, models, self._config, self._tokenizers, self._kind)
 
     def use_attention(self, backend: str) -> None:
         """One of diffusers' attention backends, by its name there. Before anything is compiled."""
         self.models.transformer.set_attention_backend(backend)
 
 
+def _start_of(case: Case, noise: Tensor) -> dict[str, Any]:
+    """Arguments of a pipeline for what it starts from."""
+    if case.strength is not None:  # given latents would be taken for the noisy picture
+        generator = torch.Generator(noise.device).manual_seed(SEED)
+        picture = fromarray(source_pixels(case.width, case.height))
+        return {"image": picture, "strength": case.strength, "generator": generator}
+    if case.is_reference:
+        picture = fromarray(source_pixels(case.width, case.height))
+        area = case.width * case.height
+        return {"image": picture, "latents": noise, "max_area": area, "_auto_resize": False}
+    return {"latents": noise}
+
+
 def few_steps(case: Case) -> Case:
-    return replace(case, steps=min(case.steps, WARM_STEPS))
+    whole = WARM_STEPS if case.strength is None else math.ceil(WARM_STEPS / case.strength)
+    return replace(case, steps=min(case.steps, whole))
 
 
 def num_bytes(models: Models) -> int:

@@ -76,7 +76,14 @@ SCHNELL: Configs = {
 }
 """What differs from FLUX.1-dev in FLUX.1-schnell."""
 
-FILES = {"scheduler": "scheduler_config.json", "tokenizer_2": "tokenizer_config.json"}
+KONTEXT: Configs = {".": {"_class_name": "FluxKontextPipeline"}}
+"""FLUX.1-Kontext has the tensors of FLUX.1-dev."""
+
+FILES = {
+    ".": "model_index.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+}
 
 
 class Stored:
@@ -154,9 +161,9 @@ def shells(folder: Path) -> dict[str, Any]:
         }
 
 
-def schnell_of(dev: Models, folder: Path) -> Models:
-    """FLUX.1-schnell for the configs in `folder`, sharing every tensor with `dev`: its transformer
-    is the same but for the guidance embedding."""
+def other_of(dev: Models, folder: Path) -> Models:
+    """FLUX.1-schnell or -Kontext for the configs in `folder`, sharing every tensor with `dev`:
+    schnell's transformer is the same but for the guidance embedding, Kontext's is the same."""
     return Models(
         folder,
         twin(dev.transformer, folder / "transformer"),

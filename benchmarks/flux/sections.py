@@ -59,7 +59,7 @@ def in_this_process(run: FluxRun, clock: Clock, configs: Path) -> None:
     if run.wants("schnell"):
         changes = (*options.changes, random_weights.SCHNELL)
         folder = random_weights.write_folder(configs.with_name("schnell"), *changes)
-        other = random_weights.schnell_of(dev, folder)
+        other = random_weights.other_of(dev, folder)
         run.section("schnell", lambda: schnell(run, other))
     if run.wants("disk"):
         place_on_disk = configs.with_name("stored")

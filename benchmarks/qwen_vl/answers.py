@@ -26,6 +26,8 @@ class Answered:
     tokens: int = 0
     turn: int = 0
     """0 begins a conversation."""
+    is_constrained: bool = False
+    """Held to a grammar."""
     error: str | None = None
 
     @property
@@ -57,7 +59,7 @@ def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:
     if not good:
         return found
     seconds = max(a.ended for a in good) - min(a.sent for a in good)
-    tpot = [a.tpot_ms for a in good if a.tpot_ms is not None]
+    tpot = _tpot(good)
     gaps = [gap for a in good for gap in a.gaps_ms]
     return found | {
         "seconds": seconds,
@@ -66,6 +68,7 @@ def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:
         **_ttft("ttft", good),
         **(_ttft("later_ttft", [a for a in good if a.turn]) if any(a.turn for a in good) else {}),
         "tpot_ms_mean": statistics.fmean(tpot) if tpot else None,
+        **(_constrained(good) if any(a.is_constrained for a in good) else {}),
         "tpot_ms_p99": quantile(tpot, 0.99),
         "itl_ms_p50": quantile(gaps, 0.50),
         "itl_ms_p99": quantile(gaps, 0.99),
@@ -73,6 +76,20 @@ def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:
         "prompt_tokens_mean": statistics.fmean(a.prompt_tokens for a in good),
         "tokens_mean": statistics.fmean(a.tokens for a in good),
         "texts_mean": statistics.fmean(len(a.texts) for a in good),
+    }
+
+
+def _tpot(answers: Sequence[Answered]) -> list[float]:
+    return [a.tpot_ms for a in answers if a.tpot_ms is not None]
+
+
+def _constrained(answers: Sequence[Answered]) -> dict[str, Any]:
+    """The mean TPOT of those held to a grammar, and of the others."""
+    held = _tpot([a for a in answers if a.is_constrained])
+    free = _tpot([a for a in answers if not a.is_constrained])
+    return {
+        "constrained_tpot_ms_mean": statistics.fmean(held) if held else None,
+        "free_tpot_ms_mean": statistics.fmean(free) if free else None,
     }
 
 

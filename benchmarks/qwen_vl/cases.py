@@ -29,6 +29,36 @@ WORDS = (
 )  # fmt: skip
 """One token each, with the space before it."""
 TURNS = 3
+CONSTRAINED_EVERY = 3
+"""Of a case with a grammar: the other conversations have none."""
+LIST_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "figures",
+        "strict": True,
+        "schema": {
+            "type": "array",
+            "minItems": 40,
+            "maxItems": 60,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "minLength": 4, "maxLength": 16},
+                    "kind": {"enum": ["circle", "square", "triangle", "star"]},
+                    "count": {"type": "integer", "minimum": 0, "maximum": 9999},
+                },
+                "required": ["name", "kind", "count"],
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+"""A list that is not over within `NUM_TOKENS` tokens."""
+
+
+def is_constrained(number: int) -> bool:
+    """Whether this conversation of a case with a grammar is held to it."""
+    return number % CONSTRAINED_EVERY == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +68,8 @@ class Case:
     clients: int
     kind: str
     """`text`, or pictures as `WIDTHxHEIGHT`, `4 WIDTHxHEIGHT`; `same WIDTHxHEIGHT` repeats one
-    picture; `turns WIDTHxHEIGHT` are conversations about one."""
+    picture; `turns WIDTHxHEIGHT` are conversations about one. In `grammar text` every third answer
+    is held to a JSON schema."""
     requests: int
     """In all, of all clients, after the warm-up."""
     tokens: int = NUM_TOKENS
@@ -49,7 +80,7 @@ class Case:
     @property
     def pictures(self) -> int:
         """Per request."""
-        if self.kind == "text":
+        if self.size is None:
             return 0
         first = self.kind.split()[0]
         return int(first) if first.isdigit() else 1
@@ -57,7 +88,7 @@ class Case:
     @property
     def size(self) -> tuple[int, int] | None:
         """Width and height of the pictures."""
-        if self.kind == "text":
+        if self.kind.endswith("text"):
             return None
         width, _, height = self.kind.split()[-1].partition("x")
         return int(width), int(height)
@@ -65,6 +96,10 @@ class Case:
     @property
     def is_same(self) -> bool:
         return self.kind.startswith("same")
+
+    @property
+    def has_grammar(self) -> bool:
+        return self.kind.startswith("grammar")
 
     @property
     def turns(self) -> int:
@@ -120,7 +155,10 @@ class Conversations:
             {"type": "image_url", "image_url": {"url": url(jpeg)}} for jpeg in self.files(number)
         ]
         parts.append({"type": "text", "text": text(number)})
-        return self._body([{"role": "user", "content": parts}])
+        body = self._body([{"role": "user", "content": parts}])
+        if self._case.has_grammar and is_constrained(number):
+            body |= {"response_format": LIST_FORMAT, "ignore_eos": False}
+        return body
 
     def files(self, number: int) -> list[bytes]:
         if self._pictures is None:

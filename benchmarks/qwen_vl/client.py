@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.qwen_vl.answers import Answered
-from benchmarks.qwen_vl.cases import Case, Conversations
+from benchmarks.qwen_vl.cases import Case, Conversations, is_constrained
 
 CLIENTS_PER_PROCESS = 16
 END = b"[DONE]"
@@ -126,6 +126,7 @@ class Client(asyncio.Protocol):
             return
         self._number, self._body = self._openings.pop()
         self._send(self._body, turn=0)
+        self._seen.is_constrained = self._share.case.has_grammar and is_constrained(self._number)
 
     def _send(self, body: Any, turn: int) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()

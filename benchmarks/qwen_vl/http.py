@@ -38,6 +38,8 @@ CASES = (
     Case(64, "same 1024x1024", 512),
     Case(64, "turns 448x448", 384),
     Case(64, "4 448x448", 192),
+    Case(1, "grammar text", 48),
+    Case(64, "grammar text", 768),
 )
 """The goals' first."""
 TOY_CASES = (
@@ -46,6 +48,7 @@ TOY_CASES = (
     Case(1, "2 64x48", 2, 8),
     Case(2, "same 64x64", 4, 8),
     Case(2, "turns 64x64", 6, 8),
+    Case(2, "grammar text", 6, 8),
 )
 APART = 1_000_000
 """Between the numbers of two cases' conversations: no case may find another's pictures kept."""

@@ -107,9 +107,11 @@ def picture_places(ids: np.ndarray, image: int) -> tuple[np.ndarray, np.ndarray]
     return slot.astype(np.int8), position.astype(np.int16)
 
 
-def gather(make: Callable[[int, int], Arrays], count: int, workers: int) -> Arrays:
+def gather(
+    make: Callable[[int, int], Arrays], count: int, workers: int, shard: int = SHARD
+) -> Arrays:
     """All shards of `count` scenes, made by several processes, in order."""
-    sizes = [min(SHARD, count - start) for start in range(0, count, SHARD)]
+    sizes = [min(shard, count - start) for start in range(0, count, shard)]
     if workers <= 1:
         parts = [make(shard, size) for shard, size in enumerate(sizes)]
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -60,8 +60,14 @@ class Batch:
 
     def part(self, start: int, stop: int, device: str) -> Batch:
         """Rows start to stop, on a device."""
-        fields = (self.ground, self.kind, self.colour, self.middle, self.radius)
-        return Batch(*(field[start:stop].to(device) for field in fields))
+        arrays = (self.ground, self.kind, self.colour, self.middle, self.radius)
+        return Batch(*(array[start:stop].to(device) for array in arrays))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one."""
+    names = [field.name for field in fields(Batch)]
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: ids, weights of what is said (0 of other tokens), branch numbers, slots [n, length],
-    M-RoPE [n, 3, length], pictures."""
+    """Trees as arrays: ids, weights of what is said (0 of other tokens), branch numbers and slots
+    [n, length], M-RoPE [n, 3, length], pictures [n]."""
 
     ids: Tensor
     said: Tensor
@@ -58,11 +58,17 @@ class Rows:
     position: Tensor
     picture: Tensor
 
+    def take(self, rows: Tensor) -> Rows:
+        """Some rows, in int64."""
+        arrays = (self.ids, self.said, self.branch, self.slot, self.position, self.picture)
+        return Rows(*(array[rows].long() for array in arrays))
+
     def allowed(self) -> Tensor:
         """The attention mask [n, 1, length, length]: backwards in the stem and one's branch."""
         key, query = self.branch[:, None, :], self.branch[:, :, None]
         length = self.ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        place = torch.arange(length, device=self.ids.device)
+        causal = place[:, None] >= place
         return (((key == 0) | (key == query)) & causal)[:, None]
 
 
@@ -201,9 +207,12 @@ class Planter:
             rows.append(np.array(columns, np.int64).T)
         return rows
 
-    def rows(self, trees: Sequence[Tree], flat: Sequence[np.ndarray]) -> Rows:
-        """A padded batch of trees."""
-        count, length = len(trees), max(row.shape[1] for row in flat)
+    def rows(
+        self, trees: Sequence[Tree], flat: Sequence[np.ndarray], length: int | None = None
+    ) -> Rows:
+        """Trees padded to a length, or to that of the longest."""
+        count = len(trees)
+        length = length or max(row.shape[1] for row in flat)
         whole = np.zeros((3, count, length), np.int64)
         whole[0], whole[2] = self._pad, PAD_BRANCH
         for index, row in enumerate(flat):

@@ -124,12 +124,10 @@ class Forward(nn.Module):
         slot: Tensor,
         position: Tensor,
         allowed: Tensor | None = None,
-        wanted: Tensor | None = None,
     ) -> Tensor:
         """Logits of the decoder alone, for the picture tokens of `see`.
 
-        `allowed` [n, 1, length, length] is a mask of attention instead of the causal one. With
-        `wanted` [n, length] only the marked places are computed to the end: [marked, vocabulary].
+        `allowed` [n, 1, length, length] is a mask of attention instead of the causal one.
         """
         decoder = self.model.model.language_model
         config = self.model.config.text_config
@@ -155,8 +153,6 @@ class Forward(nn.Module):
                 q, k, v, attn_mask=allowed, is_causal=allowed is None
             )
             mixed = mixed.transpose(1, 2).reshape(batch, length, width)
-            if wanted is not None and layer is decoder.layers[-1]:
-                x, mixed = x[wanted], mixed[wanted]
             x = x + attention.o_proj(mixed)
             normed = F.rms_norm(x, (width,), layer.post_attention_layernorm.weight, eps)
             x = x + layer.mlp(normed)

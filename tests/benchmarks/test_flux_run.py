@@ -17,7 +17,7 @@ from benchmarks.flux import accuracy, goals
 from benchmarks.flux.cases import Case
 from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer
-from benchmarks.flux.random_weights import SCHNELL, TOY, Models, make, schnell_of, write_folder
+from benchmarks.flux.random_weights import SCHNELL, TOY, Models, make, other_of, write_folder
 from predictors.compute.device.placement import Placement
 from predictors.models.flux.config import read_checkpoint
 
@@ -50,7 +50,7 @@ def test_random_weights_are_the_same_twice_finite_and_not_trivial(models: Models
 
 
 def test_schnell_shares_its_tensors_with_dev(models: Models, tmp_path: Path) -> None:
-    fast = schnell_of(models, write_folder(tmp_path / "fast", TOY, SCHNELL))
+    fast = other_of(models, write_folder(tmp_path / "fast", TOY, SCHNELL))
     state, source = fast.transformer.state_dict(), models.transformer.state_dict()
     assert all(tensor.data_ptr() == source[name].data_ptr() for name, tensor in state.items())
     assert {name.split(".")[1] for name in source.keys() - state.keys()} == {"guidance_embedder"}

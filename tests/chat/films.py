@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 
 from predictors.chat.film import Film, FilmOptions
@@ -55,6 +54,8 @@ class Clip:
         """The film as a file. `times` are the frames' in thousandths of a second."""
         encoder, container = ENCODERS[self.kind]
         raw = io.BytesIO()
+        import av  # an extra that a GPU machine lacks
+
         with av.open(raw, "w", format=container, options=options) as out:
             stream: Any = out.add_stream(encoder, rate=self.rate, options=QUIET.get(encoder, {}))
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"

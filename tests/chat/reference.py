@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -81,6 +80,8 @@ class Reference:
         asked = {"fps": options.fps, "num_frames": options.num_frames}
         if asked["num_frames"] is None and asked["fps"] is None:
             asked["fps"] = 2.0
+        import av  # an extra that a GPU machine lacks
+
         with av.open(io.BytesIO(film.files[0])) as container:
             stream = container.streams.video[0]
             frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]

@@ -10,12 +10,20 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from checkpoints.training import chat, drawing, grounding, structured, tool_talk, trees
+from checkpoints.training import (
+    chat,
+    drawing,
+    grounding,
+    structured,
+    tool_talk,
+    trees,
+    tune_qwen_vl,
+)
 from checkpoints.training.evaluate_boxes import Case, draw_cases, hits, overlap
 from checkpoints.training.export import QWEN_FOLDER
 from checkpoints.training.scenes import is_held_out, sample
-from checkpoints.training.tune_qwen_vl import Places, Source, draw, step_loss
-from checkpoints.training.vlm_forward import Forward, to_patches
+from checkpoints.training.tune_qwen_vl import make_pool, shard_pictures, step_loss
+from checkpoints.training.vlm_forward import Forward, resize, to_patches
 
 
 @pytest.mark.parametrize("side", [128, 280])
@@ -95,8 +103,8 @@ def test_training_text_with_tools_is_the_chat_template() -> None:
 
 def test_a_branch_is_read_as_if_it_stood_alone() -> None:
     rng = random.Random(10)
-    pictures = draw(rng, 2, 128)
-    seen = [trees.Seen(s, b) for s, b in zip(pictures.scenes, pictures.boxes.tolist(), strict=True)]
+    seen, placed, _ = shard_pictures(0)
+    pictures = resize(drawing.render(placed.part(0, 2, "cpu")))
     planted = [trees.picture_tree(rng, 0, seen[0]), trees.tool_tree(rng, 1, seen[1])]
     tokenizer = Qwen2Tokenizer.from_pretrained(QWEN_FOLDER)
     planter = trees.Planter(tokenizer)
@@ -104,8 +112,8 @@ def test_a_branch_is_read_as_if_it_stood_alone() -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(QWEN_FOLDER, dtype=torch.float32)
     forward = Forward(model.eval())
     with torch.inference_mode():
-        read = forward.see(to_patches(pictures.pixels, frames=1))
-        wholes = forward.see(to_patches(pictures.pixels))
+        read = forward.see(to_patches(pictures, frames=1))
+        wholes = forward.see(to_patches(pictures))
         assert torch.allclose(read, wholes, atol=1e-4)
         many = forward.read(read, rows.ids, rows.slot, rows.position, rows.allowed())
         for number, tree in enumerate(planted):
@@ -118,18 +126,22 @@ def test_a_branch_is_read_as_if_it_stood_alone() -> None:
                 assert torch.allclose(found, expected, atol=1e-3)
 
 
-def test_a_step_of_the_tuning_has_gradients_for_every_weight() -> None:
+def test_a_step_of_the_tuning_has_gradients_for_every_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tune_qwen_vl, "SHARD", 24)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(QWEN_FOLDER, dtype=torch.float32)
-    places = Places(model.config.text_config.hidden_size)
-    batches = iter(Source(3, lambda: None))
-    rows, pictures = next(one for one in batches if (one[0].picture >= 0).any())
-    assert not any(is_held_out(scene) for scene in pictures.scenes)
-    loss = step_loss(Forward(model), places, rows, pictures, 0.3)
+    seen, _, _ = shard_pictures(0)
+    assert not any(is_held_out(one.scene) for one in seen)
+    pool = make_pool(None, 1, "cpu", 1)
+    assert pool.pictures.shape == (24, 3, 140, 140)
+    assert sum(len(rows.ids) for rows in pool.rows.values()) == 24
+    length = max(pool.rows, key=lambda length: len(pool.rows[length].ids))
+    loss = step_loss(Forward(model), pool, length, 4)
     loss.backward()
     assert loss.isfinite()
-    without = [n for n, p in [*model.named_parameters(), *places.named_parameters()]
-               if p.grad is None or not p.grad.any()]  # fmt: skip
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 

@@ -2,7 +2,7 @@
 pod, a held request wakes one, load makes three, less load one again, and silence none.
 
 Two times are shortened, since neither KServe nor the chart can say them: KEDA looks every 2 s (its
-default is 30) and waits 5 s before the last pod goes (300). KServe writes ScaledObjects over, so
+default is 30) and waits 10 s before the last pod goes (300). KServe writes ScaledObjects over, so
 the test puts both into their CRD as defaults, for as long as it runs. Prometheus is Debian's and
 runs beside the test. What holds the first request is a stand-in (tests/e2e/standin.py).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,7 @@ from tests.e2e.one_model import MODEL, installed, values
 from tests.e2e.prometheus import PORT, Prometheus, scraping
 from tests.e2e.traffic import Traffic, over_http
 
-QUICK = {"pollingInterval": 2, "cooldownPeriod": 5}
+QUICK = {"pollingInterval": 2, "cooldownPeriod": 10}
 CRD = "scaledobjects.keda.sh"
 LOAD_CLIENTS = 5
 STEPS = 28
@@ -72,7 +73,17 @@ def replicas(kube: Kube) -> tuple[int, int]:
 def reach(kube: Kube, count: int, timeout_s: float) -> float:
     """Seconds until exactly `count` pods are wanted and ready."""
     began = time.monotonic()
-    until(f"{count} replicas", lambda: replicas(kube) == (count, count), timeout_s)
+    seen: list[tuple[int, int]] = []
+
+    def is_reached() -> bool:
+        seen.append(replicas(kube))
+        return seen[-1] == (count, count)
+
+    try:
+        until(f"{count} replicas", is_reached, timeout_s)
+    except AssertionError as error:
+        scalers = [each.get("status") for each in kube.list("horizontalpodautoscalers")]
+        raise AssertionError(f"{error}; the last replicas {seen[-5:]}; {scalers}") from None
     return time.monotonic() - began
 
 
@@ -118,10 +129,12 @@ def test_load_scales_to_three_and_back_silence_to_none_and_a_held_request_wakes(
         took["idle to 0"] = reach(kube, 0, 60)
         took["woken to the first picture"] = wake(kube, prometheus)
 
-        with load(kube, kept, LOAD_CLIENTS) as traffic:
-            took["1 to 3"] = reach(kube, 3, 120)
-        with load(kube, kept, 1) as less:
-            took["3 to 1"] = reach(kube, 1, 90)
+        with ExitStack() as until_one:
+            with load(kube, kept, LOAD_CLIENTS) as traffic:
+                took["1 to 3"] = reach(kube, 3, 180)
+                # before the others end: without a request for a while there would be no pod
+                less = until_one.enter_context(load(kube, kept, 1))
+            took["3 to 1"] = reach(kube, 1, 180)
             less.wait_answered(2)
         took["1 to 0"] = reach(kube, 0, 60)
     print({name: round(seconds, 1) for name, seconds in took.items()})
