@@ -24,6 +24,7 @@ _OPEN = re.compile(
     r"/|(?:/health|/metrics|/v2/health/live|/v2/health/ready"
     rf"|/v2/models/{ModelNameConvertor.regex}(?:/versions/[^/]+)?/ready)/?"
 )
+_PLAYGROUND = re.compile(r"/playground(?:/[^/]*)?")  # static files, which say nothing of the server
 # a picture's address holds 192 random bits and is fetched by browsers, which send no key
 _PICTURE = re.compile(r"(?:/openai)?/v1/images/files/[^/]+/?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{0,5}))?")
@@ -124,10 +125,11 @@ class AccessPolicy:
 
 def needs_key(path: str, *, asks_metrics: bool = False) -> bool:
     """Requests for this path need an API key where there are any: all but probes, `/metrics` unless
-    the operator asks for one there, and pictures that are known by their secret address."""
+    the operator asks for one there, the playground's files, and pictures that are known by their
+    secret address."""
     if _OPEN.fullmatch(path):
         return asks_metrics and path.startswith("/metrics")
-    return _PICTURE.fullmatch(path) is None
+    return _PICTURE.fullmatch(path) is None and _PLAYGROUND.fullmatch(path) is None
 
 
 def check_addresses(settings: Settings) -> bool:
