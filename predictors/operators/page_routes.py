@@ -64,7 +64,7 @@ class _Page:
     async def file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name == INDEX or name not in self._files:
-            raise NotFound(f"there is no file {FOLDER}{name[:64]!r}")
+            raise NotFound(f"there is no file {FOLDER + name[:64]!r}")
         return _answer(request, self._files[name])
 
 

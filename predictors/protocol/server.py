@@ -60,9 +60,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI, instead of theirs where the path is the same. `on_drain` is called on the event loop when a shutdown begins, with the requests in
-    flight and the seconds they have. Without `admin_routes` there is no admin port. `workers` parse
-    large bodies; they are closed by the caller.
+    OpenAI, instead of theirs where the path is the same. `on_drain` is called on the event loop
+    when a shutdown begins, with the requests in flight and the seconds they have. Without
+    `admin_routes` there is no admin port. `workers` parse large bodies; they are closed by the
+    caller.
     """
 
     http_port: int

@@ -108,7 +108,9 @@ export async function findModels() {
     names.map((name) => callJson(path(name)).catch((error) => ({ name, error }))),
   );
   const named = (list, name) => (list ?? []).some((each) => each.name === name);
-  const models = found.filter((model) => !model.error);
+  const models = found
+    .filter((model) => !model.error)
+    .map((model) => ({ ...model, parameters: model.parameters ?? {}, limits: model.limits ?? {} }));
   if (!models.length && found.length) throw found[0].error;
   return {
     draw: models.filter((model) => named(model.outputs, "image")),

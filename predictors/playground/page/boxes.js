@@ -10,12 +10,14 @@ export function boxedPicture(blob, boxes) {
   const frame = element("div", { className: "boxed" }, image);
   image.addEventListener("load", () => {
     const { naturalWidth: width, naturalHeight: height } = image;
+    frame.style.width = `${Math.min(18, (22 * width) / height)}rem`;
     boxes.forEach(({ label, box: [left, top, right, bottom] }, index) => {
       const drawn = element("div", {
         className: "box", "aria-hidden": "true", "data-color": String(index % NUM_COLORS),
       });
       if (label) drawn.append(element("span", {}, label));
       if (top < height / 8) drawn.classList.add("inside"); // no room for the label above
+      if (left > width / 2) drawn.classList.add("right");
       Object.assign(drawn.style, {
         left: `${(100 * left) / width}%`,
         top: `${(100 * top) / height}%`,

@@ -16,14 +16,15 @@ const SCHEMA = {
       items: {
         type: "object",
         properties: {
-          size: { type: "string" }, color: { type: "string" }, shape: { type: "string" },
+          kind: { type: "string" }, colour: { type: "string" }, size: { type: "string" },
         },
-        required: ["size", "color", "shape"],
+        required: ["kind", "colour", "size"],
         additionalProperties: false,
       },
     },
+    ground: { type: "string" },
   },
-  required: ["shapes"],
+  required: ["shapes", "ground"],
   additionalProperties: false,
 };
 let models = [];
@@ -179,9 +180,10 @@ async function ask() {
   setBusy(true);
   const asked = element("div", { className: "turn asked" });
   const answered = element("div", { className: "turn answered", "aria-busy": "true" });
+  let body = null;
   let text = "";
   try {
-    const body = await makeBody(question);
+    body = await makeBody(question);
     byId("chat-hint")?.remove();
     asked.append(
       ...added.map(({ url }) => element("img", { src: url, alt: "The picture that was sent" })),
@@ -213,8 +215,8 @@ async function ask() {
     finish(answered, said, body, answer, text);
   } catch (error) {
     if (error.name !== "AbortError") showError(byId("chat-error"), error);
-    if (text) {
-      keep({ messages: [...messages, { role: "user", content: question }] }, [], text);
+    if (text && answered.isConnected) {
+      keep(body, added, text);
       answered.append(element("p", { className: "facts" }, "Not finished."));
     } else {
       asked.remove();
@@ -249,7 +251,8 @@ function finish(answered, said, body, answer, text) {
   if (answer.seed !== undefined) facts.push(`seed ${answer.seed}`);
   if (answer.end === "length") facts.push("cut off: more tokens are needed");
   const code = element("button", { type: "button", className: "quiet", textContent: "Copy as …" });
-  const request = { path: "v1/chat/completions", body, files: {} };
+  const seeded = { ...body, seed: answer.seed ?? body.seed };
+  const request = { path: "v1/chat/completions", body: seeded, files: {} };
   code.addEventListener("click", () => showCode(request));
   answered.append(element("div", { className: "facts" }, facts.join(" · "), " ", code));
   byId("turns").scrollTop = byId("turns").scrollHeight;

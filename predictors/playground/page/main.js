@@ -18,9 +18,8 @@ function askForKey(error) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(byId("key").value.trim() || null), {
-      once: true,
-    });
+    const given = () => (dialog.returnValue === "use" && byId("key").value.trim()) || null;
+    dialog.addEventListener("close", () => resolve(given()), { once: true });
   });
 }
 
