@@ -100,7 +100,7 @@ $(PAGE)/.ready: tests/page/requirements.txt tests/page/axe-core.sha512 $(STAMP)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target $(PAGE)/site -r $<
 	cd $(PAGE) && npm pack --silent $(subst axe-core-,axe-core@,$(AXE)) >/dev/null
 	cd $(PAGE) && sha512sum --quiet -c $(abspath tests/page/axe-core.sha512) && tar xzf $(AXE).tgz package/axe.min.js
-	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 	@touch $@
 
 TEST_PAGE = PYTHONPATH=$(PAGE)/site AXE_CORE=$(abspath $(PAGE))/package/axe.min.js OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/page

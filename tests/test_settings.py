@@ -47,6 +47,8 @@ DEFAULTS = {
     "server.picture_url_bytes": 256 * 2**20,
     "server.playground": "auto",
     "server.repository_api": False,
+    "server.docs": "auto",
+    "server.grpc_reflection": "auto",
     "server.access_log": True,
     "server.log_format": "auto",
     "server.log_level": "info",

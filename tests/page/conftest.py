@@ -17,16 +17,19 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from predictors.cli.child import ServerProcess
 from predictors.cli.demo import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
-PATIENCE_MS = 120_000  # of one event, on a busy machine
+PATIENCE_MS = 90_000  # of one event, on a busy machine
 CAPACITY = 2  # jobs that may wait
 PICTURES = os.environ.get("PAGE_PICTURES")  # a folder for screenshots
+
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 class SmallServer(ServerProcess):
@@ -55,7 +58,7 @@ def series(url: str, *wanted: str) -> dict[str, float]:
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     """A browser, of which nothing is left when the test ends."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     assert path, "there is no chromium on PATH: run `make test-page`"
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     own = psutil.Process()

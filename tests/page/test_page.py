@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from playwright.async_api import Browser, Page, expect
 from predictors.cli.child import ServerProcess
 from tests.page.conftest import (
     CAPACITY,
-    PATIENCE_MS,
     START_S,
     answered,
     draw,
@@ -54,7 +55,11 @@ async def saved(page: Page) -> Image.Image:
     """The picture that the page saves as a file."""
     async with page.expect_download() as download:
         await page.locator("#save").click()
-    return Image.open(BytesIO(Path(await (await download.value).path()).read_bytes()))
+    return Image.open(BytesIO(_read(await (await download.value).path())))
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 async def test_a_picture_appears_step_by_step_and_is_remembered(page: Page) -> None:
@@ -96,12 +101,13 @@ async def test_a_drawn_picture_is_described_located_and_extracted(page: Page) ->
     assert frame is not None
     assert first is not None
     assert frame["x"] < first["x"] < first["x"] + first["width"] < frame["x"] + frame["width"]
+    await page.locator(".turn.asked").nth(1).evaluate("(turn) => turn.scrollIntoView(false)")
+    await page.locator("#turns").evaluate("(turns) => (turns.scrollTop = turns.scrollHeight)")
+    await screenshot(page, "chat", full_page=True)
     await page.get_by_role("button", name="List the shapes as JSON.").click()
     found = json.loads(await answered(page))
     named = {(each["colour"], each["kind"]) for each in found["shapes"]}
     assert named == {("red", "circle"), ("blue", "square")}
-    await page.locator("#json").uncheck()
-    await screenshot(page, "chat", full_page=True)
 
 
 async def test_what_the_brush_painted_is_drawn_again(page: Page) -> None:
@@ -127,6 +133,58 @@ async def test_what_the_brush_painted_is_drawn_again(page: Page) -> None:
     assert corner[1] < 32 < middle[1], "what was not painted stays"
     await page.locator("#describe").click()
     assert "green circle" in await answered(page)
+
+
+async def code_of(page: Page, folder: Path) -> dict[str, str]:
+    """The programs of the open dialog, with their files saved to `folder`."""
+    found = {}
+    for language in ("curl", "python", "javascript"):
+        await page.locator(f"[data-language={language}]").click()
+        found[language] = await page.locator("#code").inner_text()
+    for link in await page.locator("#code-files a").all():
+        async with page.expect_download() as download:
+            await link.click()
+        file = await download.value
+        await file.save_as(folder / file.suggested_filename)
+    await page.locator("#code-close").click()
+    return found
+
+
+def run_code(language: str, text: str, folder: Path) -> str:
+    """What a program prints, run in `folder`."""
+    node = ["node", "--input-type=module", "-e", text]
+    programs = {"curl": ["bash", "-c", text], "python": [sys.executable, "-c", text]}
+    command = programs.get(language, node)
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=START_S)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+async def test_copied_programs_do_what_the_page_did(page: Page, tmp_path: Path) -> None:
+    prompt = "a large red circle, 'quoted' \"twice\" for $5 \\ `x` @y"
+    await draw(page, prompt, seed="7", num_inference_steps="4")
+    drawn = await saved(page)
+    await page.locator("#draw-code").click()
+    programs = {"draw": await code_of(page, tmp_path)}
+    await page.locator("#describe").click()
+    said = await answered(page)
+    await page.locator(".answered .facts button").click()
+    programs["chat"] = await code_of(page, tmp_path)
+    await page.locator("#edit-drawn").click()
+    await page.locator("#brush").click()
+    await draw(page, prompt)
+    edited = await saved(page)
+    await page.locator("#draw-code").click()
+    programs["edit"] = await code_of(page, tmp_path)
+    for name, wanted in (("draw", drawn), ("edit", edited)):
+        for language, text in programs[name].items():
+            (tmp_path / "picture.png").unlink(missing_ok=True)
+            run_code(language, text, tmp_path)
+            with Image.open(tmp_path / "picture.png") as picture:
+                difference = ImageChops.difference(picture.convert("RGB"), wanted.convert("RGB"))
+            assert difference.getbbox() is None, (name, language)
+    for language, text in programs["chat"].items():
+        assert run_code(language, text, tmp_path).strip() == said, language
 
 
 async def test_a_picture_may_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) -> None:
@@ -155,12 +213,12 @@ async def test_cancelling_frees_the_slot(page: Page, served: ServerProcess) -> N
     for name, value in LONG.items():
         await page.locator(f"#{name}").fill(value)
     await page.locator("#draw-go").click()
-    await expect(page.locator("#facts")).to_contain_text("Step ", timeout=PATIENCE_MS)
-    await expect(page.locator("#live")).to_contain_text("running1", timeout=PATIENCE_MS)
+    await expect(page.locator("#facts")).to_contain_text("Step ")
+    await expect(page.locator("#live")).to_contain_text("running1")
     assert series(served.url, RUNNING) == {RUNNING: 1}
     await page.locator("#draw-cancel").click()
     await expect(page.locator("#facts")).to_have_text("Cancelled.")
-    await expect(page.locator("#live")).to_contain_text("running0", timeout=PATIENCE_MS)
+    await expect(page.locator("#live")).to_contain_text("running0")
     after = series(served.url, RUNNING, STEPS)
     assert after[RUNNING] == 0
     assert after[STEPS] - before[STEPS] < 100, "it was drawn to the end"
@@ -207,7 +265,7 @@ async def test_a_full_queue_is_read_as_the_server_said_it(
             await expect(error).to_contain_text("HTTP 503 server_overloaded")
         finally:
             await asyncio.gather(*(reply.aclose() for reply in held))
-        # the places are free again: the same request is served
+        await expect(page.locator("#live")).to_contain_text("running0")
         await page.locator("#num_inference_steps").fill("4")
         await page.locator("#draw-go").click()
         await page.locator("#stage[data-state=done]").wait_for()
