@@ -131,7 +131,7 @@ async def answered(page: Page) -> str:
 
 
 async def screenshot(page: Page, name: str, **how: Any) -> None:
-    """Write `page-NAME.png`, in a palette of 256 colours, where screenshots are asked for."""
+    """Write `page-NAME.png`, in a palette of 128 colours, where screenshots are asked for."""
     if PICTURES is None:
         return
     from io import BytesIO
@@ -142,4 +142,4 @@ async def screenshot(page: Page, name: str, **how: Any) -> None:
     await page.mouse.move(0, 0)
     taken = Image.open(BytesIO(await page.screenshot(animations="disabled", **how))).convert("RGB")
     path = Path(PICTURES) / f"page-{name}.png"
-    taken.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    taken.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -87,7 +87,10 @@ async def test_a_picture_appears_step_by_step_and_is_remembered(page: Page) -> N
 async def test_a_drawn_picture_is_described_located_and_extracted(page: Page) -> None:
     await draw(page, SCENE, seed="7")
     await expect(page.locator("#live")).to_contain_text("waiting")
-    await screenshot(page, "draw")
+    await page.emulate_media(color_scheme="dark")
+    await page.evaluate("scrollTo(0, 0)")
+    await screenshot(page, "draw", full_page=True)
+    await page.emulate_media(color_scheme="light")
     await page.locator("#describe").click()
     said = await answered(page)
     assert "red circle" in said
@@ -101,7 +104,6 @@ async def test_a_drawn_picture_is_described_located_and_extracted(page: Page) ->
     assert frame is not None
     assert first is not None
     assert frame["x"] < first["x"] < first["x"] + first["width"] < frame["x"] + frame["width"]
-    await page.locator(".turn.asked").nth(1).evaluate("(turn) => turn.scrollIntoView(false)")
     await page.locator("#turns").evaluate("(turns) => (turns.scrollTop = turns.scrollHeight)")
     await screenshot(page, "chat", full_page=True)
     await page.get_by_role("button", name="List the shapes as JSON.").click()
