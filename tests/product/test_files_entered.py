@@ -13,7 +13,7 @@ from tests.product.files_entered import ROOT
 
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 INWARD = ("base.py", "serving/", "diffusion/", "chat/", "models/", "compute/")
-MOST_FILES = {"picture": 69, "chat": 92}
+MOST_FILES = {"picture": 68, "chat": 91}
 MOST_INWARD = {"picture": 45, "chat": 64}  # from `base.py` on; 14 and 30 were the aim, see the page
 Entered = dict[str, list[str]]
 
