@@ -1,5 +1,5 @@
-"""The server that the pages' examples ask: both embedded checkpoints, adapters by the names that the
-pages use, and the admin port to add more."""
+"""The server that the examples of the pages ask: both embedded checkpoints, the adapters that
+the pages name, and the admin port to add more."""
 
 from __future__ import annotations
 
