@@ -46,6 +46,8 @@ DEFAULTS = {
     "server.picture_url_s": 600.0,
     "server.picture_url_bytes": 256 * 2**20,
     "server.repository_api": False,
+    "server.docs": "auto",
+    "server.grpc_reflection": "auto",
     "server.access_log": True,
     "server.log_format": "auto",
     "server.log_level": "info",

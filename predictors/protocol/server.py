@@ -40,7 +40,7 @@ from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.monitors import watch_overload
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.rest import v2_routes

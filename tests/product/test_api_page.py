@@ -36,7 +36,7 @@ from predictors.protocol.openai import (
 )
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import Settings
