@@ -107,6 +107,7 @@ def test_ci_runs_what_people_run() -> None:
         "test-load",
         "test-clients",
         "test-page",
+        "site",
         "fuzz-quick",
         "test-deploy",
         "e2e",
