@@ -291,6 +291,7 @@ async def test_a_wrong_field_is_named(browser: Browser, served: ServerProcess) -
         await page.locator("#size").fill("17x17")
         await page.locator("#draw-go").click()
         await expect(page.locator("#draw-error")).to_contain_text("Field: size")
+        await expect(page.locator("#facts")).to_have_text("")
         await page.locator("#json").check()
         await page.locator("#schema").fill("{not JSON")
         await page.locator("#question").fill("Hello")
