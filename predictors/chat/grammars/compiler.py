@@ -49,7 +49,7 @@ MAX_LEXER_STATES = 64_000
 _IN_STRING: Final = r'[^"\\\x00-\x1F\x7F]'
 SLICES: Final = (
     r"[\x20\x0A\x0D\x09]+",
-    *(f"{_IN_STRING}{{1,{length}}}" for length in (2, 4, 6, 8, 10, 14, 30)),
+    *(f"{_IN_STRING}{{1,{length}}}" for length in (3, 6, 10, 30)),
     f"{_IN_STRING}+",
 )
 """Sets of tokens that the library allows as a whole where the grammar allows any text of the
