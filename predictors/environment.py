@@ -20,12 +20,15 @@ from predictors.settings import (
     variable_name,
 )
 
+CLIENT_VARIABLES = ("PREDICTORS_URL", "PREDICTORS_KEY")
+"""Read by the command line's clients: no settings of a server."""
+
 
 def from_env(environ: Mapping[str, str]) -> Settings:
     """Settings from `environ`; raises `InvalidSetting` for a bad value or an unknown `PREDICTORS_*`
     name."""
     environ = _without_service_links(environ)
-    known: set[str] = set()
+    known = set(CLIENT_VARIABLES)
     hints = typing.get_type_hints(Settings)
     groups = {
         group.name: _group_from_env(hints[group.name], environ, known) for group in fields(Settings)
