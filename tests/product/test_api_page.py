@@ -216,7 +216,7 @@ def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> No
     Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     with ThreadPoolExecutor(2) as pool:
         ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
         for block, done in zip(blocks, ran, strict=True):
