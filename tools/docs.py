@@ -9,16 +9,27 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools import alerts, chart, configuration, dashboard, metrics, openai_fields
+from tools import alerts, chart, command_line, configuration, dashboard, metrics, openai_fields
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+GENERATORS = (configuration, command_line, metrics, openai_fields, alerts, dashboard, chart)
 
 
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path."""
     return {
         path: text
-        for generator in (configuration, metrics, openai_fields, alerts, dashboard, chart)
+        for generator in (
+            configuration,
+            command_line,
+            metrics,
+            openai_fields,
+            alerts,
+            dashboard,
+            chart,
+        )
         for path, text in generator.files().items()
     }
 
