@@ -24,7 +24,7 @@ from predictors.protocol import outcomes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.v2.grpc import SERVICE, InferenceMethods
 from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import AccessSettings, Settings

@@ -36,7 +36,7 @@ from predictors.protocol.openai import (
 )
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import Settings
@@ -216,7 +216,7 @@ def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> No
     Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     with ThreadPoolExecutor(2) as pool:
         ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
         for block, done in zip(blocks, ran, strict=True):

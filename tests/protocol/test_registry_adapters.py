@@ -8,7 +8,7 @@ import pytest
 
 from predictors.errors import Forbidden, InvalidRequest, NotFound, NotSupported
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
-from predictors.protocol.openapi import openapi_document
+from predictors.protocol.openapi.document import openapi_document
 from predictors.protocol.registry import Registry
 from predictors.settings import ServerSettings, Settings
 from tests.protocol.openai.doubles import IMAGES, Painter, Wire, application, post

@@ -10,18 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-from starlette.requests import Request
-from starlette.routing import BaseRoute, Route
-
 from predictors import __version__
 from predictors.protocol.call import DEFAULT_LEVEL, MAX_LEVEL
-from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.exchange import CALL_KEY
-from predictors.protocol.http.responses import Response
-from predictors.protocol.openapi_keys import MAX_PAGES, with_keys
-from predictors.protocol.openapi_openai import openai_paths
-from predictors.protocol.openapi_parts import (
+from predictors.protocol.openapi.openai import openai_paths
+from predictors.protocol.openapi.parts import (
     Json,
     complete_object,
     component_name,
@@ -32,7 +24,7 @@ from predictors.protocol.openapi_parts import (
     probe_operation,
     schema_ref,
 )
-from predictors.protocol.registry import VERSION, Registry
+from predictors.protocol.registry import VERSION
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.content_types import REQUEST
 from predictors.protocol.v2.tensors import DATATYPES, MAX_ELEMENTS
@@ -63,37 +55,6 @@ _TENSOR: Json = {
         "parameters": {"type": "object", "additionalProperties": {"type": _SCALARS}},
     },
 }
-
-
-def openapi_routes(registry: Registry) -> list[BaseRoute]:
-    page = OpenApiPage(registry)
-    return [Route("/openapi.json", PlainEndpoint(page.answer), methods=["GET"])]
-
-
-class OpenApiPage:
-    """The document as bytes, per set of models that a caller may use. Event loop only."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._has_urls = bool(registry.settings.server.public_url)
-        self._pages: dict[tuple[str, ...], tuple[object, bytes]] = {}
-
-    async def answer(self, request: Request) -> Response:
-        models = self._registry.names_for(request.scope[CALL_KEY])
-        made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
-        known = self._pages.get(tuple(models))
-        if known is None or known[0] != made_of:
-            keyed = self._registry.callers.keys is not None
-            body = await self._registry.in_thread(_encoded, models, self._has_urls, keyed)
-            if len(self._pages) >= MAX_PAGES:
-                self._pages.clear()
-            known = self._pages[tuple(models)] = made_of, body
-        return Response(known[1])
-
-
-def _encoded(models: Mapping[str, Served], has_urls: bool, has_keys: bool) -> bytes:
-    document = openapi_document(models, has_urls=has_urls)
-    return orjson.dumps(with_keys(document) if has_keys else document)
 
 
 def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:

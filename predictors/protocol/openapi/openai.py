@@ -15,8 +15,8 @@ from predictors.protocol.openai import (
 )
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
-from predictors.protocol.openapi_answers import chat_answer_schemas
-from predictors.protocol.openapi_parts import (
+from predictors.protocol.openapi.answers import chat_answer_schemas
+from predictors.protocol.openapi.parts import (
     JSON_TYPE,
     Json,
     complete_object,

@@ -6,7 +6,7 @@ Answers may have further fields, so nothing here forbids them.
 from __future__ import annotations
 
 from predictors.protocol.openai.token_fields import MAX_TOP_LOGPROBS
-from predictors.protocol.openapi_parts import Json, complete_object, schema_ref
+from predictors.protocol.openapi.parts import Json, complete_object, schema_ref
 
 _TEXT: Json = {"type": "string"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
