@@ -201,10 +201,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             )
 
     def _data_routes(self) -> list[BaseRoute]:
-        makers = (v2_routes, openai_routes, openapi_routes)
-        routes = [route for make in makers for route in make(self.registry)]
+        routes = [*v2_routes(self.registry), *openai_routes(self.registry)]
         scrapes = [metrics_route()] if self.metrics_port < 0 else []
-        return [*routes, *self._routes, *scrapes]
+        others = [*self._routes, *scrapes]
+        return [*routes, *openapi_routes(self.registry, others), *others]
 
     def _ports(self) -> str:
         """All ports in use, for the log."""
