@@ -326,5 +326,6 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "keys": ("make, list and remove API keys", _keys_flags),
     "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
     "draw": ("draw a picture with a server's model, or a folder's", client_flags.draw_flags),
+    "bench": ("measure a server under load, or compare two", client_flags.bench_flags),
     "ask": ("ask a question about a picture", client_flags.ask_flags),
 }

@@ -27,6 +27,14 @@ def positive_count(text: str) -> int:
     return value
 
 
+def round_count(text: str) -> int:
+    """Two rounds at least: one has no spread."""
+    value = int(text)
+    if value < 2:
+        raise ValueError
+    return value
+
+
 def server_flags(verb: argparse.ArgumentParser) -> None:
     """The flags of a verb that asks a server."""
     verb.add_argument(
@@ -96,3 +104,45 @@ def ask_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-tokens", type=positive_count, help="most tokens of the answer")
     verb.add_argument("--temperature", type=float, help="0 is the likeliest answer")
     verb.add_argument("--seed", type=int, help="seed of the choice of tokens")
+
+
+def bench_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("url", metavar="URL", help="an OpenAI or V2 server")
+    verb.add_argument(
+        "--compare", metavar="URL2", help="a second server: both are loaded in turns, and compared"
+    )
+    verb.add_argument(
+        "--rounds", type=round_count, default=6, help="turns of each with --compare (default: 6)"
+    )
+    loop = verb.add_mutually_exclusive_group()
+    loop.add_argument(
+        "--rate", type=positive_number, help="open loop: arrivals per second, a Poisson process"
+    )
+    loop.add_argument(
+        "--clients", type=positive_count, default=4, help="closed loop: clients (default: 4)"
+    )
+    verb.add_argument(
+        "--seconds", type=positive_number, default=30.0, help="per server (default: 30)"
+    )
+    verb.add_argument("--requests", type=positive_count, help="at most so many per server")
+    verb.add_argument("--mix", type=Path, metavar="FILE", help="requests, as JSON or YAML")
+    verb.add_argument(
+        "--kind", choices=("chat", "images", "v2"), default="chat", help="without a mix: the route"
+    )
+    verb.add_argument("--name", help="model (default: the server's first of the kind)")
+    verb.add_argument(
+        "--prompt", action="append", default=[], help="without a mix: a prompt; may be repeated"
+    )
+    verb.add_argument("--picture", type=Path, metavar="FILE", help="a picture beside each prompt")
+    verb.add_argument("--max-tokens", type=positive_count, help="most tokens of an answer")
+    verb.add_argument(
+        "--parameter", action="append", default=[], metavar="NAME=VALUE",
+        help="a further field of each request; may be repeated",
+    )  # fmt: skip
+    verb.add_argument(
+        "--goodput", nargs="+", default=[], metavar="GOAL",
+        help="milliseconds that an answer must keep to count: ttft:500 tpot:50 latency:2000",
+    )  # fmt: skip
+    verb.add_argument("--seed", type=int, default=0, help="of arrivals and choices (default: 0)")
+    verb.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the distributions")
+    request_flags(verb)

@@ -44,5 +44,14 @@ def ask(arguments: argparse.Namespace) -> int:
         return run_ask(arguments, ServerSource(endpoint))
 
 
-CLIENTS = (demo, draw, ask)
+def bench(arguments: argparse.Namespace) -> int:
+    """Measure an OpenAI or V2 server under load: rates, goodput, errors by status, and the 50th,
+    95th and 99th percentile of the time to the first token, per token, between tokens, and of the
+    whole answer. With --compare two servers take turns, and their ratios are printed."""
+    from predictors.cli.bench.run import run_bench
+
+    return run_bench(arguments)
+
+
+CLIENTS = (demo, draw, ask, bench)
 """In the order of `GRAMMAR`, which does not matter."""

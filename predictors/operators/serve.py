@@ -21,6 +21,7 @@ from predictors.compute.profiling.profiler import Profiler
 from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
+from predictors.operators.page_routes import page_routes
 from predictors.operators.starting import (
     Predictor,
     follow_start,
@@ -74,6 +75,7 @@ def serve_models(
             exit_code = PredictorServer(
                 models,
                 settings,
+                routes=page_routes(settings.server),
                 on_drain=events.draining,
                 admin_routes=partial(admin_routes, make_profiler=Profiler),
                 workers=workers,

@@ -14,7 +14,7 @@ from typing import Any
 from tests.load.generator import Plan
 from tests.load.records import FAILED, OK, UNANSWERED, UNCONNECTED, Record
 from tests.load.runs import run
-from tests.load.target import Held, Target
+from tests.load.target import TRIMMED_S, Held, Target
 
 MIX = "small"
 LEAVERS = 0.30
@@ -78,6 +78,7 @@ def flat(
     target: Target, requests: int, rate: float, solo: Path, seed: int, seconds: float = 0.0
 ) -> dict[str, Any]:
     """Batches of requests until there were `requests`, or `seconds` are over if that is later."""
+    filled = fill(target, seed - 1)
     end = time.monotonic() + seconds
     records: list[Record] = []
     held: list[Held] = []
@@ -88,10 +89,11 @@ def flat(
             leavers=LEAVERS, slow_readers=SLOW, slow_writers=SLOW, solo=str(solo),
         )  # fmt: skip
         records += run(plan, target.cores, "flat")
-        held.append(target.settled(len(records)))
+        held.append(target.settled(len(records), TRIMMED_S))
         batch += 1
     return {
         "mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, "settings": SETTINGS,
+        "filled": filled,
         **counts(records), **growth(held),
     }  # fmt: skip
 
