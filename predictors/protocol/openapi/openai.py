@@ -136,7 +136,8 @@ def _openai_body(
         name = f"{component_name(model.name)}_{index}_{route}"
         schemas[name] = body_schema(model, fields, required)
         own = [each for each, served in names.items() if served is model]
-        schemas[name]["properties"]["model"] = {"type": "string", "enum": own}
+        one: Json = {"type": "string", "enum": own}
+        schemas[name]["properties"]["model"] = one if "model" in required else or_null(one)
         if either:
             schemas[name]["anyOf"] = _one_of_fields(either)
         refs.append(schema_ref(name))
