@@ -201,8 +201,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             )
 
     def _data_routes(self) -> list[BaseRoute]:
-        scrapes = [metrics_route()] if self.metrics_port < 0 else []
-        others = [*self._routes, *scrapes]
+        others = [*self._routes, *([metrics_route()] if self.metrics_port < 0 else [])]
         own = {getattr(route, "path", "") for route in self._routes}
         routes = [*v2_routes(self.registry), *openai_routes(self.registry)]
         made = [*routes, *openapi_routes(self.registry, others)]
