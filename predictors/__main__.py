@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     logs.open_missing_streams()
     arguments = parse(argv, VERBS, list(MODELS))
-    arguments.environ, arguments.open_model = os.environ, _open_model
+    arguments.environ, arguments.open_model, arguments.verbs = os.environ, _open_model, VERBS
     return run_verb(arguments)
 
 

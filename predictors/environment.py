@@ -28,12 +28,13 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     """Settings from `environ`; raises `InvalidSetting` for a bad value or an unknown `PREDICTORS_*`
     name."""
     environ = _without_service_links(environ)
-    known = set(CLIENT_VARIABLES)
+    known: set[str] = set()
     hints = typing.get_type_hints(Settings)
     groups = {
         group.name: _group_from_env(hints[group.name], environ, known) for group in fields(Settings)
     }
-    unknown = sorted(k for k in environ if k.startswith(f"{PREFIX}_") and k not in known)
+    ours = {name for name in environ if name.startswith(f"{PREFIX}_")}
+    unknown = sorted(ours - known - {*CLIENT_VARIABLES})
     if unknown:
         raise InvalidSetting(f"unknown setting {unknown[0]}; {_nearest(unknown[0], known)}")
     return Settings(**groups)

@@ -327,5 +327,8 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
     "draw": ("draw a picture with a server's model, or a folder's", client_flags.draw_flags),
     "bench": ("measure a server under load, or compare two", client_flags.bench_flags),
+    "smoke": ("try every protocol of a server once", client_flags.smoke_flags),
+    "completion": ("print a shell's completion script", client_flags.completion_flags),
+    "status": ("show the chart's InferenceServices", client_flags.status_flags),
     "ask": ("ask a question about a picture", client_flags.ask_flags),
 }

@@ -92,8 +92,7 @@ def draw_flags(verb: argparse.ArgumentParser) -> None:
         "--show",
         choices=("auto", "never", *PROTOCOLS),
         default="auto",
-        help="show the picture in the terminal: auto does where environment variables say that it "
-        "can (default); never when the output is piped",
+        help="show the picture in the terminal, unless piped (default: auto, where it can)",
     )
 
 
@@ -146,3 +145,30 @@ def bench_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int, default=0, help="of arrivals and choices (default: 0)")
     verb.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the distributions")
     request_flags(verb)
+
+
+def smoke_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("url", metavar="URL", help="the server")
+    verb.add_argument("--grpc-port", type=int, metavar="PORT", help="try gRPC there, too")
+    request_flags(verb)
+
+
+def status_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-n", "--namespace", help="namespace (default: that of the context)")
+    verb.add_argument(
+        "-l", "--selector", default="app.kubernetes.io/part-of=vision-predictors",
+        help="label selector (default: the chart's InferenceServices)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--kubeconfig", type=Path, metavar="FILE", help="(default: KUBECONFIG, or ~/.kube/config)"
+    )
+    verb.add_argument("--context", help="context of the kubeconfig (default: its current one)")
+    verb.add_argument(
+        "--timeout", type=positive_number, default=10.0, metavar="SECONDS",
+        help="for one answer of the API server (default: 10)",
+    )  # fmt: skip
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+def completion_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")

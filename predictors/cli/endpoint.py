@@ -106,6 +106,11 @@ class RemoteServer:
         with failures_of(self.url), self._client.stream("GET", path) as response:
             return read_object(read_answer(response))
 
+    def status_of(self, path: str) -> int:
+        """The status of an answer whose body does not matter."""
+        with failures_of(self.url), self._client.stream("GET", path) as response:
+            return response.status_code
+
     def find(self, path: str) -> dict[str, Any]:
         """As `get`, but an empty object where the server refuses or has nothing of the kind."""
         try:

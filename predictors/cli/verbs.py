@@ -5,6 +5,7 @@ help; each imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import sys
 
 from predictors.cli.arguments import named_paths
 
@@ -53,5 +54,30 @@ def bench(arguments: argparse.Namespace) -> int:
     return run_bench(arguments)
 
 
-CLIENTS = (demo, draw, ask, bench)
+def smoke(arguments: argparse.Namespace) -> int:
+    """Ask a server for its health and its models, and each model once over every protocol. The
+    embedded checkpoints must give known answers. The exit code is 0 if nothing failed."""
+    from predictors.cli.smoke import run_smoke
+
+    return run_smoke(arguments)
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """Print a script that completes this command line, to be read by the shell's start file."""
+    from predictors.cli.arguments import make_parser
+    from predictors.cli.completion import completion_script
+
+    sys.stdout.write(completion_script(make_parser(arguments.verbs), arguments.shell))
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show the chart's InferenceServices: ready, phase, progress of the warm-up, restarts, and the
+    queue where the API server's proxy reaches it. The exit code is 0 if all are ready."""
+    from predictors.cli.status import run_status
+
+    return run_status(arguments)
+
+
+CLIENTS = (demo, draw, ask, bench, smoke, status, completion)
 """In the order of `GRAMMAR`, which does not matter."""

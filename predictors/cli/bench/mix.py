@@ -122,11 +122,11 @@ def mix_for(entries: Sequence[MixEntry], models: list[ListedModel], name: str | 
     for entry in entries:
         kind = models[0].kind if entry.kind == V2 and models else entry.kind
         model = entry.model or name or choose_model(models, kind, None).name
-        made.append(tuple(requests_of(entry, model)))
+        made.append(tuple(load_requests(entry, model)))
     return Mix(tuple(entry.weight for entry in entries), tuple(made))
 
 
-def requests_of(entry: MixEntry, model: str) -> list[LoadRequest]:
+def load_requests(entry: MixEntry, model: str) -> list[LoadRequest]:
     bodies = [body_of(entry, prompt) for prompt in entry.prompts] or [dict(entry.body)]
     if entry.kind == V2:
         path = f"/v2/models/{quote(model, safe='')}/infer"

@@ -1,4 +1,4 @@
-"""The verb `bench`: load on one server, or on two in turns."""
+"""The verb `bench`: load on one server, or on two in turns, and the report of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOALS = ("ttft", "tpot", "latency")
 
 @dataclass
 class Measured:
-    """What one server answered, by round."""
+    """The answers of one server, by round."""
 
     target: Target
     rounds: list[tuple[list[Sample], float]] = field(default_factory=list)

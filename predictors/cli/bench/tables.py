@@ -1,4 +1,4 @@
-"""The figures of `bench` as lines of text, and as a picture."""
+"""The figures of `bench` as lines of text, and its times as a picture (SVG)."""
 
 from __future__ import annotations
 
