@@ -183,7 +183,7 @@ def test_make_test_is_a_target_and_what_ci_runs() -> None:
 def test_the_first_screen_says_what_it_is_and_how_to_run_it() -> None:
     first = "\n".join(README.splitlines()[:FIRST_SCREEN_LINES])
     assert first.count("\n```sh") == len(BLOCKS), "a block that is run is further down"
-    order = ["KServe", "docs/pictures/demo.png", "make demo", "make serve", "helm install"]
+    order = ["KServe", "docs/pictures/page-chat.png", "make demo", "make serve", "helm install"]
     assert order == sorted(order, key=first.index)
     assert README.index("helm install") < README.index("| Measured on 2 cores")
     assert ".venv/bin/predictors serve" in README

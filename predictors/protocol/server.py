@@ -201,11 +201,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             )
 
     def _data_routes(self) -> list[BaseRoute]:
-        makers = (v2_routes, openai_routes, openapi_routes)
+        others = [*self._routes, *([metrics_route()] if self.metrics_port < 0 else [])]
         own = {getattr(route, "path", "") for route in self._routes}
-        made = [route for make in makers for route in make(self.registry)]
-        routes = [route for route in made if getattr(route, "path", "") not in own]
-        return [*routes, *self._routes, *([metrics_route()] if self.metrics_port < 0 else [])]
+        routes = [*v2_routes(self.registry), *openai_routes(self.registry)]
+        made = [*routes, *openapi_routes(self.registry, others)]
+        return [*(route for route in made if getattr(route, "path", "") not in own), *others]
 
     def _ports(self) -> str:
         ports = {

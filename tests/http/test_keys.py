@@ -350,7 +350,8 @@ def test_the_document_says_which_operations_need_a_key(http: httpx.Client) -> No
     assert document["components"]["securitySchemes"].keys() == {"bearer", "x-api-key"}
     checked = set()
     for path, operations in document["paths"].items():
-        for method, operation in operations.items():
+        for method in operations.keys() - {"servers"}:
+            operation = operations[method]
             reply = http.request(method, path.replace("{name}", "echo"), content=b"{}")
             assert (reply.status_code == 401) is ("security" not in operation), path
             assert (reply.status_code != 401) or "401" in operation["responses"], path

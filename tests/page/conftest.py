@@ -33,7 +33,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 class SmallServer(ServerProcess):
-    """A server with a short queue."""
+    """A server with a short queue and an adapter."""
 
     def command(self) -> Sequence[str]:
         return ["env", f"PREDICTORS_QUEUE_CAPACITY={CAPACITY}", *super().command()]
@@ -43,7 +43,8 @@ class SmallServer(ServerProcess):
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("served") / "server.log"
     models = {name: ROOT / path for name, path in MODELS.items()}
-    with SmallServer(models, log) as server:
+    loras = {"flux:all-cyan": ROOT / "checkpoints/shapes-loras/all-cyan"}
+    with SmallServer(models, log, loras) as server:
         server.wait_ready(START_S, lambda what: None)
         yield server
 

@@ -112,6 +112,18 @@ async def test_a_drawn_picture_is_described_located_and_extracted(page: Page) ->
     assert named == {("red", "circle"), ("blue", "square")}
 
 
+async def test_an_adapter_changes_the_picture_and_is_remembered(page: Page) -> None:
+    await page.locator("#draw details summary").click()
+    adapter = page.get_by_label("all-cyan", exact=True)
+    await adapter.check()
+    await draw(page, "a large red circle", seed="7")
+    await page.locator("#describe").click()
+    assert "cyan circle" in await answered(page)
+    await adapter.uncheck()
+    await page.locator("#drawn button").click()
+    await expect(adapter).to_be_checked()
+
+
 async def test_what_the_brush_painted_is_drawn_again(page: Page) -> None:
     await draw(page, "a large red circle", seed="7")
     before = await saved(page)
@@ -279,6 +291,7 @@ async def test_a_wrong_field_is_named(browser: Browser, served: ServerProcess) -
         await page.locator("#size").fill("17x17")
         await page.locator("#draw-go").click()
         await expect(page.locator("#draw-error")).to_contain_text("Field: size")
+        await expect(page.locator("#facts")).to_have_text("")
         await page.locator("#json").check()
         await page.locator("#schema").fill("{not JSON")
         await page.locator("#question").fill("Hello")

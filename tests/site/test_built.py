@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tools.site import OUT, sources
+from tools.site import OUT, configuration, sources
 
 HTML = OUT / "html"
 LOADING = {"audio", "embed", "iframe", "img", "input", "object", "script", "source", "track"}
@@ -62,6 +62,11 @@ def test_every_page_was_built() -> None:
     for target in sources().values():
         folder = target.removesuffix(".md").removesuffix("README").removesuffix("index")
         assert (HTML / folder / "index.html").is_file(), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = configuration(sources())
+    assert [page for page in sources().values() if f'"{page}"' not in listed] == []
 
 
 def test_every_link_and_anchor_leads_somewhere() -> None:

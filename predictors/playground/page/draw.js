@@ -111,6 +111,7 @@ function endEdit() {
     showPicture(drawn.blob, drawn.request.body.prompt);
     byId("facts").textContent = drawn.facts;
   } else {
+    byId("facts").textContent = "";
     show(byId("picture"), false);
     show(byId("stage-hint"), true);
   }
@@ -229,6 +230,7 @@ function restore() {
     showPicture(source.blob, "The picture that is edited");
     show(byId("brush"), canMask());
     byId("stage").dataset.state = "edit";
+    byId("facts").textContent = "";
   } else {
     endEdit();
   }

@@ -124,6 +124,11 @@ class AccessPolicy:
         return False
 
 
+def is_open(path: str) -> bool:
+    """The route of a probe or of `/metrics`, which any page and any host may ask for."""
+    return _OPEN.fullmatch(path) is not None
+
+
 def needs_key(path: str, *, asks_metrics: bool = False) -> bool:
     """Requests for this path need an API key where there are any: all but probes, `/metrics` unless
     the operator asks for one there, pictures that are known by their secret address, and the files

@@ -148,7 +148,7 @@ _FILE_METADATA = one_of("default", "full")
 @described(
     {
         "anyOf": [dict(_FILE_METADATA.schema), {"type": "object"}],
-        "description": "Of the file. OpenAI's object of tags is ignored.",
+        "description": "`full` adds the prompt to the file; OpenAI's object is ignored.",
     }
 )
 def _metadata(name: str, value: Any) -> object:

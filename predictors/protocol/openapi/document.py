@@ -1,203 +1,150 @@
-"""`GET /openapi.json`: the routes as OpenAPI 3.1, written from the tables that check requests.
+"""The OpenAPI 3.1 document, written from the tables that check requests.
 
-Fields, ranges and defaults are those of the models that are served. The document is made in a
-thread and kept until a model or one of its limits changes.
+Fields, ranges and defaults are those of the models that are served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Collection, Mapping
 
 from predictors import __version__
-from predictors.protocol.call import DEFAULT_LEVEL, MAX_LEVEL
-from predictors.protocol.openapi.openai import openai_paths
+from predictors.protocol.http.access import is_open
+from predictors.protocol.http.app import OPENAI_PREFIXES
+from predictors.protocol.openapi.openai import openai_paths, openai_schemas
 from predictors.protocol.openapi.parts import (
     Json,
-    complete_object,
-    component_name,
-    empty_probe,
+    component_names,
     error_answers,
+    error_responses,
     get_operation,
-    json_content,
-    probe_operation,
-    schema_ref,
+    path_parameter,
+    text_operation,
 )
-from predictors.protocol.registry import VERSION
+from predictors.protocol.openapi.v2 import V2_SCHEMAS, model_paths, server_paths
 from predictors.protocol.serves import Served
-from predictors.protocol.v2.content_types import REQUEST
-from predictors.protocol.v2.tensors import DATATYPES, MAX_ELEMENTS
-from predictors.protocol.v2.values import INTEGERS
-from predictors.protocol.v2.wire_json import (
-    INPUT_PARAMETERS,
-    MAX_ID,
-    MAX_TENSORS,
-    OUTPUT_PARAMETERS,
-)
 
-_STRING: Json = {"type": "string"}
-_OPTIONAL: Json = {"type": ["string", "null"]}
-_SCALARS = ["string", "number", "boolean"]
 _DESCRIPTION = (
     "V2 inference over REST and the OpenAI API. What is under /v1 is under /openai/v1 as well. "
     "V2 parameters may come as numeric strings. A field that is not in a schema is refused."
 )
-_ERROR = {"message": _STRING, "type": _STRING, "param": _OPTIONAL, "code": _OPTIONAL}
-_TENSOR: Json = {
-    "type": "object",
-    "required": ["name", "datatype", "shape"],
-    "properties": {
-        "name": {"type": "string"},
-        "datatype": {"type": "string", "enum": sorted(DATATYPES)},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "data": {"type": "array", "maxItems": MAX_ELEMENTS},
-        "parameters": {"type": "object", "additionalProperties": {"type": _SCALARS}},
-    },
+TAGS = {
+    "Pictures": "Drawing and editing, as OpenAI has it.",
+    "Text": "Chats, responses, completions and tokens, as OpenAI and vLLM have them.",
+    "Models": "The models, as OpenAI lists them.",
+    "V2": "KServe's Open Inference Protocol.",
+    "Health": "Probes, which need no key.",
+    "Server": "What describes and watches the server.",
 }
 
 
-def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
-    """OpenAPI 3.1 of all routes that serve these models, V2's under the first name of a model.
-    `has_urls`: pictures may be asked for by address."""
+def openapi_document(
+    names: Mapping[str, Served], *, has_urls: bool, others: Collection[str] = ()
+) -> Json:
+    """All routes that serve these models, V2's under the first name of a model. `has_urls`:
+    pictures may be asked for by address. `others`: paths of further routes that are served."""
     first = {model.name: name for name, model in reversed(list(names.items()))}
     models = list(dict.fromkeys(names.values()))
-    schemas: Json = {
-        "V2Error": complete_object({"error": _STRING}),
-        "OpenAIError": complete_object({"error": complete_object(_ERROR)}),
-        "Tensor": _TENSOR,
-    }
-    paths: Json = _health()
-    for index, model in enumerate(models):
-        paths |= _v2_paths(model, first[model.name], index, schemas)
-    paths |= openai_paths(names, schemas, has_urls=has_urls)
+    made = component_names([model.name for model in models])
+    schemas: Json = {**V2_SCHEMAS, **openai_schemas()}
+    paths: Json = server_paths(names)
+    for model in models:
+        paths |= model_paths(model, first[model.name], made[model.name], schemas)
+    paths |= openai_paths(names, made, schemas, has_urls=has_urls)
+    paths |= {path: item for path, item in _other_paths().items() if path in others}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Vision Predictors", "version": __version__, "description": _DESCRIPTION},
-        "paths": paths,
-        "components": {"schemas": schemas},
+        "info": {
+            "title": "Vision Predictors",
+            "version": __version__,
+            "summary": "Text to image and image to text over V2 and OpenAI's API",
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "."}],
+        "tags": [{"name": name, "description": about} for name, about in TAGS.items()],
+        "paths": _completed(paths),
+        "components": {"schemas": _used(paths, schemas), "responses": error_responses()},
     }
 
 
-# -- V2 --------------------------------------------------------------------------------------------
-def _health() -> Json:
+def _other_paths() -> Json:
+    """Routes that some servers have, by their path."""
+    page, script = "A page that shows this document", "A file of the page"
+    plain, html = "text/plain", "text/html"
+    file = text_operation("docs_file", script, "text/*")
+    file["parameters"] = [path_parameter("file", {"type": "string"}, "Name of the file.")]
+    file["responses"] |= error_answers("V2Error", 404)
+    play = text_operation("playground_file", script, "text/*")
+    play |= {key: file[key] for key in ("parameters", "responses")}
+    drawn = "A page to draw and chat with"
+    about = "This document"
     return {
-        "/v2": {
-            "get": get_operation("server_metadata", "Name, version and extensions of the server")
-        },
-        "/v2/models": {"get": get_operation("model_names", "Names of the models")},
-        "/v2/health/live": {
-            "get": probe_operation("server_live", "The process need not be restarted")
-        },
-        "/v2/health/ready": {"get": probe_operation("server_ready", "Every model is warm")},
-        "/health": {"get": empty_probe("health", "Every model is warm")},
-        "/version": {"get": get_operation("version", "Version of the server")},
-        "/v2/repository/index": _repository_index(),
+        "/openapi.json": {"get": get_operation("openapi", about, {"type": "object"})},
+        "/proto": {"get": text_operation("proto", "The gRPC protocol as a .proto file", plain)},
+        "/metrics": {"get": text_operation("metrics", "Prometheus metrics", plain)},
+        "/docs": {"get": text_operation("docs", page, html)},
+        "/docs/": {"get": _redirect("docs_redirect")},
+        "/docs/{file}": {"get": file},
+        "/playground": {"get": text_operation("playground", drawn, html)},
+        "/playground/": {"get": _redirect("playground_redirect")},
+        "/playground/{name}": {"get": _renamed(play, "name")},
     }
 
 
-def _repository_index() -> Json:
-    answer = get_operation("repository_index", "The models and their states")
-    post = get_operation(
-        "repository_index_of", "The models and their states, `ready` ones alone if true"
-    )
-    ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-    post["requestBody"] = json_content(ready | {"additionalProperties": False})
-    post["responses"] |= error_answers("V2Error")
-    return {"get": answer, "post": post}
+def _renamed(operation: Json, name: str) -> Json:
+    (parameter,) = operation["parameters"]
+    return {**operation, "parameters": [{**parameter, "name": name}]}
 
 
-def _v2_paths(model: Served, in_path: str, index: int, schemas: Json) -> Json:
-    name = f"{component_name(model.name)}_{index}"
-    schemas[f"{name}_infer"] = infer_schema(model)
-    path = f"/v2/models/{quote(in_path)}"
-    infer = {
-        "operationId": f"infer_{name}",
-        "summary": f"V2 inference with {model.name}",
-        "requestBody": json_content(schema_ref(f"{name}_infer"), required=True),
-        "responses": {
-            "200": {"description": "The outputs", **json_content(_infer_answer(model))},
-            **error_answers("V2Error"),
-        },
-    }
-    metadata = get_operation(
-        f"metadata_{name}", f"Inputs, outputs, parameters and limits of {model.name}"
-    )
-    if limits := model.get_limits():
-        metadata["x-limits"] = limits
-    return {
-        f"{path}/infer": {"post": infer},
-        path: {"get": metadata},
-        f"{path}/ready": {"get": probe_operation(f"ready_{name}", f"{model.name} is warm")},
-    }
+def _redirect(operation: str) -> Json:
+    where = {"location": {"description": "The page.", "schema": {"type": "string"}}}
+    answers = {"3XX": {"description": "Elsewhere", "headers": where}}
+    about = "The page without the slash"
+    return {"operationId": operation, "summary": about, "responses": answers}
 
 
-def infer_schema(model: Served) -> Json:
-    """The schema of a V2 request in JSON."""
-    parameters: Json = {name: dict(each) for name, each in model.get_parameters().items()}
-    parameters["timeout"] = {"type": "number", "minimum": 0, "description": "Microseconds."}
-    level = {"type": "integer", "minimum": 0, "maximum": MAX_LEVEL}
-    about = f"Among the caller's own requests: 1 goes first, 0 is the default ({DEFAULT_LEVEL})."
-    parameters["priority"] = {**level, "description": about}
-    parameters["binary_data_output"] = {"type": "boolean"}
-    parameters["content_type"] = {"enum": sorted(REQUEST)}
-    inputs = [_input(entry) for entry in model.get_input_types()]
-    names = [output["name"] for output in model.get_output_types()]
-    output = {
-        "type": "object",
-        "required": ["name"],
-        "properties": {"name": {"enum": names}, "parameters": _optional(OUTPUT_PARAMETERS)},
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": ["string", "null"], "maxLength": MAX_ID},
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "parameters": {
-                "type": ["object", "null"],
-                "properties": parameters,
-                "additionalProperties": not model.get_parameters(),
-            },
-            "inputs": {
-                "type": "array",
-                "minItems": 1,
-                "maxItems": MAX_TENSORS,
-                "items": {"oneOf": inputs},
-            },
-            "outputs": {"type": ["array", "null"], "maxItems": MAX_TENSORS, "items": output},
-        },
-        "additionalProperties": False,
-    }
+def _completed(paths: Json) -> Json:
+    """The paths, which are changed, with tags, and with the failures that precede any route."""
+    for path, item in paths.items():
+        schema = "OpenAIError" if path.startswith(OPENAI_PREFIXES) else "V2Error"
+        for operation in (each for each in item.values() if isinstance(each, dict)):
+            operation["tags"] = [_tag(path)]
+            operation["description"] = f"{operation['summary']}."
+            if not is_open(path):
+                early = error_answers(schema, 403, 421)
+                operation["responses"] = operation["responses"] | early
+    return paths
 
 
-def _input(entry: Mapping[str, Any]) -> Json:
-    is_text = entry["datatype"] == "BYTES"
-    properties = {
-        **_TENSOR["properties"],
-        "name": {"const": entry["name"]},
-        "datatype": {"const": "BYTES"} if is_text else {"enum": sorted(INTEGERS)},
-        "parameters": _optional(INPUT_PARAMETERS),
-    }
-    return {**_TENSOR, "properties": properties, "additionalProperties": False}
+def _tag(path: str) -> str:
+    if is_open(path):
+        return "Health"
+    for start, tag in (
+        ("/v1/images", "Pictures"),
+        ("/v1/models", "Models"),
+        ("/v1/", "Text"),
+        ("/tokenize", "Text"),
+        ("/detokenize", "Text"),
+        ("/v2", "V2"),
+    ):
+        if path.startswith(start):
+            return tag
+    return "Server"
 
 
-def _optional(names: Iterable[str]) -> Json:
-    fields = {name: {"type": [*_SCALARS, "null"]} for name in sorted(names)}
-    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
-
-
-def _infer_answer(model: Served) -> Json:
-    return {
-        "type": "object",
-        "required": ["model_name", "model_version", "id", "outputs"],
-        "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"const": VERSION},
-            "id": {"type": "string"},
-            "outputs": {"type": "array", "items": schema_ref("Tensor")},
-            "parameters": {"type": "object", "additionalProperties": {"type": _SCALARS}},
-        },
-    }
+def _used(paths: Json, schemas: Json) -> Json:
+    """The schemas that paths or each other refer to."""
+    found: dict[str, Json] = {}
+    waiting: list[object] = [paths, *(schemas[name] for name in ("V2Error", "OpenAIError"))]
+    found |= {name: schemas[name] for name in ("V2Error", "OpenAIError")}
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            name = str(value.get("$ref", "")).rpartition("/schemas/")[2]
+            if name in schemas and name not in found:
+                found[name] = schemas[name]
+                waiting.append(schemas[name])
+    return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from predictors.protocol.http.access import needs_key
+from predictors.protocol.http.app import OPENAI_PREFIXES
+from predictors.protocol.openapi.parts import Json, error_answers
 
 MAX_PAGES = 16
 """Documents that are kept: keys for different models see different ones."""
@@ -12,26 +12,18 @@ SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
-REFUSALS = {
-    "401": "The API key is missing, unknown or expired",
-    "403": "The API key may not use the model",
-}
 
 
-def with_keys(document: dict[str, Any]) -> dict[str, Any]:
+def with_keys(document: Json) -> Json:
     """The document, which is changed: every operation but those that are open needs a key."""
     document["components"]["securitySchemes"] = SCHEMES
     document["security"] = [{name: []} for name in SCHEMES]
-    for path, operations in document["paths"].items():
-        is_openai = path.startswith(("/v1/", "/tokenize", "/detokenize"))
-        schema = {"$ref": f"#/components/schemas/{'OpenAIError' if is_openai else 'V2Error'}"}
-        for operation in operations.values():
-            if not needs_key(path):
+    for path, item in document["paths"].items():
+        schema = "OpenAIError" if path.startswith(OPENAI_PREFIXES) else "V2Error"
+        for operation in (each for each in item.values() if isinstance(each, dict)):
+            if needs_key(path):
+                answers = error_answers(schema, 401, 403)
+                operation["responses"] = answers | operation["responses"]
+            else:
                 operation["security"] = []
-                continue
-            for status, about in REFUSALS.items():
-                content = {"application/json": {"schema": schema}}
-                operation["responses"].setdefault(
-                    status, {"description": about, "content": content}
-                )
     return document

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from predictors.protocol.faults import RENDERINGS
@@ -12,15 +14,22 @@ Json = dict[str, Any]
 JSON_TYPE = "application/json"
 
 
-def get_operation(operation: str, summary: str) -> Json:
-    answer = {"description": summary, **json_content({})}
+def get_operation(operation: str, summary: str, schema: Json) -> Json:
+    answer = {"description": summary, **json_content(schema)}
     return {"operationId": operation, "summary": summary, "responses": {"200": answer}}
 
 
-def probe_operation(operation: str, summary: str) -> Json:
-    found = get_operation(operation, summary)
-    found["responses"]["503"] = {"description": "Not so", **json_content({})}
+def probe_operation(operation: str, summary: str, schema: Json) -> Json:
+    found = get_operation(operation, summary, schema)
+    found["responses"]["503"] = {"description": "Not so", **json_content(schema)}
     return found
+
+
+def text_operation(operation: str, summary: str, media: str) -> Json:
+    """A GET whose answer is a text of this type."""
+    content = {"content": {media: {"schema": {"type": "string"}}}}
+    answers = {"200": {"description": summary, **content}}
+    return {"operationId": operation, "summary": summary, "responses": answers}
 
 
 def empty_probe(operation: str, summary: str) -> Json:
@@ -29,25 +38,38 @@ def empty_probe(operation: str, summary: str) -> Json:
     return {"operationId": operation, "summary": summary, "responses": answers}
 
 
-def error_answers(schema: str) -> Json:
-    by_status: dict[int, list[str]] = {}
+def error_answers(schema: str, *statuses: int) -> Json:
+    """References to the responses of failures with these statuses, or all of a request for a
+    model. `schema` is that of their bodies."""
+    found = statuses or sorted({each.status for each in RENDERINGS.values()} - _RARE)
+    return {str(each): {"$ref": f"#/components/responses/{schema}{each}"} for each in found}
+
+
+_RARE = {410, 499}  # of pictures' addresses; of callers who left
+
+
+def error_responses() -> Json:
+    """The components that `error_answers` refers to."""
+    codes: dict[int, list[str]] = {}
     for rendering in RENDERINGS.values():
-        if rendering.status not in (410, 499):  # of pictures' addresses; of callers who left
-            code = rendering.code or rendering.type
-            by_status.setdefault(rendering.status, []).append(code)
-    by_status[429].append("server_overloaded, where the operator prefers it to 503")
-    return {
-        str(status): {"description": ", ".join(codes), **json_content(schema_ref(schema))}
-        for status, codes in sorted(by_status.items())
-    }
+        codes.setdefault(rendering.status, []).append(rendering.code or rendering.type)
+    codes[429].append("server_overloaded, where the operator prefers it to 503")
+    found: Json = {}
+    for status, names in sorted(codes.items()):
+        waits = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+        head = {"headers": waits} if status in (429, 503) else {}
+        for schema in ("V2Error", "OpenAIError"):
+            body = json_content(schema_ref(schema))
+            found[f"{schema}{status}"] = {"description": ", ".join(names), **head, **body}
+    return found
 
 
 def complete_object(fields: Json) -> Json:
     return {"type": "object", "required": list(fields), "properties": fields}
 
 
-def path_parameter(name: str, schema: Json) -> Json:
-    return {"name": name, "in": "path", "required": True, "schema": schema}
+def path_parameter(name: str, schema: Json, about: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema, "description": about}
 
 
 def json_content(schema: Json, *, required: bool = False) -> Json:
@@ -59,5 +81,12 @@ def schema_ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def component_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name[:64])
+def component_names(models: Sequence[str]) -> dict[str, str]:
+    """A name for identifiers per model, which stays what it is when other models come or go,
+    unless two would be the same."""
+    found = {name: re.sub(r"[^A-Za-z0-9_]", "_", name[:64]) for name in models}
+    plain = list(found.values())
+    for name, made in found.items():
+        if plain.count(made) > 1:
+            found[name] = f"{made}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return found
