@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from functools import cache
@@ -74,9 +73,9 @@ def test_every_command_of_the_command_line_has_its_options() -> None:
             for verb, rest in COMMAND.findall(line.split("#")[0]):
                 if re.search(r"helm|kubectl", line.split(verb)[0]):
                     continue
-                words = shlex.split(rest.split("|")[0])
-                sub = f"{verb} {words[0]}" if verb == "keys" else verb
-                given = {word.split("=")[0] for word in words if word.startswith("--")}
+                call = re.split(r"\s(?:\||&&|;|>)\s", rest)[0]
+                sub = f"{verb} {call.split()[0]}" if verb == "keys" else verb
+                given = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", call))
                 assert given <= options_of(sub), f"{block}: {sub} {given - options_of(sub)}"
 
 

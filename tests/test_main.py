@@ -63,6 +63,7 @@ class Server:
         settings: Settings,
         *,
         on_drain: Callable[[int, float], object],
+        routes: Sequence[Any],
         admin_routes: Any,
         workers: Workers,
     ) -> None:

@@ -26,7 +26,7 @@ def page_routes(settings: ServerSettings) -> list[BaseRoute]:
         ("/", page.root),
         ("/playground", page.index),
         ("/playground/", page.without_slash),
-        ("/playground/{name}", page.file),
+        ("/playground/{file}", page.file),
     )
     return [Route(path, PlainEndpoint(answer), methods=["GET"]) for path, answer in found]
 
@@ -62,7 +62,7 @@ class _Page:
         return Response(b"", 308, (("location", "../playground"), *HEADERS))
 
     async def file(self, request: Request) -> Response:
-        name = request.path_params["name"]
+        name = request.path_params["file"]
         if name == INDEX or name not in self._files:
             raise NotFound(f"there is no file {FOLDER + name[:64]!r}")
         return _answer(request, self._files[name])
