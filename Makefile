@@ -76,6 +76,13 @@ $(INSTRUCTOR)/.ready: tests/clients/instructor-requirements.txt $(STAMP)
 	$(BIN)/uv pip install -q --python $(INSTRUCTOR)/bin/python -r $<
 	@touch $@
 
+# a generator of clients from OpenAPI, and mypy for what it makes
+OPENAPI_CLIENT := out/clients-openapi
+$(OPENAPI_CLIENT)/.ready: tests/clients/openapi-requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(OPENAPI_CLIENT)
+	$(BIN)/uv pip install -q --python $(OPENAPI_CLIENT)/bin/python -r $<
+	@touch $@
+
 faults: $(STAMP) ## faults of whole processes with real models, and every combination of those in `make test`: some minutes
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/faults
 
@@ -89,8 +96,8 @@ SOAK_MINUTES ?= 45
 soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
-test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server; the examples of the pages
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients tests/examples
+test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready $(OPENAPI_CLIENT)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server; the examples of the pages
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OPENAPI_PYTHON=$(abspath $(OPENAPI_CLIENT))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients tests/examples
 
 # Playwright drives Debian's Chromium, and axe-core judges the page
 PAGE := out/page
@@ -119,6 +126,8 @@ lock-clients: $(STAMP) ## resolve tests/clients/*requirements.txt again: names a
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
 	$(BIN)/uv pip compile tests/clients/instructor-names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/instructor-requirements.txt
+	$(BIN)/uv pip compile tests/clients/openapi-names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/openapi-requirements.txt
 
 # schemathesis has an environment of its own: its packages are of no use to anything else here
 FUZZ := out/fuzz

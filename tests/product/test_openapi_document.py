@@ -27,7 +27,7 @@ from predictors.protocol.openapi.document import TAGS, openapi_document
 from tests.http.echo import Running
 
 METHODS = ("get", "post", "delete")
-PARAMETER = re.compile(r"{([a-z]+)(?::[a-z]+)?}")
+PARAMETER = re.compile(r"{([a-z_]+)(?::[a-z]+)?}")
 FIELDS = {
     "qwen_vl_chat": chat_body.FIELDS,
     "qwen_vl_responses": responses_body.FIELDS,

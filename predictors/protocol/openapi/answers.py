@@ -86,6 +86,8 @@ def _text_answer(kind: str, choice: Json, *, with_usage: bool) -> Json:
         "usage": usage if with_usage else {"anyOf": [usage, {"type": "null"}]},
         **_EFFORT,
     }
+    if with_usage:
+        schema["required"].append("usage")
     return schema
 
 

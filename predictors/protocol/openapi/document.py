@@ -16,6 +16,7 @@ from predictors.protocol.openapi.parts import (
     component_names,
     error_answers,
     error_responses,
+    for_generators,
     get_operation,
     path_parameter,
     text_operation,
@@ -62,8 +63,12 @@ def openapi_document(
         },
         "servers": [{"url": "."}],
         "tags": [{"name": name, "description": about} for name, about in TAGS.items()],
+        "security": [],
         "paths": _completed(paths),
-        "components": {"schemas": _used(paths, schemas), "responses": error_responses()},
+        "components": {
+            "schemas": for_generators(_used(paths, schemas)),
+            "responses": _used_answers(paths),
+        },
     }
 
 
@@ -148,3 +153,16 @@ def _used(paths: Json, schemas: Json) -> Json:
                 found[name] = schemas[name]
                 waiting.append(schemas[name])
     return found
+
+
+def _used_answers(paths: Json) -> Json:
+    """The responses that operations refer to."""
+    names = {
+        answer["$ref"].rpartition("/")[2]
+        for item in paths.values()
+        for operation in item.values()
+        if isinstance(operation, dict)
+        for answer in operation["responses"].values()
+        if "$ref" in answer
+    }
+    return {name: answer for name, answer in error_responses().items() if name in names}

@@ -127,13 +127,13 @@ def openai_paths(
             own = [each for each, found in names.items() if found is model]
             schemas[name] = _named_body(model, fields, route.required, own)
             if route.kind is ServesEdits:
-                schemas[name]["anyOf"] = _one_of_fields(_PICTURES)
+                schemas[name] |= _one_of_fields(*_PICTURES)
             refs.append(schema_ref(name))
         post = _openai_post(route, refs[0] if len(refs) == 1 else {"oneOf": refs})
         post["requestBody"]["content"][JSON_TYPE]["examples"] = examples(route.name, served, names)
         if route.kind is ServesEdits:
-            form = {"schema": _form_schema(fields, route.required)}
-            post["requestBody"]["content"][FORM_MEDIA] = form
+            schemas["EditsForm"] = _form_schema(fields, route.required)
+            post["requestBody"]["content"][FORM_MEDIA] = {"schema": schema_ref("EditsForm")}
         paths[path] = {"post": post}
     for path, item in paths.items():
         item["servers"] = _servers(path)
@@ -175,11 +175,12 @@ def _form_schema(fields: Mapping[str, DescribedRule], required: Sequence[str]) -
     several: Json = {"type": "array", "maxItems": edits_body.MAX_PICTURES, "items": _BINARY}
     schema["properties"] |= {"image": _BINARY, "image[]": several, "mask": _BINARY}
     del schema["properties"]["images"]
-    return {**schema, "anyOf": _one_of_fields(("image", "image[]"))}
+    return schema | _one_of_fields("image", "image[]")
 
 
-def _one_of_fields(names: Sequence[str]) -> list[Json]:
-    return [{"required": [name]} for name in names]
+def _one_of_fields(one: str, other: str) -> Json:
+    """At least one of two fields is needed. Generators of clients take `anyOf` for a union."""
+    return {"if": {"not": {"required": [one]}}, "then": {"required": [other]}}
 
 
 def _without_urls(fields: Mapping[str, DescribedRule]) -> Mapping[str, DescribedRule]:
@@ -218,9 +219,9 @@ def body_schema(
 def _kept_responses() -> Json:
     """Routes of what OpenAI keeps, which are answered with 404."""
     found: Json = {}
-    parameter = path_parameter("response", _STRING, "Id of a response.")
+    parameter = path_parameter("response_id", _STRING, "Id of a response.")
     for path, methods in KEPT_RESPONSES:
-        item = found.setdefault(f"/v1{path}", {})
+        item = found.setdefault(f"/v1{path}".replace("{response}", "{response_id}"), {})
         for method in methods:
             end = path.rpartition("}")[2].strip("/")
             item[method.lower()] = {

@@ -90,3 +90,54 @@ def component_names(models: Sequence[str]) -> dict[str, str]:
         if plain.count(made) > 1:
             found[name] = f"{made}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return found
+
+
+def for_generators(schema: Any) -> Any:
+    """The same values in the words that generators of clients know: lists name their items, and
+    an enumeration has one type of scalars."""
+    if isinstance(schema, list):
+        return [for_generators(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: for_generators(value) for key, value in schema.items()}
+    kinds = found.get("type", ())
+    if "array" in ([kinds] if isinstance(kinds, str) else kinds):
+        found.setdefault("items", {})
+    options = found.get("anyOf", ())
+    if kinds == "integer" and len(options) == 2 and options[1].keys() == {"const"}:
+        del found["anyOf"]
+        found |= _range_or(options[0], options[1]["const"])
+    values = found.get("enum")
+    if isinstance(values, list) and not all(isinstance(each, str) for each in values):
+        del found["enum"]
+        found.pop("type", None)
+        options = [_only(each) for each in values]
+        found |= options[0] if len(options) == 1 else {"anyOf": options}
+    return found
+
+
+def _range_or(numbers: Json, value: int) -> Json:
+    """Whole numbers of a range, and one below it."""
+    low = numbers["minimum"]
+    gap = {"not": {"exclusiveMinimum": value, "exclusiveMaximum": low}} if low > value + 1 else {}
+    return {"minimum": value, "maximum": numbers["maximum"], **gap}
+
+
+def _only(value: object) -> Json:
+    """A schema of this value alone."""
+    if value is None:
+        return {"type": "null"}
+    if value == [] and isinstance(value, list):
+        return {"type": "array", "items": {}, "maxItems": 0}
+    if value == {}:
+        return {"type": "object", "maxProperties": 0}
+    if isinstance(value, dict):
+        fields = {name: _only(each) for name, each in value.items()}
+        return {**complete_object(fields), "additionalProperties": False}
+    if isinstance(value, list):
+        count = {"minItems": len(value), "maxItems": len(value)}
+        if len(value) == 1:
+            return {"type": "array", "items": _only(value[0]), **count}
+        return {"type": "array", "prefixItems": [_only(x) for x in value], "items": {}, **count}
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    return {"type": names[type(value)], "const": value}

@@ -62,7 +62,11 @@ function typeOf(given, depth = 0) {
 
 function fieldTable(schema, caption) {
   const found = resolve(schema);
-  const properties = Object.entries(found.properties ?? {}).slice(0, MOST_ROWS);
+  const needed = new Set(found.required ?? []);
+  const rank = ([name, each]) =>
+    needed.has(name) ? 0 : (resolve(each).description ?? "").startsWith("Ignored") ? 2 : 1;
+  const properties = Object.entries(found.properties ?? {})
+    .sort((one, other) => rank(one) - rank(other)).slice(0, MOST_ROWS);
   if (properties.length === 0) return null;
   const table = make("table");
   table.append(make("caption", caption));
@@ -71,7 +75,6 @@ function fieldTable(schema, caption) {
     head.append(make("th", name, { scope: "col" }));
   }
   const body = table.createTBody();
-  const needed = new Set(found.required ?? []);
   for (const [name, given] of properties) {
     const each = resolve(given);
     const row = body.insertRow();
