@@ -45,6 +45,7 @@ DEFAULTS = {
     "server.public_url": "",
     "server.picture_url_s": 600.0,
     "server.picture_url_bytes": 256 * 2**20,
+    "server.playground": "auto",
     "server.repository_api": False,
     "server.docs": "auto",
     "server.grpc_reflection": "auto",

@@ -91,6 +91,9 @@ class ServerSettings(SettingsGroup):
     """A picture can be fetched from its address for this long."""
     picture_url_bytes: int = 256 * 2**20
     """Bytes of pictures that are held for their addresses. The oldest make room for new ones."""
+    playground: str = bounded("auto", choices=AUTO_ON_OFF)
+    """Serves the playground, a page for browsers, at `/` and `/playground`. Its files need no API
+    key; the requests that it makes do. `auto`: on if `host` is a loopback address."""
     repository_api: bool = False
     """Enables `/v2/repository/.../load` and `unload`. They have no authentication."""
     docs: str = bounded("auto", choices=AUTO_ON_OFF)

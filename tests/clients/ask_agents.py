@@ -75,8 +75,6 @@ def tool_loop(kind: Any = OpenAIChatCompletionsModel, *, is_streamed: bool) -> A
     counted.clear()
     talker = agent(kind=kind)
     talker.tools = [count_shapes]
-    if kind is OpenAIResponsesModel:  # it raises for an answer that was cut, as the last one may be
-        talker.tool_use_behavior = "stop_on_first_tool"
     talker.model_settings.tool_choice = "required"
     talker.model_settings.parallel_tool_calls = False
     talker.model_settings.max_tokens = report.CALL_TOKENS
@@ -94,6 +92,28 @@ def tool_loop(kind: Any = OpenAIChatCompletionsModel, *, is_streamed: bool) -> A
     return {"shapes": list(counted), "items": items, "answered": bool(result.final_output)}
 
 
+@function_tool(name_override="count_shapes")
+def count_all() -> int:
+    """Count the shapes in the picture."""
+    counted.append("all")
+    return 7
+
+
+def own_call(kind: Any = OpenAIChatCompletionsModel) -> Any:
+    """Nothing makes the model call: it does so since a tool answers the question."""
+    counted.clear()
+    talker = agent(kind=kind)
+    talker.tools = [count_all]
+    talker.model_settings.max_tokens = report.CALL_TOKENS
+    asked = [{"role": "user", "content": [
+        {"type": "input_image", "image_url": report.data_url(), "detail": "auto"},
+        {"type": "input_text", "text": report.COUNTING},
+    ]}]  # fmt: skip
+    result = asyncio.run(Runner.run(talker, asked, max_turns=4))
+    items = [type(item).__name__ for item in result.new_items]
+    return {"calls": len(counted), "items": items, "text": result.final_output}
+
+
 def typed() -> Any:
     talker = agent()
     talker.output_type = Seen
@@ -109,6 +129,8 @@ if __name__ == "__main__":
             "instructions": with_instructions,
             "tool loop": lambda: tool_loop(is_streamed=False),
             "streamed loop": lambda: tool_loop(is_streamed=True),
+            "own call": own_call,
+            "own call over responses": lambda: own_call(OpenAIResponsesModel),
             "typed": typed,
             "responses": lambda: chat(OpenAIResponsesModel),
             "streamed responses": lambda: stream(OpenAIResponsesModel),

@@ -14,6 +14,8 @@ from typing import Any
 
 URL = sys.argv[1] if len(sys.argv) > 1 else ""
 QUESTION = "Describe this picture."
+LISTING = "List the shapes as JSON."
+COUNTING = "How many shapes are there?"
 MODEL, KEY = "qwen-vl", "none"
 TOKENS = 24
 CALL_TOKENS = 160  # of a call, or of an answer in JSON

@@ -123,6 +123,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("/tokenize", {"model": "qwen-vl", "messages": CHAT["messages"]}),
     ("/detokenize", {"tokens": [1, 2]}),
+    ("/detokenize", {"tokens": [1, 2], "model": None}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "logit_bias": {"42": -100, "7": 0.5}}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 2, "min_tokens": 2, "stop_token_ids": [3]}),

@@ -27,7 +27,7 @@ _OPEN = re.compile(
 # a picture's address holds 192 random bits and is fetched by browsers, which send no key
 _PICTURE = re.compile(r"(?:/openai)?/v1/images/files/[^/]+/?")
 # pages for people: a browser sends no key for them, and they hold nothing but this package's files
-_PAGE = re.compile(r"/docs(?:/[^/]*)?")
+_PAGE = re.compile(r"/(?:docs|playground)(?:/[^/]*)?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{0,5}))?")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://(.+)")
 _PATTERN = re.compile(r"(?:\*\.)?[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")

@@ -197,7 +197,8 @@ def _named_body(
 ) -> Json:
     schema = body_schema(model, fields, required)
     about = fields["model"].schema["description"]
-    schema["properties"]["model"] = {"type": "string", "enum": list(names), "description": about}
+    one: Json = {"type": "string", "enum": list(names), "description": about}
+    schema["properties"]["model"] = one if "model" in required else or_null(one)
     return schema
 
 
