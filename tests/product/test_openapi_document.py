@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
 from predictors import __version__
+from predictors.operators.page_routes import page_routes
 from predictors.protocol.openai import (
     chat_body,
     completions_body,
@@ -24,6 +25,7 @@ from predictors.protocol.openai import (
 )
 from predictors.protocol.openai.fields import DescribedRule
 from predictors.protocol.openapi.document import TAGS, openapi_document
+from predictors.settings import Settings
 from tests.http.echo import Running
 
 METHODS = ("get", "post", "delete")
@@ -79,6 +81,12 @@ def test_every_route_that_is_registered_is_described_and_no_other(
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert described(document) == registered
+
+
+def test_the_playgrounds_routes_are_described_where_they_are_served() -> None:
+    served = {route.path for route in page_routes(Settings().server) if isinstance(route, Route)}
+    assert "/playground" in served
+    assert served <= openapi_document({}, has_urls=False, others=served)["paths"].keys()
 
 
 def test_operations_have_unique_names_that_do_not_depend_on_other_models(

@@ -92,13 +92,8 @@ def _other_paths() -> Json:
         "/docs/{file}": {"get": file},
         "/playground": {"get": text_operation("playground", drawn, html)},
         "/playground/": {"get": _redirect("playground_redirect")},
-        "/playground/{name}": {"get": _renamed(play, "name")},
+        "/playground/{file}": {"get": play},
     }
-
-
-def _renamed(operation: Json, name: str) -> Json:
-    (parameter,) = operation["parameters"]
-    return {**operation, "parameters": [{**parameter, "name": name}]}
 
 
 def _redirect(operation: str) -> Json:
