@@ -163,6 +163,7 @@ ENTRYPOINT ["tini", "-g", "--", "python", "-m", "predictors"]
 FROM runtime AS demo
 COPY checkpoints/shapes-flux /opt/checkpoints/shapes-flux
 COPY checkpoints/shapes-qwen-vl /opt/checkpoints/shapes-qwen-vl
+ENV PREDICTORS_SERVER_PLAYGROUND=on
 CMD ["serve", "--model", "flux=/opt/checkpoints/shapes-flux", "--model", "qwen-vl=/opt/checkpoints/shapes-qwen-vl"]
 
 # a build without --target builds the last stage

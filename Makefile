@@ -21,9 +21,9 @@ FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_setting
 
 # tests that start whole server processes, several seconds each
 PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
-  tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py
+  tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py
 
-.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -52,7 +52,7 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test of the product, warnings are errors
-	$(PYTEST) $(addprefix --ignore=,$(PROCESS_TESTS)) --ignore=tests/benchmarks --ignore=tests/checkpoints --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
+	$(PYTEST) $(addprefix --ignore=,$(PROCESS_TESTS)) --ignore=tests/benchmarks --ignore=tests/checkpoints --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/page --ignore=tests/examples --ignore=tests/site --ignore=tests/faults/processes
 
 test-processes: $(STAMP) ## servers from start to end: warm-up, profile, refused starts, hostile bodies, shutdown, in a pod
 	$(PYTEST) $(PROCESS_TESTS)
@@ -76,6 +76,13 @@ $(INSTRUCTOR)/.ready: tests/clients/instructor-requirements.txt $(STAMP)
 	$(BIN)/uv pip install -q --python $(INSTRUCTOR)/bin/python -r $<
 	@touch $@
 
+# a generator of clients from OpenAPI, and mypy for what it makes
+OPENAPI_CLIENT := out/clients-openapi
+$(OPENAPI_CLIENT)/.ready: tests/clients/openapi-requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(OPENAPI_CLIENT)
+	$(BIN)/uv pip install -q --python $(OPENAPI_CLIENT)/bin/python -r $<
+	@touch $@
+
 faults: $(STAMP) ## faults of whole processes with real models, and every combination of those in `make test`: some minutes
 	ALL_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/faults
 
@@ -89,14 +96,38 @@ SOAK_MINUTES ?= 45
 soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
-test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
+test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready $(OPENAPI_CLIENT)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server; the examples of the pages
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OPENAPI_PYTHON=$(abspath $(OPENAPI_CLIENT))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients tests/examples
+
+# Playwright drives Debian's Chromium, and axe-core judges the page
+PAGE := out/page
+AXE := axe-core-4.14.1
+$(PAGE)/.ready: tests/page/requirements.txt tests/page/axe-core.sha512 $(STAMP)
+	rm -rf $(PAGE)
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target $(PAGE)/site -r $<
+	cd $(PAGE) && npm pack --silent $(subst axe-core-,axe-core@,$(AXE)) >/dev/null
+	cd $(PAGE) && sha512sum --quiet -c $(abspath tests/page/axe-core.sha512) && tar xzf $(AXE).tgz package/axe.min.js
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	@touch $@
+
+TEST_PAGE = PYTHONPATH=$(PAGE)/site AXE_CORE=$(abspath $(PAGE))/package/axe.min.js OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/page
+test-page: $(PAGE)/.ready ## the playground in Chromium: draw, edit, ask, cancel, refusals, keys, phone, keyboard, axe-core
+	$(TEST_PAGE)
+
+page-pictures: $(PAGE)/.ready ## the same, and draw docs/pictures/page-*.png
+	PAGE_PICTURES=docs/pictures $(TEST_PAGE)
+
+lock-page: $(STAMP) ## resolve tests/page/requirements.txt again: names and versions only
+	$(BIN)/uv pip compile tests/page/names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/page/requirements.txt
 
 lock-clients: $(STAMP) ## resolve tests/clients/*requirements.txt again: names and versions only
 	$(BIN)/uv pip compile tests/clients/names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
 	$(BIN)/uv pip compile tests/clients/instructor-names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/instructor-requirements.txt
+	$(BIN)/uv pip compile tests/clients/openapi-names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/openapi-requirements.txt
 
 # schemathesis has an environment of its own: its packages are of no use to anything else here
 FUZZ := out/fuzz
@@ -114,6 +145,22 @@ fuzz-quick: $(FUZZ)/.ready ## CI's part of `make fuzz`: two minutes
 lock-fuzz: $(STAMP) ## resolve tests/fuzz/requirements.txt again: names and versions only
 	echo schemathesis | $(BIN)/uv pip compile - --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/fuzz/requirements.txt
+
+# the site's generator has an environment of its own too
+SITE := out/site-env
+$(SITE)/.ready: tests/site/requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(SITE)
+	$(BIN)/uv pip install -q --python $(SITE)/bin/python -r $<
+	@touch $@
+
+site: $(SITE)/.ready ## the documentation as a site in out/site/html; links, anchors and what pages load are checked
+	$(BIN)/python -m tools.site
+	cd out/site && $(abspath $(SITE))/bin/zensical build --strict
+	$(BIN)/python -m pytest -q tests/site
+
+lock-site: $(STAMP) ## resolve tests/site/requirements.txt again: names and versions only
+	$(BIN)/uv pip compile tests/site/names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/site/requirements.txt
 
 test-deploy: $(STAMP) cluster-tools ## chart, manifests and Dockerfile, without a cluster
 	$(PYTEST) tests/deploy

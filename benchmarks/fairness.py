@@ -26,9 +26,9 @@ import torch
 from benchmarks.common import paths
 from benchmarks.common.machine import machine
 from benchmarks.common.run import rounded, write_json
-from benchmarks.common.stats import quantile
 from predictors.__main__ import build
 from predictors.base import BasePredictor
+from predictors.cli.bench.intervals import quantile
 from predictors.errors import ServingError
 from predictors.protocol.call import Call
 from predictors.serving.job import Job

@@ -20,8 +20,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
+from predictors.cli import verbs
 from predictors.cli.arguments import (
     PROMPT,
+    Verb,
     named_components,
     named_loras,
     named_paths,
@@ -31,6 +33,7 @@ from predictors.cli.arguments import (
     read_file,
     read_size,
 )
+from predictors.cli.outcomes import run_verb
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
 from predictors.compute.checkpoint.folder import check_entries, read_json, reading
@@ -38,7 +41,7 @@ from predictors.compute.checkpoint.integrity import Verification, verify_folders
 from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
-from predictors.errors import EngineFailed, InvalidRequest, ServingError
+from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import logs
 from predictors.operators import given_adapters
 from predictors.protocol.certificates import check_certificates
@@ -48,7 +51,10 @@ from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from predictors.base import BasePredictor
+    from predictors.cli.sources import OwnModel
     from predictors.workers.pool import Workers
 
 log = logging.getLogger("predictors")
@@ -77,19 +83,9 @@ NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     logs.open_missing_streams()
-    verbs = (serve, warm, profile, demo, check, quantize, convert, keys)
-    arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
-    try:
-        return int(arguments.run(arguments))
-    except ServingError as error:
-        if logs.is_json():
-            log.critical(error.message)
-        else:
-            sys.stderr.write(f"error: {error.message}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130  # as a shell reports SIGINT
+    arguments = parse(argv, VERBS, list(MODELS))
+    arguments.environ, arguments.open_model, arguments.verbs = os.environ, _open_model, VERBS
+    return run_verb(arguments)
 
 
 # -- verbs: their docstrings are the command line's help, and their imports load torch -------------
@@ -178,14 +174,6 @@ def profile(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"\n{steps} steps in {seconds:.2f} s; trace: {arguments.out}\n")
     return 0
-
-
-def demo(arguments: argparse.Namespace) -> int:
-    """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
-    from predictors.cli import demo as client  # imports httpx: serving does not need it
-
-    loras = named_paths(arguments.lora, "--lora")
-    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out, loras)
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -389,6 +377,24 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     )
     return replace(settings, server=own)
 
+
+def _open_model(folder: Path) -> AbstractContextManager[OwnModel]:
+    """The model of a folder, loaded and warmed in this process, without a server."""
+    settings = from_env(os.environ)
+    logs.configure_logging("text", "warning")
+    one = argparse.Namespace(model=[f"model={folder}"], component=[], lora=[])
+    [(name, path)], make, verification = _read_models(one, settings)
+    from predictors.operators.own_model import warm_own_model
+
+    verification.finish()
+    logs.redirect_library_handlers()
+    return warm_own_model(make(name, path, settings))
+
+
+VERBS: Mapping[str, Verb] = {
+    verb.__name__: verb
+    for verb in (serve, warm, profile, check, quantize, convert, keys, *verbs.CLIENTS)
+}
 
 if __name__ == "__main__":
     sys.exit(main())

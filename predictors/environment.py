@@ -20,6 +20,9 @@ from predictors.settings import (
     variable_name,
 )
 
+CLIENT_VARIABLES = ("PREDICTORS_URL", "PREDICTORS_KEY")
+"""Read by the command line's clients: no settings of a server."""
+
 
 def from_env(environ: Mapping[str, str]) -> Settings:
     """Settings from `environ`; raises `InvalidSetting` for a bad value or an unknown `PREDICTORS_*`
@@ -30,7 +33,8 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     groups = {
         group.name: _group_from_env(hints[group.name], environ, known) for group in fields(Settings)
     }
-    unknown = sorted(k for k in environ if k.startswith(f"{PREFIX}_") and k not in known)
+    ours = {name for name in environ if name.startswith(f"{PREFIX}_")}
+    unknown = sorted(ours - known - {*CLIENT_VARIABLES})
     if unknown:
         raise InvalidSetting(f"unknown setting {unknown[0]}; {_nearest(unknown[0], known)}")
     return Settings(**groups)

@@ -106,6 +106,8 @@ def test_ci_runs_what_people_run() -> None:
         "test-observe",
         "test-load",
         "test-clients",
+        "test-page",
+        "site",
         "fuzz-quick",
         "test-deploy",
         "e2e",

@@ -63,6 +63,7 @@ class Server:
         settings: Settings,
         *,
         on_drain: Callable[[int, float], object],
+        routes: Sequence[Any],
         admin_routes: Any,
         workers: Workers,
     ) -> None:
@@ -253,7 +254,7 @@ def test_a_wrong_command_line_prints_the_usage(
     with pytest.raises(SystemExit) as ended:
         root.main(argv)
     assert ended.value.code == 2
-    assert "usage: python -m predictors" in capsys.readouterr().err
+    assert "usage: predictors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["serve", "warm", "profile"])

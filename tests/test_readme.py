@@ -183,7 +183,7 @@ def test_make_test_is_a_target_and_what_ci_runs() -> None:
 def test_the_first_screen_says_what_it_is_and_how_to_run_it() -> None:
     first = "\n".join(README.splitlines()[:FIRST_SCREEN_LINES])
     assert first.count("\n```sh") == len(BLOCKS), "a block that is run is further down"
-    order = ["KServe", "docs/pictures/demo.png", "make demo", "make serve", "helm install"]
+    order = ["KServe", "docs/pictures/page-chat.png", "make demo", "make serve", "helm install"]
     assert order == sorted(order, key=first.index)
     assert README.index("helm install") < README.index("| Measured on 2 cores")
     assert ".venv/bin/predictors serve" in README
@@ -204,3 +204,11 @@ def test_the_map_of_the_repository_is_complete() -> None:
 def test_the_readme_has_no_badges_and_no_news() -> None:
     assert "badge" not in README.lower()
     assert not re.search(r"[\U0001F300-\U0001FAFF]", README)
+
+
+def test_parity_is_on_the_first_screen_with_tests_that_exist() -> None:
+    first = "\n".join(README.splitlines()[:FIRST_SCREEN_LINES])
+    named = re.findall(r"`(test_\w+)`\s+in\s+`(tests/[\w/.]+)`", first)
+    assert len(named) == 2
+    for test, path in named:
+        assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8")

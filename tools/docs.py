@@ -1,6 +1,6 @@
-"""Writes every file that is generated from code: pages, alert rules, the dashboard, the chart's
-README and schema. `python -m tools.docs` writes them; with `--check` it lists those that are not
-current and exits with 1.
+"""Writes every file that is generated from code: pages, charts, alert rules, the dashboard, and the
+Helm chart's README and schema. `python -m tools.docs` writes them; with `--check` it lists those
+that are not current and exits with 1.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools import alerts, chart, configuration, dashboard, metrics, openai_fields
+from tools import (
+    alerts,
+    chart,
+    command_line,
+    configuration,
+    dashboard,
+    metrics,
+    openai_fields,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+GENERATORS = (configuration, command_line, metrics, openai_fields, alerts, dashboard, chart)
+
+
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path."""
-    return {
-        path: text
-        for generator in (configuration, metrics, openai_fields, alerts, dashboard, chart)
-        for path, text in generator.files().items()
-    }
+    return {path: text for generator in GENERATORS for path, text in generator.files().items()}
 
 
 def stale(texts: Mapping[Path, str]) -> list[str]:

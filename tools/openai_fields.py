@@ -15,6 +15,7 @@ from predictors.protocol.openai import (
     images_body,
     messages,
     responses_body,
+    tokens_body,
 )
 from predictors.protocol.openai.fields import DescribedRule
 
@@ -47,6 +48,8 @@ def files() -> dict[Path, str]:
         ("POST /v1/completions", completions_body.OWN_FIELDS, completions_body.CLIENTS),
         ("POST /v1/images/generations", images_body.OWN_FIELDS, clients.IMAGE_CLIENTS),
         ("POST /v1/images/edits", edits_body.OWN_FIELDS, clients.EDIT_CLIENTS),
+        ("POST /tokenize", tokens_body.TOKENIZE_FIELDS, {}),
+        ("POST /detokenize", tokens_body.DETOKENIZE_FIELDS, {}),
     ):
         lines += [f"## {title}", "", *_table("OpenAI, and our own", own)]
         for client, table in tables.items():
@@ -81,7 +84,8 @@ def taken(schema: Mapping[str, Any]) -> str:
         return f"only {values}: {said.removeprefix('Ignored, else refused: ').rstrip('.')}"
     if said.startswith("Ignored"):
         return said[0].lower() + said[1:].rstrip(".")
-    return "; ".join(filter(None, [_values(schema), said.rstrip(".")]))
+    default = f"default `{json.dumps(schema['default'])}`" if "default" in schema else ""
+    return "; ".join(filter(None, [_values(schema), default, said.rstrip(".")]))
 
 
 def _values(schema: Mapping[str, Any]) -> str:

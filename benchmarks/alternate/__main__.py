@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.alternate.families import FAMILIES, ON_CPU, Options, Run, Tree
 from benchmarks.common import paths
-from benchmarks.common.stats import RATIO_METHOD, ratio_interval
 from benchmarks.common.tables import columns
+from predictors.cli.bench.intervals import RATIO_METHOD, ratio_interval
 
 Figures = dict[str, dict[str, list[float]]]
 """Name of a figure -> tree -> one value per pair."""

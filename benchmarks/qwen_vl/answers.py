@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.common.stats import quantile
+from predictors.cli.bench.intervals import quantile
 
 
 @dataclass(slots=True)

@@ -151,10 +151,10 @@ class TokenChooser:
         return ints.index_copy_(0, rows, found[0]), floats.index_copy_(0, rows, found[1])
 
     def masks(self, count: int) -> Tensor:
-        """Zeros (count, words) int32 on the host for the masks of so many rows, from which a copy
-        does not wait."""
+        """(count, words) int32 on the host, of any values, for the masks of so many rows; a copy to
+        the device does not wait."""
         size = (count, num_words(self._vocab))
-        return torch.zeros(size, dtype=torch.int32, pin_memory=self._placement.is_cuda)
+        return torch.empty(size, dtype=torch.int32, pin_memory=self._placement.is_cuda)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:

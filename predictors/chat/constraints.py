@@ -1,4 +1,5 @@
-"""An answer under a grammar: the interface of grammars, and one answer's way through its own.
+"""Answers under grammars: the interface of grammars, an answer's way through its own, and the masks
+of the answers of a pass.
 
 A matcher takes the answer's tokens one by one and says which may come next. `chat/grammars` has
 the real ones.
@@ -6,9 +7,9 @@ the real ones.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,12 @@ class AnswerMatcher(Protocol):
     def accept(self, token: int) -> bool:
         """Take the next token. False if the grammar does not allow it; then nothing changes."""
 
-    def fill(self, words: MaskWords) -> None:
-        """Write the tokens that may come next into `words`, which are zero and have a bit for every
-        logit of the model. End tokens are among them where the answer may end. Raises a
-        `ServingError` for the caller if it can't be said."""
+    @staticmethod
+    def fill(rows: Sequence[tuple[Any, int]], words: MaskWords) -> Sequence[ServingError | None]:
+        """For each of (matcher of this class, row) write the tokens that may come next to that row
+        of `words` (rows, words), which has a bit for every logit of the model and holds anything.
+        End tokens are among them where the answer may end. Returns for each the error for the
+        caller if it can't be said."""
 
     @property
     def is_over(self) -> bool:
@@ -59,13 +62,14 @@ class Constraint:
         ignored: Collection[int] = (),
         min_tokens: int = 0,
     ) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._ends, self._ignored = frozenset(ends), frozenset(ignored)
         self._min_tokens = min_tokens
         self._taken = 0  # tokens
         self._is_ended = False
         self._broken: tuple[int, ServingError] | None = None
-        self._filled: tuple[int, MaskWords] = (-1, np.zeros(0, np.int32))
+        self._filled = -1
+        self._mask: MaskWords = np.zeros(0, np.int32)
 
     def take(self, index: int, token: int) -> ServingError | None:
         """Take token number `index` of the answer, which may have been taken before. Returns the
@@ -79,7 +83,7 @@ class Constraint:
     def _take(self, token: int) -> None:
         if token < 0 or token in self._ends:  # no token, or the last
             self._is_ended = True
-        elif not self._matcher.accept(token):
+        elif not self.matcher.accept(token):
             self._break(StepFailed(f"the answer's grammar does not allow token {token}"))
             return
         self._taken += 1
@@ -87,32 +91,55 @@ class Constraint:
     def _break(self, reason: ServingError) -> None:
         self._broken = (self._taken, reason)
 
-    def fill(self, index: int, words: MaskWords) -> None:
-        """Write the tokens that may come as token number `index` into `words`, which are zero. All
-        may where it will be dropped: the answer has ended, or can't go on. May be repeated, also
-        once that token is taken."""
-        if index != self._filled[0]:
-            if not self._is_ended and self._broken is None:
-                self._fill(words)
-            if self._is_ended or self._broken is not None:
-                words.fill(ANY_TOKEN)
-            self._filled = index, words.copy()
-        else:
-            words[:] = self._filled[1]
+    def recall(self, index: int, words: MaskWords) -> bool:
+        """True if the mask of token number `index` needs no matcher and is in `words` now: one that
+        was made before, also if that token is taken; or any token, where it will be dropped, since
+        the answer has ended or can't go on."""
+        if index == self._filled:
+            words[:] = self._mask
+            return True
+        if self._is_ended or self._broken is not None:
+            self._keep(index, words, is_any=True)
+            return True
+        return False
 
-    def _fill(self, words: MaskWords) -> None:
-        try:
-            self._matcher.fill(words)
-        except ServingError as error:
-            self._break(error)
-            return
+    def made(
+        self, index: int, words: MaskWords, reason: ServingError | None, *, is_empty: bool
+    ) -> None:
+        """The matcher has written the mask of token number `index`, or can't for a `reason`."""
         withheld = self._ends if self._taken < self._min_tokens else self._ignored
-        if withheld:
+        if reason is not None:
+            self._break(reason)
+        elif is_empty:
+            self._break(StepFailed("the answer's grammar allows no token after the last one"))
+        elif withheld:
             rest = words & ~mask_of(withheld, len(words))
             if rest.any():
                 words[:] = rest
-        if not words.any():
-            self._break(StepFailed("the answer's grammar allows no token after the last one"))
+        self._keep(index, words, is_any=self._broken is not None)
+
+    def _keep(self, index: int, words: MaskWords, *, is_any: bool) -> None:
+        if is_any:
+            words.fill(ANY_TOKEN)
+        if len(self._mask) != len(words):
+            self._mask = np.empty_like(words)
+        np.copyto(self._mask, words)
+        self._filled = index
+
+
+def fill_masks(asked: Sequence[tuple[Constraint, int]], words: MaskWords) -> None:
+    """Row i of `words` (rows, words) becomes the tokens that may come in answer i as the token of
+    that number; all may where it will be dropped. Matchers are asked together, once. May be
+    repeated, also once tokens are taken. Engine thread."""
+    new = [row for row, (each, index) in enumerate(asked) if not each.recall(index, words[row])]
+    if not new:
+        return
+    matchers = [asked[row][0].matcher for row in new]
+    reasons = matchers[0].fill(list(zip(matchers, new, strict=True)), words)
+    any_bits = np.bitwise_or.reduce(words, axis=1)
+    for row, reason in zip(new, reasons, strict=True):
+        each, index = asked[row]
+        each.made(index, words[row], reason, is_empty=not any_bits[row])
 
 
 @lru_cache(maxsize=16)

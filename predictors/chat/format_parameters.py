@@ -23,12 +23,13 @@ from predictors.protocol.openai.format_fields import only_one, schema_of_text
 from predictors.protocol.v2.values import Parameters
 
 _JSON: Final = {"type": "string", "contentMediaType": "application/json"}
+_REGEX = "The answer matches it as a whole."
 FORMAT_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "schema": {**_JSON, "maxLength": 2 * MAX_SCHEMA_BYTES, "description": "A JSON Schema."},
-    "regex": {"type": "string", "maxLength": MAX_PATTERN_CHARS},
+    "regex": {"type": "string", "maxLength": MAX_PATTERN_CHARS, "description": _REGEX},
     "choice": {**_JSON, "maxLength": 2 * MAX_CHOICE_CHARS, "description": "A list of strings."},
     "grammar": {"type": "string", "maxLength": MAX_GRAMMAR_CHARS, "description": "Lark or GBNF."},
-    "json_object": {"type": "boolean", "default": False},
+    "json_object": {"type": "boolean", "default": False, "description": "Any JSON object."},
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from predictors.chat.choosing import PassChoice
+from predictors.chat.constraints import fill_masks
 from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
@@ -133,8 +134,7 @@ class StepLauncher:
         if controls.due is not None and any(s.launched > len(s.answer) for _, s, _ in found):
             controls.due.take()
         words = self.runner.chooser.masks(len(found))
-        for row, (_, sequence, constraint) in zip(words.numpy(), found, strict=True):
-            constraint.fill(sequence.launched, row)
+        fill_masks([(constraint, s.launched) for _, s, constraint in found], words.numpy())
         if forward.is_passed:
             self.metrics.count_late_mask()
         return TokenMasks(words, {i: row for row, (i, _, _) in enumerate(found)})

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from predictors.chat.sampling import (
     Draw,
     Penalties,
     TokenChoice,
-    pack_choices,
+    as_columns,
+    choice_rows,
     sample_all,
     sample_filtered,
     sample_greedy,
@@ -120,12 +122,16 @@ def pack_controlled(
     """As `pack_choices`, with four more rows of integers: row of its mask, is_masked, is_biased,
     is_withheld; and one more of floats, the logarithm of min_p. `masked` are those of
     `TokenMasks`, whose masks have left out what may not come yet."""
-    ints, floats = pack_choices(choices, width, vocab, padding_slot)
-    missing = width - len(choices)
+    ints, floats = choice_rows(choices, width, vocab, padding_slot)
     flags = [_flags(choice, masked.get(i)) for i, choice in enumerate(choices)]
-    least = [_least(choice.sampling.min_p) for choice in choices] + [-math.inf] * missing
-    more = torch.tensor(flags + [(0, 0, 0, 0)] * missing).T
-    return torch.cat((ints, more)), torch.cat((floats, torch.tensor([least])))
+    least = [_least(choice.sampling.min_p) for choice in choices]
+    missing = width - len(choices)
+    flags += [(0, 0, 0, 0)] * missing
+    least += [-math.inf] * missing
+    return (
+        as_columns([a + b for a, b in zip(ints, flags, strict=True)], np.int64),
+        as_columns([(*a, b) for a, b in zip(floats, least, strict=True)], np.float32),
+    )
 
 
 def _flags(choice: TokenChoice, mask: int | None) -> tuple[int, int, int, int]:

@@ -135,11 +135,11 @@ def parameter_schemas(
         found[name] |= {"minimum": least, "maximum": pixels.max_pixels, "default": default}
     return found | {
         "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
-        "detail": {"type": "string", "enum": list(DETAILS), "default": "auto"},
+        "detail": {"type": "string", "enum": list(DETAILS), "default": "auto", **_DETAIL},
         "coordinates": {"type": "string", "enum": list(COORDINATES), "default": AS_SAID},
         "seed": dict(SEED_SCHEMA),
         "stop": {"type": "string", "description": "A JSON list of strings."},
-        "system_prompt": {"type": "string"},
+        "system_prompt": {"type": "string", "description": "A system message before the prompt."},
         "chat_template_kwargs": _JSON_TEXT,
         **FORMAT_PARAMETERS,
         **TOOL_PARAMETERS,
@@ -148,4 +148,5 @@ def parameter_schemas(
     }
 
 
+_DETAIL = {"description": "How large pictures are read; `low` reads them small."}
 _JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,10 +194,26 @@ def pack_choices(
 ) -> tuple[Tensor, Tensor]:
     """ints (5, width) int64: slot, number, top_k, key, greedy; floats (5, width) fp32: penalties
     (repetition, presence, frequency), temperature, top_p. On the host; padding rows are greedy."""
+    ints, floats = choice_rows(choices, width, vocab, padding_slot)
+    return as_columns(ints, np.int64), as_columns(floats, np.float32)
+
+
+def choice_rows(
+    choices: Sequence[TokenChoice], width: int, vocab: int, padding_slot: int
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    """The columns of `pack_choices`, one for each row of a pass."""
     missing = width - len(choices)
-    ints = [_ints(choice, vocab) for choice in choices] + [(padding_slot, 0, vocab, 0, 1)] * missing
-    floats = [_floats(choice.sampling) for choice in choices] + [NEUTRAL] * missing
-    return torch.tensor(ints).T.contiguous(), torch.tensor(floats).T.contiguous()
+    ints: list[tuple[int, ...]] = [_ints(choice, vocab) for choice in choices]
+    floats: list[tuple[float, ...]] = [_floats(choice.sampling) for choice in choices]
+    return (
+        ints + [(padding_slot, 0, vocab, 0, 1)] * missing,
+        floats + [NEUTRAL] * missing,
+    )
+
+
+def as_columns(rows: Sequence[Sequence[float]], kind: type[np.generic]) -> Tensor:
+    """Tensor (n, rows) of rows of n numbers. numpy reads lists four times as fast as torch."""
+    return torch.from_numpy(np.array(rows, kind).T.copy())
 
 
 def _ints(choice: TokenChoice, vocab: int) -> tuple[int, int, int, int, int]:

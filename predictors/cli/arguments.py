@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from predictors import __version__
+from predictors.cli import client_flags
 from predictors.errors import InvalidRequest
 
 Verb = Callable[[argparse.Namespace], int]
@@ -29,8 +30,16 @@ def parse(
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
     `served` are the architectures that a message about a missing model names.
     """
+    arguments = make_parser(verbs).parse_args(argv)
+    if "model" in arguments and not arguments.model:
+        arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
+    return arguments
+
+
+def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
+        prog="predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
     )
     parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
     adding = parser.add_subparsers(required=True, metavar="verb")
@@ -39,10 +48,7 @@ def parse(
         verb = adding.add_parser(name, help=about, description=run.__doc__)
         add_flags(verb)
         verb.set_defaults(run=run, usage_error=verb.error)
-    arguments = parser.parse_args(argv)
-    if "model" in arguments and not arguments.model:
-        arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
-    return arguments
+    return parser
 
 
 def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path]:
@@ -319,4 +325,10 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
     "keys": ("make, list and remove API keys", _keys_flags),
     "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
+    "draw": ("draw a picture with a server's model, or a folder's", client_flags.draw_flags),
+    "bench": ("measure a server under load, or compare two", client_flags.bench_flags),
+    "smoke": ("try every protocol of a server once", client_flags.smoke_flags),
+    "completion": ("print a shell's completion script", client_flags.completion_flags),
+    "status": ("show the chart's InferenceServices", client_flags.status_flags),
+    "ask": ("ask a question about a picture", client_flags.ask_flags),
 }

@@ -47,7 +47,7 @@ def run_demo(
             say(f"ready after {time.monotonic() - started:.1f} s\n")
             with httpx.Client(base_url=server.url, timeout=ANSWER_TIMEOUT_S) as client:
                 for prompt, picture in zip(
-                    prompts, draw(client, prompts, out, list(loras)), strict=True
+                    prompts, draw_rows(client, prompts, out, list(loras)), strict=True
                 ):
                     describe(client, prompt, picture)
     except (ServerFailed, httpx.HTTPError, OSError) as error:
@@ -57,7 +57,7 @@ def run_demo(
     return 0
 
 
-def draw(
+def draw_rows(
     client: httpx.Client, prompts: Sequence[str], out: Path, loras: Sequence[str] = ()
 ) -> list[Path]:
     """Draw all prompts with one V2 request. Each row is a job, and they share steps."""

@@ -1,5 +1,5 @@
 """Reads, creates and patches objects of the Kubernetes API by path, with the credentials of the
-pod's ServiceAccount.
+pod's ServiceAccount or of a kubeconfig.
 
 Of the `kubernetes` client only the configuration (token renewal, certificates, proxies) and the
 transport are used. Its generated classes are not: `CoreV1Api` imports 255 modules, which takes half
@@ -9,9 +9,12 @@ a second with the interpreter's lock and 22 MB while engines load.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from predictors.cluster.identity import HOST, PORT, PodIdentity
+
+if TYPE_CHECKING:
+    from kubernetes.client.configuration import Configuration
 
 MERGE = "application/merge-patch+json"
 TRANSIENT = {401, 408, 429}
@@ -33,14 +36,21 @@ class ApiRefusal(Exception):
 class KubernetesApi:
     """Each wait blocks for at most about `timeout_s`. For use on a thread of its own."""
 
-    def __init__(self, identity: PodIdentity, timeout_s: float) -> None:
+    def __init__(self, configuration: Configuration, timeout_s: float) -> None:
         from kubernetes.client.api_client import ApiClient
+
+        configuration.retries = False  # urllib3 neither retries nor logs retries
+        self._client = ApiClient(configuration)
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def of_pod(cls, identity: PodIdentity, timeout_s: float) -> KubernetesApi:
+        """With the credentials of the pod's ServiceAccount. Raises `ApiUnavailable`."""
         from kubernetes.client.configuration import Configuration
         from kubernetes.config.config_exception import ConfigException
         from kubernetes.config.incluster_config import InClusterConfigLoader
 
         configuration = Configuration()
-        configuration.retries = False  # urllib3 neither retries nor logs retries
         loader = InClusterConfigLoader(
             token_filename=str(identity.token_file),
             cert_filename=str(identity.ca_file),
@@ -50,8 +60,7 @@ class KubernetesApi:
             loader.load_and_set(configuration)
         except (ConfigException, OSError) as error:
             raise ApiUnavailable(str(error)) from error
-        self._client = ApiClient(configuration)
-        self._timeout_s = timeout_s
+        return cls(configuration, timeout_s)
 
     def get(self, path: str) -> dict[str, Any]:
         """The object at `path`. Raises `ApiUnavailable` or `ApiRefusal`, as do the other calls."""
@@ -64,16 +73,28 @@ class KubernetesApi:
         """Change only the fields in `body` of the object at `path`."""
         return self._call("PATCH", path, body, MERGE)
 
+    def get_text(self, path: str) -> str:
+        """The text at `path`, such as a pod's metrics through the API server's proxy."""
+        status, content = self._send("GET", path, None, "")
+        if status != 200:
+            raise ApiRefusal(status, "no text there")
+        return content.decode(errors="replace")
+
     def close(self) -> None:
         self._client.rest_client.close()
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, kind: str = ""
     ) -> dict[str, Any]:
+        return _object(*self._send(method, path, body, kind))
+
+    def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, kind: str
+    ) -> tuple[int, bytes]:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        headers = {"Accept": "application/json"} | ({"Content-Type": kind} if kind else {})
+        headers = {"Accept": "application/json, */*"} | ({"Content-Type": kind} if kind else {})
         try:
             request = self._client.param_serialize(
                 method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -82,7 +103,7 @@ class KubernetesApi:
             content = response.read()
         except (ApiException, HTTPError, OSError) as error:
             raise ApiUnavailable(_one_line(error)) from error
-        return _object(int(response.status), content)
+        return int(response.status), content
 
 
 def _object(status: int, content: bytes) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class EventReporter:
         identity: PodIdentity,
         settings: ClusterSettings,
         *,
-        connect: Callable[[PodIdentity, float], KubernetesApi] = KubernetesApi,
+        connect: Callable[[PodIdentity, float], KubernetesApi] = KubernetesApi.of_pod,
     ) -> None:
         self._identity = identity
         self._settings = settings

@@ -21,8 +21,11 @@ from predictors.compute.profiling.profiler import Profiler
 from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
+from predictors.operators.page_routes import page_routes
 from predictors.operators.starting import (
     Predictor,
+    ReadyLine,
+    address_of,
     follow_start,
     freeze_loaded_objects,
     report_state,
@@ -65,19 +68,27 @@ def serve_models(
         lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
         watch_gpu(settings.compute),
     ):
+        server = PredictorServer(
+            models,
+            settings,
+            routes=page_routes(settings.server),
+            on_drain=events.draining,
+            admin_routes=partial(admin_routes, make_profiler=Profiler),
+            workers=workers,
+        )
+        secure = bool(settings.tls.cert_file)
+        ready = ReadyLine(
+            [model.name for model in models],
+            lambda: address_of(settings.server.host, server.http_port, is_secure=secure),
+        )
         for model in models:
             follow_start(model, events)
             model.host.events.subscribe(
                 on_state=partial(report_state, model, events), on_warm=freeze_loaded_objects
             )
+            model.host.events.subscribe(on_state=partial(ready.report, model.name))
         try:
-            exit_code = PredictorServer(
-                models,
-                settings,
-                on_drain=events.draining,
-                admin_routes=partial(admin_routes, make_profiler=Profiler),
-                workers=workers,
-            ).run()
+            exit_code = server.run()
         finally:
             workers.close()
             tracing.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,32 @@ from predictors.serving.lifecycle import StartProgress, State
 log = logging.getLogger("predictors")
 
 Predictor = BasePredictor[Any, Any, Any]
+
+
+class ReadyLine:
+    """Logs one line when all models are ready for the first time. Any thread."""
+
+    def __init__(self, models: Collection[str], address: Callable[[], str]) -> None:
+        self._missing = set(models)
+        self._names = ", ".join(models)
+        self._address = address
+        self._lock = threading.Lock()
+
+    def report(self, model: str, state: State) -> None:
+        if state is not State.READY:
+            return
+        with self._lock:
+            was_last = self._missing == {model}
+            self._missing.discard(model)
+        if was_last:
+            log.info("ready: %s at %s", self._names, self._address())
+
+
+def address_of(host: str, port: int, *, is_secure: bool) -> str:
+    """The address for a browser on this machine; a wildcard is the loopback address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown_host = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_secure else 'http'}://{shown_host}:{port}/"
 
 
 def follow_start(model: Predictor, events: LifecycleEvents | None = None) -> None:

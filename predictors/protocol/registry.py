@@ -24,6 +24,7 @@ from predictors.errors import (
 )
 from predictors.protocol.call import AdapterAccess, Call
 from predictors.protocol.callers import Callers
+from predictors.protocol.heap_trims import HeapTrims
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import MAX_NAME, check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
@@ -44,8 +45,6 @@ from predictors.workers.process import trim
 
 VERSION = "1"  # of every model
 MAX_SHOWN = 64  # characters of an unknown name that an error repeats
-TRIM_BYTES = 2**20  # size of a request after which the C heap is trimmed
-TRIM_AFTER_S = 1.0
 MAX_READY_LAG_S = 15.0  # a kubelet's probe of the data port would have failed three times
 PARSE_THREADS = 2  # more would wait for the interpreter's lock
 
@@ -71,7 +70,7 @@ class Registry:
         self.pending_bodies = PendingBodies()
         self.refusal_pace = RefusalPace(settings.queue.refusals_per_s)
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
-        self._trim: asyncio.TimerHandle | None = None
+        self._trims = HeapTrims(self._start_trim)
         self._models: dict[str, Served] = {}
         self._room_checks: dict[str, Callable[[Call], None]] = {}
         self._adapted: dict[str, ServesAdapters] = {}
@@ -302,16 +301,15 @@ class Registry:
         )
 
     def release_bytes(self, charge: Charge) -> None:
-        """End an answered request's charge. A moment after a large one the C heap is trimmed."""
-        if charge.num_bytes > TRIM_BYTES and self._trim is None:
-            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
+        """End an answered request's charge. Some time later the C heap is trimmed."""
+        self._trims.answered(charge.num_bytes)
         charge.close()
 
     def close(self) -> None:
+        self._trims.close()
         self._threads.shutdown(wait=False)
 
     def _start_trim(self) -> None:
-        self._trim = None
         asyncio.get_running_loop().run_in_executor(self._threads, trim)
 
     def closes_connections(self) -> bool:

@@ -40,7 +40,7 @@ from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.monitors import watch_overload
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.rest import v2_routes
@@ -60,9 +60,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI. `on_drain` is called on the event loop when a shutdown begins, with the requests in
-    flight and the seconds they have. Without `admin_routes` there is no admin port. `workers` parse
-    large bodies; they are closed by the caller.
+    OpenAI, and replace theirs of one path. `on_drain` is called on the event loop when a shutdown
+    begins, with the requests in flight and the seconds they have. Without `admin_routes` there is
+    no admin port. `workers` parse large bodies; they are closed by the caller.
     """
 
     http_port: int
@@ -201,13 +201,13 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             )
 
     def _data_routes(self) -> list[BaseRoute]:
-        makers = (v2_routes, openai_routes, openapi_routes)
-        routes = [route for make in makers for route in make(self.registry)]
-        scrapes = [metrics_route()] if self.metrics_port < 0 else []
-        return [*routes, *self._routes, *scrapes]
+        others = [*self._routes, *([metrics_route()] if self.metrics_port < 0 else [])]
+        own = {getattr(route, "path", "") for route in self._routes}
+        routes = [*v2_routes(self.registry), *openai_routes(self.registry)]
+        made = [*routes, *openapi_routes(self.registry, others)]
+        return [*(route for route in made if getattr(route, "path", "") not in own), *others]
 
     def _ports(self) -> str:
-        """All ports in use, for the log."""
         ports = {
             "HTTP" if self._certificates is None else "HTTPS": self.http_port,
             "gRPC": self.grpc_port if self.enable_grpc else -1,

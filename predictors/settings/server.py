@@ -91,8 +91,17 @@ class ServerSettings(SettingsGroup):
     """A picture can be fetched from its address for this long."""
     picture_url_bytes: int = 256 * 2**20
     """Bytes of pictures that are held for their addresses. The oldest make room for new ones."""
+    playground: str = bounded("auto", choices=AUTO_ON_OFF)
+    """Serves the playground, a page for browsers, at `/` and `/playground`. Its files need no API
+    key; the requests that it makes do. `auto`: on if `host` is a loopback address."""
     repository_api: bool = False
     """Enables `/v2/repository/.../load` and `unload`. They have no authentication."""
+    docs: str = bounded("auto", choices=AUTO_ON_OFF)
+    """The page `/docs`, which shows `/openapi.json` and sends requests from it. `auto` is on where
+    the server listens on a loopback address and needs no API key."""
+    grpc_reflection: str = bounded("auto", choices=AUTO_ON_OFF)
+    """gRPC server reflection, by which grpcurl and others learn the services. `auto` is on where
+    the server listens on a loopback address and needs no API key."""
     access_log: bool = True
     """Writes one line per request (method, route, status, milliseconds, request id), except for
     probes."""

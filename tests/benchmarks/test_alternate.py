@@ -13,7 +13,7 @@ import pytest
 from benchmarks.alternate import __main__ as alternate
 from benchmarks.alternate.families import Options, Run, Tree
 from benchmarks.common import paths
-from benchmarks.common.stats import ratio_interval
+from predictors.cli.bench.intervals import ratio_interval
 
 
 def runs_of(tree: str, seconds: float, log: list[str]) -> Mapping[str, Run]:

@@ -17,7 +17,6 @@ from transformers import AutoProcessor
 from benchmarks.common import journal
 from benchmarks.common.distances import distance
 from benchmarks.common.run import BenchmarkRun, rounded
-from benchmarks.common.stats import quantile
 from benchmarks.qwen_vl import __main__ as qwen_vl
 from benchmarks.qwen_vl import floors, goals, random_weights, tables
 from benchmarks.qwen_vl.accuracy import agreement, regret, verdict
@@ -27,6 +26,7 @@ from benchmarks.qwen_vl.client import Events, shares
 from benchmarks.qwen_vl.floors import Rates
 from benchmarks.qwen_vl.http import APART, CASES, WARM, chosen
 from benchmarks.qwen_vl.options import QwenVLOptions
+from predictors.cli.bench.intervals import quantile
 
 H200 = Rates(790e12, 4.3e12)
 OPTIONS = QwenVLOptions(folder="nowhere", device="cpu", is_toy=True, slots=4)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from predictors.chat.constraints import Constraint, MaskWords, mask_of
+from predictors.chat.constraints import Constraint, MaskWords, fill_masks, mask_of
 from predictors.errors import InvalidRequest, ServingError, StepFailed
 from tests.chat.token_grammars import OneOf
 
 ENDS = (90, 91)
 SIZE = 3
+DIRT = 0x1234567
 TREE = OneOf([(1, 2), (1, 40), (1,)], ENDS)
 
 
@@ -20,8 +23,8 @@ def constraint(grammar: OneOf = TREE, **given: object) -> Constraint:
 
 def allowed(of: Constraint, index: int | None = None) -> set[int]:
     """The tokens that may come next, or as number `index`."""
-    words = np.zeros(SIZE, np.int32)
-    of.fill(of._taken if index is None else index, words)
+    words = np.full((1, SIZE), DIRT, np.int32)
+    fill_masks([(of, of._taken if index is None else index)], words)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return {int(token) for token in bits.nonzero()[0]}
 
@@ -95,9 +98,10 @@ def test_a_matcher_that_refuses_breaks_with_its_own_reason(error: ServingError) 
         def accept(self, token: int) -> bool:
             return True
 
-        def fill(self, words: MaskWords) -> None:
+        @staticmethod
+        def fill(rows: Sequence[object], words: MaskWords) -> list[ServingError | None]:
             words[0] = 5
-            raise error
+            return [error]
 
     made = Constraint(Refusing(), ENDS)
     assert allowed(made) == ALL

@@ -294,7 +294,40 @@ def watch(patch: pytest.MonkeyPatch, order: list[str], owner: Any, method: str, 
         order.append(name)
         return original(*args, **more)
 
-    patch.setattr(owner, method, watching)
+    is_static = isinstance(owner.__dict__[method], staticmethod)
+    patch.setattr(owner, method, staticmethod(watching) if is_static else watching)
+
+
+def test_the_masks_of_a_pass_are_made_in_one_call(
+    ahead: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all rows under grammars into one tensor, at every step, none for the others."""
+    tensors: list[Any] = []
+    calls: list[tuple[list[int], Any]] = []
+    masks, fill = TokenChooser.masks, OneOfMatcher.fill
+
+    def making(self: TokenChooser, count: int) -> Any:
+        tensors.append(masks(self, count))
+        return tensors[-1]
+
+    def filling(rows: Sequence[tuple[OneOfMatcher, int]], words: MaskWords) -> Any:
+        calls.append(([row for _, row in rows], words))
+        return fill(rows, words)
+
+    monkeypatch.setattr(TokenChooser, "masks", making)
+    monkeypatch.setattr(OneOfMatcher, "fill", staticmethod(filling))
+    jobs = [
+        constrained_job(
+            ahead, chat(f"row {i}", max_tokens=6), one_of(ahead, *LONG) if i % 2 else None
+        )
+        for i in range(6)
+    ]
+    run_together(ahead, jobs)
+    assert all(rows == list(range(len(words))) for rows, words in calls)
+    sizes = [len(rows) for rows, _ in calls]
+    assert sum(sizes) == 3 * 6
+    assert sizes.count(3) >= 3  # prompts end one after the other
+    assert [words.ctypes.data for _, words in calls] == [made.data_ptr() for made in tensors]
 
 
 @pytest.mark.parametrize("is_late", [True, False])
@@ -322,7 +355,7 @@ def test_a_mask_that_is_late_is_counted(
         (TokenChooser, "reset"),
         (TokenChooser, "choose_controlled"),
         (TokenChooser, "masks"),
-        (OneOfMatcher, "fill"),
+        (OneOfMatcher, "write"),
         (ChatRunner, "copy"),
         (HostCopy, "result"),
     ],
@@ -371,12 +404,13 @@ class DyingMatcher(OneOfMatcher):
     def accept(self, token: int) -> bool:
         return super().accept(token) and not (self.how == "accept" and len(self.taken) > 2)
 
-    def fill(self, words: MaskWords) -> None:
+    def write(self, words: MaskWords) -> ServingError | None:
         if self.how == "refuses" and len(self.taken) == 2:
-            raise InvalidRequest("the grammar is too complex")
-        super().fill(words)
+            return InvalidRequest("the grammar is too complex")
+        super().write(words)
         if self.how == "nothing" and len(self.taken) == 2:
             words[:] = 0
+        return None
 
 
 class Dying(OneOf):

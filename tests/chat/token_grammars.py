@@ -10,6 +10,7 @@ import numpy as np
 from predictors.chat.constraints import MaskWords
 from predictors.chat.request import ChatDelta, ChatRequest
 from predictors.chat.work import ChatWork
+from predictors.errors import ServingError
 from predictors.serving.job import Job
 from tests.chat.room import Room
 
@@ -43,11 +44,19 @@ class OneOfMatcher:
         self.taken.append(token)
         return True
 
-    def fill(self, words: MaskWords) -> None:
+    @staticmethod
+    def fill(
+        rows: Sequence[tuple[OneOfMatcher, int]], words: MaskWords
+    ) -> list[ServingError | None]:
+        return [matcher.write(words[row]) for matcher, row in rows]
+
+    def write(self, words: MaskWords) -> ServingError | None:
+        """The mask of one row, and why there is none."""
         bits = words.view(np.uint32)
-        assert not bits.any()
+        bits.fill(0)
         for token in self._next():
             bits[token // 32] |= np.uint32(1 << token % 32)
+        return None
 
     @property
     def is_over(self) -> bool:

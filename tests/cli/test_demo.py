@@ -15,7 +15,7 @@ import pytest
 from predictors.cli import child
 from predictors.cli import demo as module
 from predictors.cli.child import ServerFailed, ServerProcess, free_ports, held_ports
-from predictors.cli.demo import answers, describe, draw
+from predictors.cli.demo import answers, describe, draw_rows
 from tests.fakes import PATIENCE_S
 
 PNG = b"\x89PNG\r\n\x1a\n not really"
@@ -79,7 +79,7 @@ def delta(text: str | None) -> dict[str, object]:
 def test_one_v2_request_carries_all_prompts(tmp_path: Path) -> None:
     seen: list[httpx.Request] = []
     with client_of(lambda request: (seen.append(request), drawn(request))[1]) as client:
-        pictures = draw(client, ["first", "second"], tmp_path)
+        pictures = draw_rows(client, ["first", "second"], tmp_path)
     assert [request.url.path for request in seen] == ["/v2/models/flux/infer"]
     sent = {tensor["name"]: tensor for tensor in json.loads(seen[0].content)["inputs"]}
     assert sent["prompt"]["data"] == ["first", "second"]
@@ -120,7 +120,7 @@ def test_an_error_status_is_shown_with_the_servers_message(tmp_path: Path) -> No
     refused = httpx.Response(503, json={"error": "the queue is full"})
     with client_of(lambda _: refused) as client:
         with pytest.raises(httpx.HTTPError, match=r"503: .*the queue is full"):
-            draw(client, ["x"], tmp_path)
+            draw_rows(client, ["x"], tmp_path)
         with pytest.raises(httpx.HTTPError, match=r"503: .*the queue is full"):
             list(answers(client, PNG))
 

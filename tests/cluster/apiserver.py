@@ -45,6 +45,8 @@ class State:
     """The server's objects and behaviour."""
 
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    """Answers that are text, by path."""
     requests: list[Request] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     """Statuses to answer with, by `METHOD path`."""
@@ -114,7 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         with self.state.changed:
             status, found = self._decide(method, body)
             self.state.changed.notify_all()
-        content = json.dumps(found).encode()
+        text = self.state.texts.get(self.path)
+        if text is not None and status == 404:
+            status = 200
+        content = json.dumps(found).encode() if text is None else text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

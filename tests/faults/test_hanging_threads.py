@@ -4,14 +4,16 @@ and the process ends within its grace period."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from predictors.base import Answer
 from predictors.operators import serve
 from predictors.operators.serve import leave_hanging_threads
+from predictors.protocol.call import Call
 from predictors.serving.host import JOIN_TIMEOUT_S
 from predictors.serving.thread_pools import ThreadPools
 from tests.fakes import PATIENCE_S, EchoEngine, ScriptedEngine
@@ -32,6 +34,11 @@ class Hanging(TaskPredictor):
         super().__init__("echo", EchoEngine(), settings)
         self._stage = stage
         self.hangs, self.go_on = threading.Event(), threading.Event()
+        self.came = threading.Semaphore(0)
+
+    async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
+        self.came.release()
+        return await super().run(requests, call)
 
     def _hang(self, stage: str, prompt: str) -> None:
         if (stage, prompt) == (self._stage, "hang"):
@@ -58,6 +65,7 @@ def hanging(request: pytest.FixtureRequest) -> Iterator[Hanging]:
 def test_a_request_whose_thread_hangs_is_answered_after_the_drain(hanging: Hanging) -> None:
     with serving(hanging, settings=hanging.settings) as running, Asking(running) as asking:
         asked = [asking.post("hang"), asking.post("hang")]  # one hangs, one waits for its thread
+        assert all(hanging.came.acquire(timeout=PATIENCE_S) for _ in asked)
         assert hanging.hangs.wait(PATIENCE_S)
         running.stop()
         replies = [each.result(PATIENCE_S) for each in asked]

@@ -200,7 +200,7 @@ class Load:
             )
         try:
             async with asyncio.timeout(manner.deadline_s + PATIENCE_S):
-                await self._send(wire, ask, manner)
+                await self._send(wire, reply, ask, manner)
                 record.sent_s = time.monotonic() - self.started
                 await reply.done
         except Cut as error:
@@ -222,7 +222,9 @@ class Load:
         self._judge_http(ask, reply, record)
         self._pool.put(wire)
 
-    async def _send(self, wire: Wire, ask: Ask, manner: Manner) -> None:
+    async def _send(self, wire: Wire, reply: Reply, ask: Ask, manner: Manner) -> None:
+        """Write the request. It ends early where the answer came before the whole of the body and
+        closed the connection, as a refusal does."""
         more = (("x-request-timeout-ms", str(int(manner.deadline_s * 1000))), *self.plan.headers)
         head = ask.head(more)
         if not manner.writes_for_s:
@@ -231,6 +233,8 @@ class Load:
         whole = head + b"".join(ask.parts)
         size = -(-len(whole) // 8)
         for start in range(0, len(whole), size):
+            if reply.done.done() and not wire.is_open:
+                return
             wire.write((whole[start : start + size],))
             await asyncio.sleep(manner.writes_for_s / 8)
 
@@ -282,7 +286,7 @@ async def solo_answers(port: int, grpc_port: int, mix: str) -> dict[str, str]:
             wire = await wires.get()
             reply = wire.begin(keeps_body=True, is_stream=ask.is_stream)
             async with asyncio.timeout(120.0 + PATIENCE_S):
-                await load._send(wire, ask, Manner(120.0))
+                await load._send(wire, reply, ask, Manner(120.0))
                 await reply.done
             wires.put(wire)
             body, head, is_ok = bytes(reply.body), reply.head, reply.status == 200

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.common.stats import quantile
+from predictors.cli.bench.intervals import quantile
 from tests.load.generator import Plan
 from tests.load.records import OK, REFUSED, Record
 from tests.load.runs import generating, run

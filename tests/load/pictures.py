@@ -56,6 +56,15 @@ def picked(rng: random.Random, serial: str, *, is_photo: bool = False) -> tuple[
         _photo(rng.randrange(NUM_PHOTOS)) if is_photo else _picture(rng.randrange(NUM_PICTURES))
     )
     if serial and rng.random() < 0.5:
-        tail = serial.encode()
-        return raw + tail, encoded + base64.b64encode(tail)
+        return _never_sent(raw, encoded, serial)
     return raw, encoded
+
+
+def fresh(rng: random.Random, serial: str) -> tuple[bytes, bytes]:
+    """A drawn picture that was never sent before, and its base64."""
+    return _never_sent(*_picture(rng.randrange(NUM_PICTURES)), serial)
+
+
+def _never_sent(raw: bytes, encoded: bytes, serial: str) -> tuple[bytes, bytes]:
+    tail = serial.encode()
+    return raw + tail, encoded + base64.b64encode(tail)

@@ -15,7 +15,7 @@ import sys
 import time
 
 from benchmarks.common import paths
-from benchmarks.common.stats import quantile
+from predictors.cli.bench.intervals import quantile
 from tests.load.target import Cores, pinned
 
 EVERY_S = 0.05

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.common.stats import quantile
+from predictors.cli.bench.intervals import quantile
 
 OK, REFUSED, LATE, LEFT = "ok", "refused", "late", "left"
 UNANSWERED, FAILED, UNCONNECTED = "unanswered", "failed", "unconnected"

@@ -20,12 +20,14 @@ import psutil
 
 from benchmarks.common import paths
 from predictors.cli.child import held_ports
+from predictors.protocol.heap_trims import TRIM_AFTER_OTHERS_S
 
 MODELS = {"flux": paths.SHAPES_FLUX, "qwen-vl": paths.SHAPES_QWEN_VL}
 START_S = 300.0
 END_S = 120.0
 SETTLE_S = 3.0
-"""The server gives memory back a second after a large request."""
+TRIMMED_S = TRIM_AFTER_OTHERS_S + 1.0
+"""The server has given back by then what its requests have freed."""
 SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
             "PREDICTORS_SERVER_LOG_FORMAT": "json"}  # fmt: skip
 
@@ -96,10 +98,10 @@ class Target:
                 total += float(value)
         return total
 
-    def settled(self, at_s: float = 0.0) -> Held:
-        """Its memory, descriptors and threads once all is answered and given back."""
+    def settled(self, at_s: float = 0.0, rest_s: float = SETTLE_S) -> Held:
+        """Its memory, descriptors and threads once all is answered and `rest_s` have passed."""
         self.wait_idle()
-        time.sleep(SETTLE_S)  # a measurement of rest: the heap is trimmed a second after a request
+        time.sleep(rest_s)  # a measurement of rest
         return Held.of(self.tree, at_s)
 
     def wait_idle(self, patience_s: float = 120.0) -> None:

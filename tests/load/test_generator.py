@@ -8,6 +8,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,43 @@ def test_the_same_seed_makes_the_same_requests() -> None:
 
     assert some(3) == some(3)
     assert some(3) != some(4)
+
+
+REFUSAL = b"HTTP/1.1 503 No\r\ncontent-length: 5\r\nconnection: close\r\n\r\nfull!"
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "status"),
+    [(REFUSAL, REFUSED, "503"), (REFUSAL[:-1], UNANSWERED, "cut 503"), (b"", UNANSWERED, "cut")],
+    ids=["whole", "a byte is missing", "none"],
+)
+@pytest.mark.parametrize("how", ["", "slow writer"])
+def test_an_answer_before_the_end_of_the_body_counts(
+    how: str, answer: bytes, outcome: str, status: str
+) -> None:
+    """A slow writer goes on after the answer to the first part of its body."""
+    slow = float(bool(how))
+    plan = Plan(0, 1, "photos", 7, 60.0, rate=100.0, most=1, slow_writers=slow, fresh=1.0)
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()  # as the server does: what still comes is thrown away
+        writer.close()
+
+    async def ran() -> Record:
+        server = await asyncio.start_server(answered, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        load = Load(replace(plan, port=port), {})
+        await load.run()
+        server.close()
+        return load.records[0]
+
+    with loop_runner() as runner:
+        found = runner.run(ran())
+    assert (found.how, found.outcome, found.status) == (how, outcome, status)
 
 
 PLAN = Plan(1, 1, "mixed", 0, 1.0, leavers=0.3, slow_readers=0.1, slow_writers=0.1)

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from tests.load.asks import Ask, chat, images, v2_binary, v2_grpc, v2_json
-from tests.load.pictures import COLORS, PHOTO_PIXELS, picked
+from tests.load.pictures import COLORS, PHOTO_PIXELS, fresh, picked
 
 VARIANTS = 4
 """Requests of the pool per kind."""
@@ -216,6 +216,13 @@ def cheap_picture(rng: random.Random, serial: str) -> Ask:
     return v2_json("cheap picture", "flux", {"prompt": [prompt]}, 0.004, **parameters)
 
 
+def cheap_fresh(rng: random.Random, serial: str) -> Ask:
+    parameters = {"max_tokens": 1, "seed": 1, "temperature": 0.0}
+    raw, _ = fresh(rng, serial)
+    inputs = {"prompt": [b"what is this?"], "image": [raw]}
+    return v2_binary("fresh picture", "qwen-vl", inputs, 1.1, **parameters)
+
+
 def cheap_grpc(rng: random.Random, serial: str) -> Ask:
     parameters = {"max_tokens": 1, "seed": rng.randrange(2**31), "temperature": 0.0}
     inputs = {"prompt": [_question(rng, serial).encode()]}
@@ -274,6 +281,8 @@ MIXES: Mapping[str, tuple[Kind, ...]] = {
     "cheap": CHEAP,
     # everything, most of it cheap: many requests in little time
     "small": (*FLUX, *CHAT, *(replace(kind, weight=60 * kind.weight) for kind in CHEAP)),
+    **{kind.name: (kind,) for kind in CHEAP},
+    "fresh pictures": (Kind("fresh picture", 1, cheap_fresh),),
     "photos": (Kind("chat photo", 1, chat_photo),),
     "one picture": (Kind("one picture", 1, partial(_fixed, rows=1, side=64, steps=8)),),
     "large pictures": (Kind("large pictures", 1, partial(_fixed, rows=1, side=128, steps=20)),),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from predictors.chat import codec as qwen_vl_codec
 from predictors.chat import v2_outputs
@@ -25,6 +25,7 @@ from predictors.chat.request import Sampling
 from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
+from predictors.operators.page_routes import page_routes
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.openai import (
     chat_body,
@@ -36,10 +37,10 @@ from predictors.protocol.openai import (
 )
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
-from predictors.protocol.openapi import openapi_routes
+from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.rest import v2_routes
-from predictors.settings import Settings
+from predictors.settings import ServerSettings, Settings
 from tests.http.echo import PATIENCE_S, Running
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -111,11 +112,15 @@ def names(title: str) -> set[str]:
     return {name for row in rows(title) for name in NAME.findall(row[0])}
 
 
+def playground(registry: Registry) -> list[BaseRoute]:
+    return page_routes(ServerSettings(playground="on"))
+
+
 def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
         f"{method} {MODEL.sub('{model}', route.path)}".replace("{version}", "1")
-        for make in (v2_routes, openai_routes, openapi_routes)
+        for make in (v2_routes, openai_routes, openapi_routes, playground)
         for route in make(registry)
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
@@ -216,7 +221,7 @@ def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> No
     Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     with ThreadPoolExecutor(2) as pool:
         ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
         for block, done in zip(blocks, ran, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from prometheus_client import REGISTRY
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import Charge
 from predictors.protocol.key_file import ApiKey, digest_of, write_keys
 from predictors.protocol.registry import Registry
 from predictors.settings import AccessSettings, Settings
@@ -87,6 +90,18 @@ def test_requests_in_flight_are_counted_by_a_gauge(registry: Registry) -> None:
     for _ in range(3):
         registry.end_request()
     assert REGISTRY.get_sample_value("predictors_requests_in_flight") == 0
+
+
+async def test_the_heap_is_trimmed_after_a_small_request_too(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, is_trimmed = asyncio.get_running_loop(), asyncio.Event()
+    wake = partial(loop.call_soon_threadsafe, is_trimmed.set)
+    monkeypatch.setattr("predictors.protocol.registry.trim", wake)
+    monkeypatch.setattr("predictors.protocol.heap_trims.TRIM_AFTER_OTHERS_S", 0.0)
+    registry.release_bytes(Charge(registry.bytes_in_flight))
+    assert await asyncio.wait_for(is_trimmed.wait(), 60.0)
+    registry.close()
 
 
 def test_one_dead_engine_makes_the_process_not_live(registry: Registry) -> None:

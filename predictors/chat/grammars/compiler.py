@@ -11,12 +11,18 @@ import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from predictors.chat.grammars.lark import choice_source, grammar_source
-from predictors.chat.grammars.matcher import Grammar
+from predictors.chat.grammars.matcher import (
+    NUM_THREADS,
+    CompiledGrammar,
+    Grammar,
+    mask_threads,
+)
 from predictors.chat.grammars.patterns import check_pattern
 from predictors.chat.grammars.schemas import SPACING, grammar_schema
 from predictors.chat.tools.call_grammar import ARGUMENTS, parameters_field
@@ -40,6 +46,15 @@ GRAMMAR_BYTES = 4 * 2**20
 BYTES_PER_CHARACTER = 64  # of the library's form of a schema
 MAX_LEXER_STATES = 64_000
 """Of a grammar, of about 600 bytes each: 40 MB."""
+_IN_STRING: Final = r'[^"\\\x00-\x1F\x7F]'
+SLICES: Final = (
+    r"[\x20\x0A\x0D\x09]+",
+    *(f"{_IN_STRING}{{1,{length}}}" for length in (3, 6, 10, 30)),
+    f"{_IN_STRING}+",
+)
+"""Sets of tokens that the library allows as a whole where the grammar allows any text of the
+pattern, which it looks for in this order. Without the short ones it walks through all tokens for
+each of the last ten characters of a bounded string."""
 LIMITS: Final[Mapping[str, Any]] = {
     "max_lexer_states": MAX_LEXER_STATES,
     "step_lexer_fuel": 100_000,  # 7 ms, says the library
@@ -77,12 +92,16 @@ class GrammarCompiler:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._num_words = (vocab + 31) // 32
-        self._tokens = LLTokenizer(tokenizer.to_str(), n_vocab=vocab, eos_token=sorted(end_tokens))
+        for count in {1, NUM_THREADS}:
+            mask_threads(count)  # started here, not in the first step that needs them
+        given = tokenizer.to_str(), vocab, sorted(end_tokens), list(SLICES)
+        self._tokens = LLTokenizer(*given)
         self._limits = LLParserLimits(**LIMITS)
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_AT_ONCE)
-        self._pending: dict[AnswerFormat, Future[Grammar]] = {}
-        self._cache: ByteBoundedCache[AnswerFormat, tuple[Grammar, int]]
+        self._pending: dict[AnswerFormat, Future[CompiledGrammar]] = {}
+        self._compiled: WeakSet[CompiledGrammar] = WeakSet()
+        self._cache: ByteBoundedCache[AnswerFormat, tuple[list[CompiledGrammar], int]]
         self._cache = ByteBoundedCache(cache_bytes, lambda entry: entry[1])
 
     @property
@@ -91,19 +110,21 @@ class GrammarCompiler:
         return self._cache.num_bytes
 
     def compile(self, format: AnswerFormat) -> Grammar:
-        """The grammar of a format; several threads that ask for one at once compile it once. Raises
-        `InvalidRequest` that names `format.where`."""
+        """The grammar of a format, for one answer; several threads that ask for one at once compile
+        it once. Raises `InvalidRequest` that names `format.where`."""
         with self._lock:
-            found = self._cache.get(format)
-            if found is not None and found[0].lend():
-                return found[0]
+            found = self._lendable(format)
+            if found is not None:
+                return found.lend()
             waiting = self._pending.get(format)
             if waiting is None:
-                mine = self._pending[format] = Future[Grammar]()
+                mine = self._pending[format] = Future[CompiledGrammar]()
         if waiting is not None:
-            return waiting.result()
+            compiled = waiting.result()
+            with self._lock:
+                return compiled.lend()
         try:
-            grammar = self._compile_now(format)
+            compiled = self._compile_now(format)
         except BaseException as error:
             with self._lock:
                 del self._pending[format]
@@ -111,12 +132,32 @@ class GrammarCompiler:
             raise
         with self._lock:
             del self._pending[format]
+            kept = [*self._open(format), compiled]
             size = GRAMMAR_BYTES + BYTES_PER_CHARACTER * len(format.text)
-            self._cache.put(format, (grammar, size))
-        mine.set_result(grammar)
+            self._cache.put(format, (kept, size * len(kept)))
+            self._compiled.add(compiled)
+            grammar = compiled.lend()
+        mine.set_result(compiled)
         return grammar
 
-    def _compile_now(self, format: AnswerFormat) -> Grammar:
+    def _open(self, format: AnswerFormat) -> list[CompiledGrammar]:
+        found = self._cache.get(format)
+        return [] if found is None else [each for each in found[0] if each.is_open]
+
+    def _lendable(self, format: AnswerFormat) -> CompiledGrammar | None:
+        """The one that fewest have. None where it must be compiled, or had better be once more:
+        all of its lexers are in use, and fewer lexers than there are threads for masks."""
+        kept = self._open(format)
+        if not kept:
+            return None
+        least = min(kept, key=lambda each: each.num_users)
+        if least.num_users and format not in self._pending:
+            num_busy = sum(each.num_users > 0 for each in self._compiled)
+            if num_busy < NUM_THREADS:
+                return None
+        return least
+
+    def _compile_now(self, format: AnswerFormat) -> CompiledGrammar:
         source = source_of(format)
         done: Future[LLMatcher] = Future()
 
@@ -135,7 +176,7 @@ class GrammarCompiler:
         start = done.result()
         if start.is_error():
             raise _refusal(format, start.get_error())
-        return Grammar(start)
+        return CompiledGrammar(start)
 
     def _start(self, source: str) -> LLMatcher:
         """The grammar's first state, its first mask made: what fails at once fails here."""

@@ -7,9 +7,12 @@ import grpc
 from predictors.protocol.certificates import Certificates
 from predictors.protocol.grpc.health import add_health
 from predictors.protocol.grpc.key_check import key_checks
+from predictors.protocol.grpc.reflection import add_reflection
+from predictors.protocol.http.access import is_offered
 from predictors.protocol.http.connection_limits import max_grpc_connections
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
+from predictors.protocol.v2.proto_file import inference_file
 from predictors.settings import InvalidSetting
 
 # A client that pings every 10 s is sometimes early; the third early ping ends its connection.
@@ -39,6 +42,8 @@ async def start_grpc(
     )
     add_inference(server, registry)
     add_health(server, registry, SERVICE)
+    if is_offered(own.grpc_reflection, registry.settings):
+        add_reflection(server, inference_file())
     host = f"[{own.host}]" if ":" in own.host else own.host
     address = f"{host}:{own.grpc_port}"
     try:

@@ -26,6 +26,8 @@ _OPEN = re.compile(
 )
 # a picture's address holds 192 random bits and is fetched by browsers, which send no key
 _PICTURE = re.compile(r"(?:/openai)?/v1/images/files/[^/]+/?")
+# pages for people: a browser sends no key for them, and they hold nothing but this package's files
+_PAGE = re.compile(r"/(?:docs|playground)(?:/[^/]*)?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{0,5}))?")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://(.+)")
 _PATTERN = re.compile(r"(?:\*\.)?[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
@@ -122,12 +124,18 @@ class AccessPolicy:
         return False
 
 
+def is_open(path: str) -> bool:
+    """The route of a probe or of `/metrics`, which any page and any host may ask for."""
+    return _OPEN.fullmatch(path) is not None
+
+
 def needs_key(path: str, *, asks_metrics: bool = False) -> bool:
     """Requests for this path need an API key where there are any: all but probes, `/metrics` unless
-    the operator asks for one there, and pictures that are known by their secret address."""
+    the operator asks for one there, pictures that are known by their secret address, and the files
+    of pages for people."""
     if _OPEN.fullmatch(path):
         return asks_metrics and path.startswith("/metrics")
-    return _PICTURE.fullmatch(path) is None
+    return _PICTURE.fullmatch(path) is None and _PAGE.fullmatch(path) is None
 
 
 def check_addresses(settings: Settings) -> bool:
@@ -151,6 +159,14 @@ def check_addresses(settings: Settings) -> bool:
             "or a gateway keeps others out, or HOST=127.0.0.1"
         )
     return True
+
+
+def is_offered(choice: str, settings: Settings) -> bool:
+    """The meaning of `auto`, `on` and `off` for what people look at: `auto` is on where the server
+    listens on this machine alone and needs no API key."""
+    if choice != "auto":
+        return choice == "on"
+    return not settings.access.keys_file and not _is_open_to_others(settings.server.host)
 
 
 def _is_open_to_others(host: str) -> bool:

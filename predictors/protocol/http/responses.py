@@ -53,7 +53,7 @@ async def send_response(send: Send, response: Response) -> None:
     headers = [
         (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
     ]
-    if response.status != 204:  # RFC 9110, 8.6
+    if response.status not in (204, 304):  # RFC 9110, 8.6
         headers.append((b"content-length", str(len(response.body)).encode("ascii")))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})

@@ -29,6 +29,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     seed_or_drawn,
     text,
     whole,
@@ -162,9 +163,11 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
 
 
 _STREAM_OPTIONS: dict[str, DescribedRule] = {
-    "include_usage": flag,
+    "include_usage": said("One more event at the end has the token counts.", flag, default=False),
     "include_obfuscation": only_values(False, why="chunks are not padded"),
-    "continuous_usage_stats": flag,
+    "continuous_usage_stats": said(
+        "Every event has the token counts so far; needs `include_usage`.", flag, default=False
+    ),
 }
 
 
@@ -176,29 +179,54 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
 
 OWN_FIELDS: dict[str, DescribedRule] = {
     **MEDIA_FIELDS,
-    "model": text(),
-    "messages": messages_rule,
-    "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
-    "max_completion_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
-    "temperature": number(0, 2),
-    "top_p": number(0, 1, above=True),
-    "top_k": whole(-1, MAX_TOKENS),
-    "repetition_penalty": number(0, 100, above=True),
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
-    "min_p": number(0, 1),
+    "model": said("Name of the model, of one of its aliases, or `MODEL:ADAPTER`.", text()),
+    "messages": said("The conversation, oldest message first.", messages_rule),
+    "max_tokens": said(
+        "Most tokens of an answer; -1 goes on to the end of the context.",
+        whole(1, MAX_TOKENS, or_value=NO_LIMIT),
+    ),
+    "max_completion_tokens": said(
+        "OpenAI's newer name of `max_tokens`.", whole(1, MAX_TOKENS, or_value=NO_LIMIT)
+    ),
+    "temperature": said("How freely tokens are drawn; 0 always takes the likeliest.", number(0, 2)),
+    "top_p": said(
+        "Only the likeliest tokens that have this probability together are drawn.",
+        number(0, 1, above=True),
+    ),
+    "top_k": said(
+        "Only so many of the likeliest tokens are drawn; -1 and 0 are all.", whole(-1, MAX_TOKENS)
+    ),
+    "repetition_penalty": said(
+        "Above 1, tokens of the prompt and the answer are drawn less often.",
+        number(0, 100, above=True),
+    ),
+    "presence_penalty": said(
+        "Taken from the logit of each token that the answer has.", number(-2, 2)
+    ),
+    "frequency_penalty": said(
+        "Taken from the logit of a token each time that the answer has it.", number(-2, 2)
+    ),
+    "min_p": said(
+        "Tokens less likely than this part of the likeliest one are not drawn.", number(0, 1)
+    ),
     **TOKEN_FIELDS,
     **TEMPLATE_FIELDS,
     "seed": seed_or_drawn,
-    "stop": _stop,
-    "n": whole(1, MAX_N),
+    "stop": said("Texts that end an answer, which does not have them.", _stop),
+    "n": said("Answers to one prompt; answer i uses seed + i.", whole(1, MAX_N), default=1),
     "loras": loras,
     **TOOL_FIELDS,
     **FORMAT_FIELDS,
-    "coordinates": coordinates_rule,
-    "ignore_eos": flag,  # vLLM's; benchmarks need it
-    "stream": flag,
-    "stream_options": _stream_options,
+    "coordinates": said(
+        "The pixels that coordinates in `boxes` of the answer count.",
+        coordinates_rule,
+        default="model",
+    ),
+    "ignore_eos": said(
+        "The answer goes on to `max_tokens`, whatever the model says.", flag, default=False
+    ),  # vLLM's; benchmarks need it
+    "stream": said("Answer with server-sent events as tokens come.", flag, default=False),
+    "stream_options": said("What the events of a stream have beside text.", _stream_options),
     # these can't change the answer
     **CLIENT_FIELDS,
     "prompt_cache_retention": dropped(str),

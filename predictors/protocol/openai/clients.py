@@ -39,7 +39,7 @@ _IDENTITY = "it identifies the caller's chat"
 @described(
     {
         "type": "object",
-        "additionalProperties": {"enum": [False, None]},
+        "additionalProperties": {"type": ["boolean", "null"], "not": {"const": True}},
         "description": "Ignored where every value is false, else refused: no such feature.",
     }
 )

@@ -24,6 +24,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     text,
     whole,
     wrong,
@@ -161,10 +162,15 @@ FROM_CHAT = (
 
 OWN_FIELDS: dict[str, DescribedRule] = {
     **{name: chat_body.FIELDS[name] for name in FROM_CHAT},
-    "prompt": _prompts,
-    "echo": flag,
-    "logprobs": whole(0, MAX_TOP_LOGPROBS),
-    "best_of": whole(1, chat_body.MAX_N),
+    "prompt": said(
+        "A text, ids of tokens, or a list of either; each is answered on its own.", _prompts
+    ),
+    "echo": said("Each answer begins with its prompt.", flag, default=False),
+    "logprobs": said(
+        "Log probabilities of the answer's tokens, with so many of the likeliest at each place.",
+        whole(0, MAX_TOP_LOGPROBS),
+    ),
+    "best_of": said("May only be as `n`: every answer is returned.", whole(1, chat_body.MAX_N)),
     **CLIENT_FIELDS,
     "add_special_tokens": dropped(bool, why="the models here begin no text with a token of theirs"),
     "suffix": only_values("", why="the models here were not trained to fill in a text"),

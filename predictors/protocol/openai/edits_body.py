@@ -29,6 +29,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     wrong,
 )
 from predictors.protocol.openai.forms import body_of_form
@@ -174,7 +175,9 @@ OWN_FIELDS: Mapping[str, DescribedRule] = {
     "image": _image,
     "images": _images,
     "mask": _mask,
-    "strength": number(0, 1),
+    "strength": said(
+        "How much of the picture is drawn anew; 0 keeps it, 1 keeps nothing.", number(0, 1)
+    ),
     "input_fidelity": _input_fidelity,
     "markup": only_values(why="a mask says what is to be redrawn"),
 }

@@ -105,6 +105,14 @@ def described(schema: Schema) -> Callable[[Rule], DescribedRule]:
     return lambda check: DescribedRule(check, schema)
 
 
+def said(about: str, rule: DescribedRule, *, default: object = DROP) -> DescribedRule:
+    """The rule of a field with a sentence about it, and the value that leaving it out means."""
+    own = rule.schema.get("description")
+    more = {} if default is DROP else {"default": default}
+    text = about if own is None else f"{about} {own}"
+    return DescribedRule(rule.check, {**rule.schema, "description": text, **more})
+
+
 def whole(low: int, high: int, *, or_value: int | None = None) -> DescribedRule:
     """A whole number in a range, or `or_value`, which has a meaning of its own."""
     span = f"a whole number from {low} to {high}"
@@ -268,7 +276,9 @@ def or_null(schema: Schema) -> dict[str, Any]:
     if "enum" in schema and "type" not in schema:
         return {**schema, "enum": [*schema["enum"], None]}
     if "anyOf" in schema or "enum" in schema or "type" not in schema:
-        return {"anyOf": [schema, {"type": "null"}]}
+        about = {key: schema[key] for key in ("description", "default") if key in schema}
+        rest = {key: value for key, value in schema.items() if key not in about}
+        return {"anyOf": [rest, {"type": "null"}], **about}
     kind = schema["type"]
     kinds = kind if isinstance(kind, list) else [kind]
     return {**schema, "type": kind if kind == "null" else [*kinds, "null"]}

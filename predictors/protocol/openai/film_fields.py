@@ -23,6 +23,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     text,
     whole,
 )
@@ -79,11 +80,15 @@ class FilmPart:
 
 
 FRAME_FIELDS: dict[str, DescribedRule] = {
-    "fps": number(0, MAX_FPS, above=True),
-    "num_frames": whole(2, MAX_FRAMES, or_value=ALL_FRAMES),
-    "min_frames": whole(1, MAX_FRAMES),
-    "max_frames": whole(2, MAX_FRAMES),
-    "total_pixels": whole(1, MAX_TOTAL_PIXELS),
+    "fps": said("Frames per second of a film that are read.", number(0, MAX_FPS, above=True)),
+    "num_frames": said(
+        "Frames of a film that are read; -1 is all.", whole(2, MAX_FRAMES, or_value=ALL_FRAMES)
+    ),
+    "min_frames": said("At least so many frames are read.", whole(1, MAX_FRAMES)),
+    "max_frames": said("At most so many frames are read.", whole(2, MAX_FRAMES)),
+    "total_pixels": said(
+        "Most pixels of all frames of a film together.", whole(1, MAX_TOTAL_PIXELS)
+    ),
 }
 _WHOLE_FILM = "films are read from their beginning to their end"
 _PART_FRAMES: dict[str, DescribedRule] = {
@@ -159,8 +164,12 @@ def processor_kwargs(name: str, value: Any) -> tuple[RequestedPixels, RequestedF
 
 MEDIA_FIELDS: dict[str, DescribedRule] = {
     **PIXEL_FIELDS,
-    "mm_processor_kwargs": processor_kwargs,
-    "media_io_kwargs": media_io_kwargs,
+    "mm_processor_kwargs": said(
+        "vLLM's object of the same bounds and of frames of films.", processor_kwargs
+    ),
+    "media_io_kwargs": said(
+        "vLLM's object that says how frames of films are picked.", media_io_kwargs
+    ),
 }
 """Of a body, about all its pictures and films."""
 

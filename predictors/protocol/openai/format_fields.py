@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     one_of,
     only_values,
     read_fields,
+    said,
     wrong,
 )
 
@@ -88,7 +89,7 @@ def _schema(name: str, value: Any) -> AnswerFormat:
 
 
 _JSON_SCHEMA: dict[str, DescribedRule] = {
-    "name": _schema_name,
+    "name": said("A name for the schema, which changes nothing.", _schema_name),
     "description": dropped(str, why="only the schema shapes the answer"),
     "strict": dropped(bool, why="every schema is kept strictly"),
     "schema": _schema,
@@ -105,8 +106,8 @@ def _json_schema(name: str, value: Any) -> AnswerFormat:
 
 
 _RESPONSE_FORMAT: dict[str, DescribedRule] = {
-    "type": one_of("text", "json_object", "json_schema"),
-    "json_schema": _json_schema,
+    "type": said("The kind of format.", one_of("text", "json_object", "json_schema")),
+    "json_schema": said("The schema, for the type `json_schema`.", _json_schema),
 }
 
 
@@ -150,15 +151,25 @@ def structured_outputs(name: str, value: Any) -> object:
 
 
 FORMAT_FIELDS: Final[Mapping[str, DescribedRule]] = {
-    "response_format": response_format,
-    "structured_outputs": structured_outputs,
-    "guided_json": json_rule,
-    "guided_regex": regex_rule,
-    "guided_choice": choice_rule,
-    "guided_grammar": grammar_rule,
-    "regex": regex_rule,
-    "ebnf": grammar_rule,
-    "grammar": grammar_rule,
+    "response_format": said(
+        "Plain text, any JSON object, or JSON that a schema allows.", response_format
+    ),
+    "structured_outputs": said(
+        "vLLM's form of the same, with one of its kinds.", structured_outputs
+    ),
+    "guided_json": said(
+        "vLLM's older form: the answer is JSON that this schema allows.", json_rule
+    ),
+    "guided_regex": said(
+        "vLLM's older form: the answer matches this regular expression as a whole.", regex_rule
+    ),
+    "guided_choice": said("vLLM's older form: the answer is one of these texts.", choice_rule),
+    "guided_grammar": said(
+        "vLLM's older form: the answer is a sentence of this grammar.", grammar_rule
+    ),
+    "regex": said("SGLang's: the answer matches this regular expression as a whole.", regex_rule),
+    "ebnf": said("SGLang's: the answer is a sentence of this grammar.", grammar_rule),
+    "grammar": said("llama.cpp's: the answer is a sentence of this grammar.", grammar_rule),
     "json_schema": _format_rule(_SCHEMA, schema_of_text, "", {}),  # llama.cpp's default is {}
 }
 """Each gives an `AnswerFormat`."""

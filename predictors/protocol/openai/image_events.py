@@ -21,6 +21,7 @@ from predictors.protocol.openai.fields import (
     MAX_PARTIAL_IMAGES,
     DescribedRule,
     flag,
+    said,
     whole,
 )
 
@@ -28,9 +29,13 @@ GENERATION, EDIT = "image_generation", "image_edit"
 """Prefixes of the event names of the two routes."""
 
 STREAM_FIELDS: Mapping[str, DescribedRule] = {
-    "stream": flag,
-    "partial_images": whole(0, MAX_PARTIAL_IMAGES),
-    "progress": flag,
+    "stream": said("Answer with server-sent events.", flag, default=False),
+    "partial_images": said(
+        "Previews to send before the picture; needs `stream`.",
+        whole(0, MAX_PARTIAL_IMAGES),
+        default=0,
+    ),
+    "progress": said("One event per step; needs `stream`.", flag, default=False),
 }
 """Of every route that draws."""
 

@@ -27,6 +27,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     seed_or_drawn,
     text,
     whole,
@@ -147,7 +148,7 @@ _FILE_METADATA = one_of("default", "full")
 @described(
     {
         "anyOf": [dict(_FILE_METADATA.schema), {"type": "object"}],
-        "description": "Of the file. OpenAI's object of tags is ignored.",
+        "description": "`full` adds the prompt to the file; OpenAI's object is ignored.",
     }
 )
 def _metadata(name: str, value: Any) -> object:
@@ -155,24 +156,35 @@ def _metadata(name: str, value: Any) -> object:
 
 
 OWN_FIELDS: dict[str, DescribedRule] = {
-    "model": text(),
-    "prompt": text(at_most=MAX_PROMPT),
-    "negative_prompt": text(at_most=MAX_PROMPT),
-    "n": whole(1, MAX_N),
-    "size": _size,
-    "width": whole(1, MAX_SIDE),
-    "height": whole(1, MAX_SIDE),
+    "model": said("Name of the model or of one of its aliases.", text()),
+    "prompt": said("What the picture shows.", text(at_most=MAX_PROMPT)),
+    "negative_prompt": said(
+        "What the picture shall not show; blank is none.", text(at_most=MAX_PROMPT)
+    ),
+    "n": said("Pictures of one prompt; picture i uses seed + i.", whole(1, MAX_N), default=1),
+    "size": said(
+        "`WIDTHxHEIGHT` in pixels, or `auto` for the model's own size.", _size, default="auto"
+    ),
+    "width": said("Width in pixels.", whole(1, MAX_SIDE)),
+    "height": said("Height in pixels.", whole(1, MAX_SIDE)),
     "seed": seed_or_drawn,
-    "num_inference_steps": whole(1, 10**6),
-    "guidance_scale": number(0, 1e6),
-    "true_cfg_scale": number(0, 1e6),
-    "max_sequence_length": whole(1, 10**6),
-    "tier": text(),
+    "num_inference_steps": said("Denoise steps; more take longer.", whole(1, 10**6)),
+    "guidance_scale": said("How closely a guided model follows the prompt.", number(0, 1e6)),
+    "true_cfg_scale": said(
+        "Weight of the prompt against the negative one; above 1 each step costs a second pass.",
+        number(0, 1e6),
+    ),
+    "max_sequence_length": said("Tokens of the prompt that are read.", whole(1, 10**6)),
+    "tier": said(
+        "How much exactness may be given up for speed: `lossless`, `high` or `turbo`.", text()
+    ),
     "loras": loras,
     "quality": _quality,
-    "output_format": one_of("png", "jpeg", "webp"),
-    "output_compression": whole(0, 100),
-    "response_format": one_of(B64_JSON, URL),
+    "output_format": said("Kind of file.", one_of("png", "jpeg", "webp"), default="png"),
+    "output_compression": said("Quality of JPEG and WebP files, in percent.", whole(0, 100)),
+    "response_format": said(
+        "The file as base64, or its address.", one_of(B64_JSON, URL), default="b64_json"
+    ),
     **STREAM_FIELDS,
     # these can't change the answer
     **CLIENT_FIELDS,

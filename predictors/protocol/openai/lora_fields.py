@@ -57,7 +57,7 @@ def _entry(name: str, value: Any) -> tuple[str, float]:
 _ENTRIES = list_of(_entry, at_most=MAX_LORAS, noun="adapters")
 
 
-@described(_ENTRIES.schema)
+@described({**_ENTRIES.schema, "description": "Adapters (LoRA), added up in this order."})
 def loras(name: str, value: Any) -> NamedScales:
     """A list of objects with `name` and, if it is not 1, `scale`."""
     return tuple(_ENTRIES.check(name, value))

@@ -28,6 +28,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     text,
     wrong,
 )
@@ -212,16 +213,16 @@ def _content(name: str, value: Any) -> tuple[MessagePart, ...]:
 
 
 MESSAGE_FIELDS: dict[str, DescribedRule] = {
-    "role": _role,
-    "content": _content,
+    "role": said("Who speaks.", _role),
+    "content": said("A text, or parts: texts, pictures, films.", _content),
     "name": dropped(str),
     # OpenAI's client sends an assistant's message back with these fields empty
     "refusal": only_values("", why="only its null is taken back"),
     "audio": only_values(why="messages are text and pictures"),
     "annotations": only_values([], why="only an empty list is taken back"),
-    "tool_calls": calls_rule,
+    "tool_calls": said("Calls that an assistant's message makes.", calls_rule),
     "function_call": only_values(why=NO_OLDER_CALLS),
-    "tool_call_id": call_id_rule,
+    "tool_call_id": said("Id of the call that a tool's message answers.", call_id_rule),
     "reasoning": only_values("", why=NO_REASONING),
     "reasoning_content": only_values("", why=NO_REASONING),
     **merged(MESSAGE_CLIENTS),

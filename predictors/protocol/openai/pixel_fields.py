@@ -17,6 +17,7 @@ from predictors.protocol.openai.fields import (
     object_schema,
     one_of,
     read_fields,
+    said,
     whole,
 )
 
@@ -36,8 +37,8 @@ class RequestedPixels:
 
 AS_SERVED = RequestedPixels()
 PIXEL_FIELDS: dict[str, DescribedRule] = {
-    "min_pixels": whole(1, MAX_PIXELS),
-    "max_pixels": whole(1, MAX_PIXELS),
+    "min_pixels": said("Smaller pictures are enlarged to so many pixels.", whole(1, MAX_PIXELS)),
+    "max_pixels": said("Larger pictures are reduced to so many pixels.", whole(1, MAX_PIXELS)),
 }
 DETAIL = one_of(*DETAILS)
 _EDGES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}

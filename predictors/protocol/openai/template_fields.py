@@ -13,7 +13,7 @@ from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.openai.fields import MAX_NAME, DescribedRule, described, flag, wrong
+from predictors.protocol.openai.fields import MAX_NAME, DescribedRule, described, flag, said, wrong
 from predictors.protocol.openai.messages import BodyMessage
 
 MAX_VARIABLES = 16
@@ -70,8 +70,10 @@ def _check_numbers(name: str, value: Any) -> None:
 
 TEMPLATE_FIELDS: dict[str, DescribedRule] = {
     "chat_template_kwargs": template_variables,
-    "add_generation_prompt": flag,
-    "continue_final_message": flag,
+    "add_generation_prompt": said("The prompt ends with the beginning of an answer.", flag),
+    "continue_final_message": said(
+        "The answer goes on with the last message, an assistant's.", flag, default=False
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from predictors.protocol.openai.fields import (
     flag,
     list_of,
     number,
+    said,
     whole,
     wrong,
 )
@@ -83,14 +84,24 @@ def _stop_token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 TOKEN_FIELDS: dict[str, DescribedRule] = {
-    "logprobs": flag,
-    "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
-    "logit_bias": _logit_bias,
-    "min_tokens": whole(0, MAX_TOKENS),
-    "stop_token_ids": _stop_token_ids,
-    "include_stop_str_in_output": flag,
-    "skip_special_tokens": flag,
-    "return_tokens_as_token_ids": flag,
+    "logprobs": said("Answer with the log probability of each token.", flag, default=False),
+    "top_logprobs": said(
+        "So many of the likeliest tokens at each place; needs `logprobs`.",
+        whole(0, MAX_TOP_LOGPROBS),
+        default=0,
+    ),
+    "logit_bias": said("Added to the logits of tokens.", _logit_bias),
+    "min_tokens": said(
+        "The answer does not end before it has so many tokens.", whole(0, MAX_TOKENS), default=0
+    ),
+    "stop_token_ids": said("Ids of tokens that end an answer.", _stop_token_ids),
+    "include_stop_str_in_output": said(
+        "The answer keeps the text that ended it.", flag, default=False
+    ),
+    "skip_special_tokens": said("Control tokens are left out of the text.", flag, default=True),
+    "return_tokens_as_token_ids": said(
+        "Tokens among logprobs are written as `token_id:ID`.", flag, default=False
+    ),
 }
 
 

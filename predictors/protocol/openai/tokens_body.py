@@ -22,6 +22,7 @@ from predictors.protocol.openai.fields import (
     flag,
     read_fields,
     require,
+    said,
     text,
     wrong,
 )
@@ -94,10 +95,13 @@ FROM_CHAT = (
 """Fields with the meaning that they have in a chat."""
 
 TOKENIZE_FIELDS: dict[str, DescribedRule] = {
-    "model": text(),
-    "prompt": text(at_most=MAX_TEXT),
+    "model": said("Name of the model; needed where several models have tokens.", text()),
+    "prompt": said("A text without a chat template.", text(at_most=MAX_TEXT)),
     **{name: chat_body.FIELDS[name] for name in FROM_CHAT},
-    "return_token_strs": flag,
+    "return_token_strs": said("Answer with the text of each token too.", flag, default=False),
     "add_special_tokens": dropped(bool, why="the models here begin no text with a token of theirs"),
 }
-DETOKENIZE_FIELDS: dict[str, DescribedRule] = {"model": text(), "tokens": _tokens}
+DETOKENIZE_FIELDS: dict[str, DescribedRule] = {
+    "model": TOKENIZE_FIELDS["model"],
+    "tokens": said("Ids of tokens, in order.", _tokens),
+}

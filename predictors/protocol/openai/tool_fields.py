@@ -24,6 +24,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    said,
     text,
     wrong,
 )
@@ -97,10 +98,10 @@ def parameters_rule(name: str, value: Any) -> str:
 
 
 FUNCTION_FIELDS: dict[str, DescribedRule] = {
-    "name": tool_name,
-    "description": text(at_most=MAX_CHARS),
+    "name": said("Name of the function.", tool_name),
+    "description": said("What the function does, as the model reads it.", text(at_most=MAX_CHARS)),
     "parameters": parameters_rule,
-    "strict": flag,
+    "strict": said("Arguments are valid against `parameters` in every case.", flag, default=False),
 }
 
 
@@ -260,9 +261,9 @@ def offered_tools(
 
 
 TOOL_FIELDS: dict[str, DescribedRule] = {
-    "tools": tools_rule,
-    "tool_choice": tool_choice_rule,
-    "parallel_tool_calls": flag,
+    "tools": said("Functions that the model may call.", tools_rule),
+    "tool_choice": said("Whether a tool may or must be called, or which one.", tool_choice_rule),
+    "parallel_tool_calls": said("An answer may have several calls.", flag, default=True),
 }
 """Of a body. `read_tools` makes one value of them."""
 OLDER_FIELDS: dict[str, DescribedRule] = {

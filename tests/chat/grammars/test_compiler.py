@@ -3,12 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from predictors.chat.grammars import compiler as compiler_module
 from predictors.chat.grammars import matcher as matcher_module
 from predictors.chat.grammars.compiler import GRAMMAR_BYTES, GrammarCompiler
 from predictors.errors import InvalidRequest
@@ -81,7 +83,7 @@ def test_a_format_is_compiled_once_for_all_who_ask_at_once(
         assert started.wait(60)
         others = [pool.submit(compiler.compile, asked) for _ in range(3)]
         release.set()
-        assert {id(each.result()) for each in (first, *others)} == {id(first.result())}
+        assert {each.result().compiled for each in (first, *others)} == {first.result().compiled}
     assert count == 1
 
 
@@ -103,20 +105,39 @@ def test_a_grammar_is_lent_for_a_while_and_compiled_again(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = regex_format("regex", "lent")
-    first = compiler.compile(asked)
-    assert compiler.compile(asked) is first
+    first = compiler.compile(asked).compiled
+    assert compiler.compile(asked).compiled is first
     first.is_full = True
-    second = compiler.compile(asked)
+    grammar = compiler.compile(asked)
+    second = grammar.compiled
     assert second is not first
     monkeypatch.setattr(matcher_module, "MAX_MASKS", 2)
-    matcher = second.matcher()
+    matcher = grammar.matcher()
     for _ in range(3):
         allowed(matcher)
-    third = compiler.compile(asked)
+    del grammar, matcher
+    third = compiler.compile(asked).compiled
     assert third is not second
-    answers = [compiler.compile(asked) for _ in range(matcher_module.MAX_ANSWERS)]
+    answers = [compiler.compile(asked).compiled for _ in range(matcher_module.MAX_ANSWERS)]
     assert answers[-2] is third
     assert answers[-1] is not third
+
+
+def test_answers_that_run_at_once_are_spread_over_a_lexer_per_thread(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matchers that share a lexer make their masks one after the other."""
+    monkeypatch.setattr(compiler_module, "NUM_THREADS", 3)
+    compiler = GrammarCompiler(tokenizer, VOCAB, ENDS)
+    one, other = regex_format("regex", "one"), regex_format("regex", "other")
+    running = [compiler.compile(one) for _ in range(7)]
+    users = Counter(id(grammar.compiled) for grammar in running)
+    assert sorted(users.values()) == [2, 2, 3]
+    # another format is compiled once, since there are lexers enough
+    assert len({id(compiler.compile(other).compiled) for _ in range(3)}) == 1
+    del running
+    # those that are free are taken first
+    assert len({id(compiler.compile(one).compiled) for _ in range(3)}) == 1
 
 
 def test_a_schema_of_another_key_order_is_another_format() -> None:

@@ -2,22 +2,31 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
+from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from benchmarks.structured_output.schemas import SCHEMAS, formats
 from predictors.chat.detokenize import Vocabulary
+from predictors.chat.grammars import matcher as matcher_module
 from predictors.chat.grammars.compiler import GrammarCompiler
-from predictors.chat.grammars.matcher import GrammarTooComplex
+from predictors.chat.grammars.matcher import (
+    STACK_BYTES,
+    GrammarTooComplex,
+    Matcher,
+    mask_threads,
+)
 from predictors.protocol.answer_format import (
     choice_format,
     object_format,
     regex_format,
     schema_format,
 )
-from tests.chat.grammars.walks import ENDS, allowed, begins, takes, text_of, walk
+from tests.chat.grammars.walks import ENDS, VOCAB, allowed, begins, takes, text_of, walk
 
 CLOSED = {
     "type": "object",
@@ -59,6 +68,67 @@ def test_matchers_of_one_grammar_do_not_disturb_each_other(
     assert not blue.is_over
     assert all(blue.accept(token) for token in tokenizer.encode("blue").ids)
     assert set(allowed(blue)) == ENDS
+
+
+def test_masks_of_many_answers_are_made_in_one_call_and_are_those_of_each_alone(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all rows together; those that share a lexer stand side by side."""
+    asked = formats()
+    grammars = [compiler.compile(asked[name]) for name in ("person", "map", "codes", "pair") * 3]
+    matchers = [grammar.matcher() for grammar in grammars]
+    rng, calls = random.Random(3), list[list[int]]()
+
+    class Watched:
+        """Counts the calls of the library and what they hold."""
+
+        def __init__(self, count: int) -> None:
+            self._threads = mask_threads(count)
+
+        def unsafe_compute_mask_ptr(self, states: list[tuple[Any, int]], *where: int) -> None:
+            calls.append([row for _, row in states])
+            self._threads.unsafe_compute_mask_ptr(states, *where)
+
+    monkeypatch.setattr(matcher_module, "mask_threads", Watched)
+    words = np.full((len(matchers) + 1, (VOCAB + 31) // 32), 77, np.int32)
+    for _ in range(20):
+        calls.clear()
+        given = [(matcher, row) for row, matcher in enumerate(matchers)]
+        assert Matcher.fill(given, words) == [None] * len(matchers)
+        (rows,) = calls
+        assert sorted(rows) == list(range(len(matchers)))
+        lexers = [id(grammars[row].compiled) for row in rows]
+        assert lexers == sorted(lexers)
+        assert (words[-1] == 77).all()
+        for row, matcher in enumerate(matchers):
+            alone = allowed(matcher)
+            bits = np.unpackbits(words[row].view(np.uint8), bitorder="little")
+            assert np.flatnonzero(bits).tolist() == alone
+            assert matcher.accept(rng.choice(alone))
+
+
+def test_an_answer_that_can_not_go_on_fails_alone(compiler: GrammarCompiler) -> None:
+    grammars = [compiler.compile(regex_format("regex", each)) for each in ("a+", "b+", "c+")]
+    matchers = [grammar.matcher() for grammar in grammars]
+    assert not matchers[1].accept(5)
+    words = np.zeros((3, (VOCAB + 31) // 32), np.int32)
+    found = Matcher.fill([(matcher, row) for row, matcher in enumerate(matchers)], words)
+    assert [type(each) for each in found] == [type(None), GrammarTooComplex, type(None)]
+    assert [grammar.compiled.is_full for grammar in grammars] == [False, True, False]
+
+
+def test_threads_that_make_masks_have_the_stack_of_a_thread_of_python() -> None:
+    """Not the two megabytes of the library's."""
+
+    def num_stacks() -> int:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in lines]
+        return sum(int(end, 16) - int(start, 16) == STACK_BYTES for start, end in ranges)
+
+    stacks = num_stacks()
+    kept = mask_threads.__wrapped__(3)
+    assert num_stacks() - stacks >= 3
+    del kept
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -15,8 +15,10 @@ ENDS = {800, 802}
 
 def allowed(matcher: Matcher) -> list[int]:
     """The tokens that may follow."""
-    words = np.zeros((VOCAB + 31) // 32, np.int32)
-    matcher.fill(words)
+    words = np.zeros((1, (VOCAB + 31) // 32), np.int32)
+    (reason,) = matcher.fill([(matcher, 0)], words)
+    if reason is not None:
+        raise reason
     return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
 
 

@@ -90,8 +90,8 @@ class Grammars:
 
 
 def allowed(matcher: Matcher) -> set[int]:
-    words = np.zeros((VOCAB + 31) // 32, np.int32)
-    matcher.fill(words)
+    words = np.zeros((1, (VOCAB + 31) // 32), np.int32)
+    assert matcher.fill([(matcher, 0)], words) == [None]
     return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
 
 

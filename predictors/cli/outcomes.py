@@ -1,0 +1,75 @@
+"""Exit codes of the command line, and the failure that ends a verb with one of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from predictors.errors import ServingError
+from predictors.observe import logs
+
+log = logging.getLogger("predictors")
+
+DONE, FAILED, REFUSED, NO_ROOM, NO_SERVER = 0, 1, 2, 3, 4
+ENGINE_DIED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
+EXIT_CODES: Mapping[int, str] = {
+    DONE: "done, and all is well",
+    FAILED: "a server refused or failed a request, a check of `smoke` failed, or a model of "
+    "`status` is not ready",
+    REFUSED: "the command line, a setting, a file or a checkpoint folder is wrong",
+    NO_ROOM: "`check`: the folder is served, but not within the memory",
+    NO_SERVER: "no server answers at the address, or what answers there is no server of this kind",
+    ENGINE_DIED: "`serve`: an engine failed for good; the process should be started again",
+    INTERRUPTED: "Ctrl-C",
+    PIPE_CLOSED: "the reader of the output has left, as `head` does",
+}  # fmt: skip
+
+
+class VerbFailed(Exception):
+    """A verb can't go on. `message` is one plain sentence; `status` is the HTTP status of a
+    refusal, 0 without one."""
+
+    def __init__(self, message: str, exit_code: int = FAILED, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.status = status
+
+
+def run_verb(arguments: argparse.Namespace) -> int:
+    """Run `arguments.run`; returns the exit code. A failure is one line, and no traceback."""
+    try:
+        return int(arguments.run(arguments))
+    except ServingError as error:
+        return report_failure(VerbFailed(error.message, REFUSED), arguments)
+    except VerbFailed as failure:
+        return report_failure(failure, arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails, too
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def report_failure(failure: VerbFailed, arguments: argparse.Namespace) -> int:
+    """Print the failure, with `--json` as an object on stdout; returns the exit code."""
+    if logs.is_json():
+        log.critical(failure.message)
+    elif getattr(arguments, "json", False):
+        error = {"message": failure.message, "exit_code": failure.exit_code}
+        print_json({"error": error | ({"status": failure.status} if failure.status else {})})
+    else:
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {failure.message}\n")
+    return failure.exit_code
+
+
+def print_json(report: Mapping[str, Any]) -> None:
+    sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
+    sys.stdout.flush()

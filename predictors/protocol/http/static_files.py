@@ -1,0 +1,94 @@
+"""The files of a web page that ships with the package, served from memory.
+
+Addresses are looked up by name, so none can lead out of the folder. Pages refer to their files
+relatively and so work behind a path prefix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from predictors.errors import NotFound
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.responses import Response
+
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".txt": "text/plain; charset=utf-8",
+}
+"""By the end of a file's name. Other files are not served."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+"""The page's own files and the server it came from, and no text that is run as a script."""
+HEADERS = (
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cache-control", "no-cache"),  # asked for again, and answered with 304
+)
+_MAX_TAGS = 1024  # characters of `If-None-Match` that are read
+
+
+class StaticPage:
+    """`index.html` of `folder` at `path`, such as `/docs`, and its other files below it, without
+    subfolders. Event loop only."""
+
+    def __init__(self, path: str, folder: Traversable) -> None:
+        self._path = path
+        files = {entry.name: entry for entry in folder.iterdir() if entry.is_file()}
+        self._found: Mapping[str, tuple[bytes, str, str]] = {
+            name: (body := entry.read_bytes(), kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+            for name, entry in files.items()
+            if (kind := TYPES.get(name[name.rfind(".") :])) is not None
+        }
+
+    def routes(self) -> list[BaseRoute]:
+        """With a slash at its end, the page's relative references would lead below themselves, so
+        that address is a redirect to the other."""
+        up = Response(b"", 307, (("location", f"../{self._path.rpartition('/')[2]}"),))
+
+        async def without_slash(request: Request) -> Response:
+            return up
+
+        return [
+            Route(self._path, PlainEndpoint(self._index), methods=["GET"]),
+            Route(f"{self._path}/", PlainEndpoint(without_slash), methods=["GET"]),
+            Route(f"{self._path}/{{file}}", PlainEndpoint(self._file), methods=["GET"]),
+        ]
+
+    async def _index(self, request: Request) -> Response:
+        return self.answer(request, "index.html")
+
+    async def _file(self, request: Request) -> Response:
+        return self.answer(request, request.path_params["file"])
+
+    def answer(self, request: Request, name: str, *more: tuple[str, str]) -> Response:
+        """A file, with `more` headers, or 304. Raises `NotFound`."""
+        found = self._found.get(name)
+        if found is None:
+            raise NotFound(f"{self._path} has no such file")
+        body, kind, tag = found
+        headers = (*HEADERS, *more, ("etag", tag))
+        if _has_tag(request.headers.get("if-none-match", ""), tag):
+            return Response(b"", 304, headers)
+        return Response(body, 200, (("content-type", kind), *headers))
+
+
+def _has_tag(asked: str, tag: str) -> bool:
+    """RFC 9110, 13.1.2: `*`, or a list with the tag, weak or not."""
+    tags = [each.strip().removeprefix("W/") for each in asked[:_MAX_TAGS].split(",")]
+    return tags == ["*"] or tag in tags
