@@ -33,7 +33,7 @@ RUN set -eu; \
     fi; \
     echo 'predictors:x:10001:10001:predictors:/tmp:/usr/sbin/nologin' >>/etc/passwd; \
     echo 'predictors:x:10001:' >>/etc/group; \
-    install -d -o 10001 -g 10001 -m 0750 /var/cache/predictors
+    install -d -o 10001 -g 0 -m 0770 /var/cache/predictors
 
 # only the dependencies, with a fixed date, so that neither another edit of pyproject.toml nor a
 # fresh clone rebuilds the wheels

@@ -1,6 +1,7 @@
 """Generates charts/predictors/README.md from the comments of values.yaml, and the settings in
-values.schema.json from predictors/settings. A comment that begins with `# --` describes the key
-below it. A key without one is part of its parent's row, or a map whose own keys are described.
+values.schema.json from predictors/settings; files/schema.json is its copy for the templates. A
+comment that begins with `# --` describes the key below it. A key without one is part of its
+parent's row, or a map whose own keys are described.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HEAD = """# predictors
 {profiles}
 [How to deploy](../../docs/deploy.md) goes through installing, upgrading, storage, scaling and
 air-gapped clusters. Values that can't be used are refused, with the key, before anything is
-applied: unknown keys and wrong types by `values.schema.json`, combinations by the templates.
+applied, in a sentence with the remedy. `helm lint` and editors read `values.schema.json` as well.
 
 A model is a few lines; its name is that of the InferenceService and in every protocol:
 
@@ -171,6 +172,30 @@ def schema() -> str:
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
+def without_words(found: Any) -> Any:
+    """A schema without descriptions and comments."""
+    if isinstance(found, list):
+        return [without_words(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    words = {"$schema", "$comment", "title"} | (
+        {"description"} if isinstance(found.get("description"), str) else set()
+    )
+    return {key: without_words(each) for key, each in found.items() if key not in words}
+
+
+def checked_schema() -> str:
+    """The text of files/schema.json, to which the templates hold values."""
+    found = without_words(json.loads(schema()))
+    for key in ("if", "then"):  # what they say of `wakeQuery` the templates say in words
+        del found[key]
+    return json.dumps(found, separators=(",", ":")) + "\n"
+
+
 def files() -> dict[Path, str]:
-    """Text of both files, by their paths."""
-    return {CHART / "README.md": readme(), CHART / "values.schema.json": schema()}
+    """Text of the files, by their paths."""
+    return {
+        CHART / "README.md": readme(),
+        CHART / "values.schema.json": schema(),
+        CHART / "files/schema.json": checked_schema(),
+    }

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "charts/predictors"
-PROFILES = sorted(CHART.glob("values-*.yaml"))
+OVERLAYS = [CHART / "values-openshift.yaml"]  # no models: for use over a profile
+PROFILES = sorted(path for path in CHART.glob("values-*.yaml") if path not in OVERLAYS)
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))
 KUBERNETES = "1.34.0"
 NAMESPACE = "demo"

@@ -95,11 +95,11 @@ REFUSED = [
      "models.flux.cache.precompile needs adapters that its Job can mount"),
     (('models.flux.settings.server.loras="a=/x"',),
      "models.flux.settings.server.loras is the chart's: say loras"),
-    (('models.flux.loras=[{"name":"a:b","uri":"pvc://a"}]',), "'/models/flux/loras/0/name'"),
-    (('models.flux.loras=[{"name":"a"}]',), "'/models/flux/loras/0': missing property 'uri'"),
-    (('models.flux.loras=[{"name":"a","uri":"s3://a/b"}]',), "'/models/flux/loras/0/uri'"),
+    (('models.flux.loras=[{"name":"a:b","uri":"pvc://a"}]',), "models.flux.loras[0].name is"),
+    (('models.flux.loras=[{"name":"a"}]',), "models.flux.loras[0].uri is needed"),
+    (('models.flux.loras=[{"name":"a","uri":"ftp://a/b"}]',), "models.flux.loras[0].uri is"),
     (('models.flux.loras=[{"name":"a","uri":"pvc://a","file":"../b"}]',),
-     "'/models/flux/loras/0/file'"),
+     "models.flux.loras[0].file is"),
 ]  # fmt: skip
 
 

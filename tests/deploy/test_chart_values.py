@@ -134,7 +134,9 @@ def known(schema: dict[str, Any], path: str = "") -> set[str]:
 def test_the_manual_says_every_key_that_the_schema_knows() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     by_model = {"defaults.format", "defaults.formatVersion"}  # by default they would be traps
-    for key in known(SCHEMA) - by_model:
+    # Kubernetes' keys; and Helm drops a null where the chart has an empty map
+    keys = {key for key in known(SCHEMA) - by_model if "ecurityContext" not in key}
+    for key in keys:
         inner = values
         for part in key.split("."):
             if inner == {}:  # stands for whatever is within, as its comment says

@@ -83,7 +83,7 @@ def test_the_root_may_be_read_only() -> None:
     assert "PYTHONDONTWRITEBYTECODE=1" in environment
     assert "HOST=0.0.0.0" in environment
     assert BY_NAME["runtime"].of("WORKDIR") == ["/tmp"]
-    assert "install -d -o 10001 -g 10001 -m 0750 /var/cache/predictors" in system_step()
+    assert "install -d -o 10001 -g 0 -m 0770 /var/cache/predictors" in system_step()
 
 
 def system_step() -> str:

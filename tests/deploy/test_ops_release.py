@@ -341,7 +341,13 @@ def test_the_notes_say_what_is_missing() -> None:
     assert "prometheusRule.runbooks is empty" in notes(rules)
     given = 'prometheusRule.runbooks="https://git.example.com/operations.md"'
     assert "runbooks is empty" not in notes(rules, given)
-    assert "No model is enabled" in notes("defaults.enabled=false")
+    assert "WARNING: models has no enabled model" in notes("defaults.enabled=false")
+    gateway = 'gateway={"enabled":true,"parentRefs":[{"name":"gw"}]}'
+    assert "WARNING: gateway.enabled has no effect" in notes(gateway)
+    small = notes(
+        'models.flux.gpu={"count":1,"spare":1}', 'models.flux.resources.limits.memory="4Gi"'
+    )
+    assert "WARNING: models.flux.resources.limits.memory is 4Gi" in small
 
 
 def test_the_notes_warn_where_there_are_no_keys_and_call_with_one_where_there_are() -> None:

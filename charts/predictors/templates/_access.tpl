@@ -126,7 +126,7 @@
 
 {{/* Where a model's REST is answered in the cluster: KServe's Service has port 80, also for TLS: (list root name) */}}
 {{- define "predictors.address" -}}
-{{- $host := printf "%s-predictor.%s.svc" (last .) (first .).Release.Namespace -}}
+{{- $host := printf "%s-predictor.%s.svc" (last .) (include "predictors.namespace" (first .)) -}}
 {{ ternary (print "http://" $host) (printf "https://%s:80" $host) (empty (first .).Values.tls.secretName) }}
 {{- end }}
 
@@ -148,38 +148,38 @@
 {{/* Refusals of combinations that the schema can't express. */}}
 {{- define "predictors.refuse.access" -}}
 {{- if and .Values.apiKeys.secretName .Values.apiKeys.content -}}
-{{- fail "apiKeys.secretName and apiKeys.content exclude each other: one file has the keys" -}}
+{{- include "predictors.fail" "apiKeys.secretName and apiKeys.content exclude each other: one file has the keys" -}}
 {{- end -}}
 {{- with .Values.apiKeys.content -}}
 {{- if contains "vpk_" . -}}
-{{- fail "apiKeys.content holds a key: it takes the file that `predictors keys` writes, which has digests" -}}
+{{- include "predictors.fail" "apiKeys.content holds a key: it takes the file that `predictors keys` writes, which has digests" -}}
 {{- end -}}
 {{- $keys := get (fromJson .) "keys" -}}
 {{- if not (and (kindIs "slice" $keys) $keys) -}}
-{{- fail "apiKeys.content is no file of keys: {\"keys\": [{\"name\": ..., \"sha256\": ...}]}" -}}
+{{- include "predictors.fail" "apiKeys.content is no file of keys: {\"keys\": [{\"name\": ..., \"sha256\": ...}]}" -}}
 {{- end -}}
 {{- range $i, $key := $keys -}}
 {{- if not (regexMatch "^[0-9a-f]{64}$" (dig "sha256" "" $key | toString)) -}}
-{{- fail (printf "apiKeys.content: keys[%d].sha256 must be 64 hex digits in lower case" $i) -}}
+{{- include "predictors.fail" (printf "apiKeys.content: keys[%d].sha256 must be 64 hex digits in lower case" $i) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.tls.clientCaSecretName (not .Values.tls.secretName) -}}
-{{- fail "tls.clientCaSecretName needs tls.secretName: clients show certificates over TLS only" -}}
+{{- include "predictors.fail" "tls.clientCaSecretName needs tls.secretName: clients show certificates over TLS only" -}}
 {{- end -}}
 {{- if and .Values.tls.secretName (le (int .Values.health.port) 0) -}}
-{{- fail "tls.secretName needs health.port: the kubelet's probes have no certificate" -}}
+{{- include "predictors.fail" "tls.secretName needs health.port: the kubelet's probes have no certificate" -}}
 {{- end -}}
 {{- if and .Values.tls.certificate.enabled (not .Values.tls.secretName) -}}
-{{- fail "tls.certificate.enabled needs tls.secretName: the Secret that cert-manager writes" -}}
+{{- include "predictors.fail" "tls.certificate.enabled needs tls.secretName: the Secret that cert-manager writes" -}}
 {{- end -}}
 {{- if and .Values.tls.certificate.enabled (not .Values.tls.certificate.issuerRef) -}}
-{{- fail "tls.certificate.issuerRef is needed: {name: ..., kind: Issuer or ClusterIssuer}" -}}
+{{- include "predictors.fail" "tls.certificate.issuerRef is needed: {name: ..., kind: Issuer or ClusterIssuer}" -}}
 {{- end -}}
 {{- if and .Values.tests.enabled .Values.tls.clientCaSecretName (not .Values.tests.clientCertificateSecretName) -}}
-{{- fail "tests.clientCertificateSecretName is needed by tls.clientCaSecretName: `helm test` calls as a client. Or say tests.enabled false" -}}
+{{- include "predictors.fail" "tests.clientCertificateSecretName is needed by tls.clientCaSecretName: `helm test` calls as a client. Or say tests.enabled false" -}}
 {{- end -}}
 {{- if and (gt (int .Values.health.port) 0) (eq (int .Values.health.port) (int .Values.metrics.port)) -}}
-{{- fail (printf "health.port and metrics.port are both %d" (int .Values.health.port)) -}}
+{{- include "predictors.fail" (printf "health.port and metrics.port are both %d" (int .Values.health.port)) -}}
 {{- end -}}
 {{- end }}

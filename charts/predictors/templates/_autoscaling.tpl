@@ -51,5 +51,5 @@ autoScaling:
 {{/* A query with the model's name and namespace: (list (list root name model) query) */}}
 {{- define "predictors.filled" -}}
 {{- $root := index (first .) 0 -}}{{- $name := index (first .) 1 -}}
-{{ regexReplaceAll `\{\{\s*\.Namespace\s*\}\}` (regexReplaceAll `\{\{\s*\.Name\s*\}\}` (last .) $name) $root.Release.Namespace }}
+{{ regexReplaceAll `\{\{\s*\.Namespace\s*\}\}` (regexReplaceAll `\{\{\s*\.Name\s*\}\}` (last .) $name) (include "predictors.namespace" $root) }}
 {{- end }}

@@ -17,8 +17,21 @@
 {{- end -}}
 {{- end }}
 
+{{/* The image of a model: its own values over `image`. A tag without a digest drops the digest of what is below: (list root over base?) */}}
+{{- define "predictors.imageOver" -}}
+{{- $below := deepCopy (index (append . (first .).Values.image) 2) -}}
+{{- $over := index . 1 | default dict -}}
+{{- if and $over.tag (not $over.digest) }}{{ $_ := set $below "digest" "" }}{{ end -}}
+{{ merge (deepCopy $over) $below | toJson }}
+{{- end }}
+
+{{/* Secrets of registries, each a name or Kubernetes' `{name: ...}`, once each. */}}
 {{- define "predictors.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
+{{- $names := list -}}
+{{- range concat (default list .Values.image.pullSecrets) (default list .Values.imagePullSecrets) (default list .Values.global.imagePullSecrets) -}}
+{{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name")) -}}
+{{- end -}}
+{{- with uniq $names }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}

@@ -63,26 +63,26 @@ storageUris:
 {{- $names := list -}}
 {{- range $i, $lora := $m.loras -}}
   {{- if has $lora.name $names -}}
-  {{- fail (printf "%s.loras[%d].name %q is taken by another adapter" $at $i $lora.name) -}}
+  {{- include "predictors.fail" (printf "%s.loras[%d].name %q is taken by another adapter" $at $i $lora.name) -}}
   {{- end -}}
   {{- $names = append $names $lora.name -}}
-  {{- if hasPrefix "oci://" $lora.uri -}}
-  {{- fail (printf "%s.loras[%d].uri is %s: adapters come from hf:// or pvc://" $at $i $lora.uri) -}}
+  {{- if hasPrefix "oci" $lora.uri -}}
+  {{- include "predictors.fail" (printf "%s.loras[%d].uri is %s: adapters come from hf:// or pvc://" $at $i $lora.uri) -}}
   {{- end -}}
 {{- end -}}
 {{- if include "predictors.downloadsLoras" (list $m) -}}
   {{- $advice := "put the adapters on a claim (pvc://)" -}}
-  {{- if hasPrefix "oci://" $m.storage.uri -}}
-  {{- fail (printf "%s.loras with hf:// need storage.uri hf:// or pvc://: %s" $at $advice) -}}
+  {{- if hasPrefix "oci" $m.storage.uri -}}
+  {{- include "predictors.fail" (printf "%s.loras with hf:// need storage.uri hf:// or pvc://: %s" $at $advice) -}}
   {{- end -}}
   {{- if and (hasPrefix "pvc://" $m.storage.uri) (trimPrefix "pvc://" $m.storage.uri | splitList "/" | rest) -}}
-  {{- fail (printf "%s.storage.uri is a folder of a claim, and beside downloaded adapters KServe mounts a claim's root only: %s" $at $advice) -}}
+  {{- include "predictors.fail" (printf "%s.storage.uri is a folder of a claim, and beside downloaded adapters KServe mounts a claim's root only: %s" $at $advice) -}}
   {{- end -}}
   {{- if $m.cache.precompile -}}
-  {{- fail (printf "%s.cache.precompile needs adapters that its Job can mount: %s" $at $advice) -}}
+  {{- include "predictors.fail" (printf "%s.cache.precompile needs adapters that its Job can mount: %s" $at $advice) -}}
   {{- end -}}
   {{- if $root.Values.localModelCache.enabled -}}
-  {{- fail (printf "%s.loras with hf:// exclude localModelCache.enabled, which caches a model that is downloaded alone: %s" $at $advice) -}}
+  {{- include "predictors.fail" (printf "%s.loras with hf:// exclude localModelCache.enabled, which caches a model that is downloaded alone: %s" $at $advice) -}}
   {{- end -}}
 {{- end -}}
 {{- end }}

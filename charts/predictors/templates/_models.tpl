@@ -24,12 +24,24 @@
 {{- end -}}
 {{- end }}
 
+{{/* `defaults` with the security contexts laid over those of the release, as JSON. */}}
+{{- define "predictors.base" -}}
+{{- $base := deepCopy .Values.defaults -}}
+{{- range $key := list "podSecurityContext" "securityContext" -}}
+  {{- $context := deepCopy (get $.Values $key | default dict) -}}
+  {{- include "predictors.overlay" (list $context (get $base $key | default dict)) -}}
+  {{- $_ := set $base $key $context -}}
+{{- end -}}
+{{ toJson $base }}
+{{- end }}
+
 {{/* Every enabled model, complete and checked, by name, as JSON. */}}
 {{- define "predictors.models" -}}
 {{- include "predictors.refuse.access" . -}}
 {{- $models := dict -}}
+{{- $base := include "predictors.base" . | fromJson -}}
 {{- range $name, $said := .Values.models -}}
-  {{- $model := deepCopy $.Values.defaults -}}
+  {{- $model := deepCopy $base -}}
   {{- include "predictors.overlay" (list $model (deepCopy (default dict $said))) -}}
   {{- if $model.enabled -}}
     {{- include "predictors.refuse" (list $ $name $model) -}}

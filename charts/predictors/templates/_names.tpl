@@ -27,16 +27,30 @@ app.kubernetes.io/name: {{ include "predictors.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Labels of pods and of InferenceServices: (list root more?). `more` is merged over `commonLabels`. */}}
 {{- define "predictors.podLabels" -}}
-{{ include "predictors.selectorLabels" . }}
+{{- $root := first . -}}
+{{- $more := merge (dict) (index (append . dict) 1 | default dict) ($root.Values.commonLabels | default dict) -}}
+{{ include "predictors.selectorLabels" $root }}
+{{- if not (hasKey $more "app.kubernetes.io/part-of") }}
 app.kubernetes.io/part-of: vision-predictors
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- with $more }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
+{{/* Labels of other objects: (list root more?) */}}
 {{- define "predictors.labels" -}}
 {{ include "predictors.podLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ (first .).Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" (first .).Chart.Name (first .).Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Where the release's objects are. */}}
+{{- define "predictors.namespace" -}}
+{{ default .Release.Namespace .Values.namespaceOverride }}
 {{- end }}
 
 {{/* ServiceAccount of a model: (list root name model) */}}

@@ -12,21 +12,21 @@ WARNING: there are no API keys. Whoever reaches a pod's port is served. See `api
 {{- if .Values.tls.secretName }}
 The lines below trust any certificate (-k){{ if .Values.tls.clientCaSecretName }} and need yours: add --cert and --key{{ end }}.
 {{- end }}
-{{- if not $models }}
-No model is enabled: set `models`.
+{{- range include "predictors.warnings" . | fromJsonArray }}
+WARNING: {{ . }}
 {{- end }}
 {{- range $name, $model := $models }}
 {{- $port = add1 $port }}
 == {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }})
-kubectl -n {{ $.Release.Namespace }} wait --for=condition=Ready isvc/{{ $name }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
-kubectl -n {{ $.Release.Namespace }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
+kubectl -n {{ include "predictors.namespace" $ }} wait --for=condition=Ready isvc/{{ $name }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
+kubectl -n {{ include "predictors.namespace" $ }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
 {{ include "predictors.curl" (list $ $name $model (printf "%s://127.0.0.1:%d" $scheme (int $port)) $picture) }}
 # in the cluster, from a pod that may call it:
 {{ include "predictors.curl" (list $ $name $model (include "predictors.address" (list $ $name)) $picture) }}
 {{ end }}
 {{- if and .Values.tests.enabled $models }}
 One request to each model, when they are ready:
-helm -n {{ .Release.Namespace }} test {{ .Release.Name }}
+helm -n {{ include "predictors.namespace" . }} test {{ .Release.Name }}
 {{- end }}
 {{- $longest := 0 }}
 {{- range $models }}
@@ -55,4 +55,34 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
 {{- else -}}
 curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["Describe this picture."]}, {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["{{ index . 4 }}"]}], "parameters": {"max_tokens": 32}}'
 {{- end -}}
+{{- end }}
+
+{{/* What was said and has no effect, or hardly can be meant, as a JSON list of sentences. */}}
+{{- define "predictors.warnings" -}}
+{{- $models := include "predictors.models" . | fromJson -}}
+{{- $said := list -}}
+{{- if not $models -}}
+{{- $said = append $said "models has no enabled model, so that nothing is served: set `models`." -}}
+{{- end -}}
+{{- $canaries := false -}}
+{{- range $name, $model := $models -}}
+  {{- if $model.canary }}{{ $canaries = true }}{{ end -}}
+  {{- $limit := dig "limits" "memory" "" (default dict $model.resources) | toString -}}
+  {{- if and (or (int $model.gpu.count) $model.resourceClaims) (has $limit (list "1Gi" "2Gi" "3Gi" "4Gi" "4G")) -}}
+  {{- $said = append $said (printf "models.%s.resources.limits.memory is %s: weights pass through it on their way to the GPU, and a full-size model is killed there. See Sizing in docs/deploy.md." $name $limit) -}}
+  {{- end -}}
+  {{- if and (not $model.autoscaling.enabled) $model.autoscaling.wakeQuery -}}
+  {{- $said = append $said (printf "models.%s.autoscaling.wakeQuery has no effect without autoscaling.enabled." $name) -}}
+  {{- end -}}
+  {{- if and $.Values.prepull.enabled $model.image -}}
+  {{- $said = append $said (printf "models.%s.image is not kept on the nodes: prepull keeps `image`." $name) -}}
+  {{- end -}}
+  {{- if and $model.storage.secretName (regexMatch `^(pvc|oci|oci\+native)://` $model.storage.uri) -}}
+  {{- $said = append $said (printf "models.%s.storage.secretName has no effect with %s: nothing is downloaded; an image takes imagePullSecrets." $name $model.storage.uri) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and .Values.gateway.enabled (not $canaries) -}}
+{{- $said = append $said "gateway.enabled has no effect: no model has a canary, and KServe makes the route of a model without one." -}}
+{{- end -}}
+{{ toJson $said }}
 {{- end }}

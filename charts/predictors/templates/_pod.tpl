@@ -1,26 +1,13 @@
 {{/* Parts of pods that servers and the pre-compile Job share. */}}
 
+{{/* Security of a pod: (list model) */}}
 {{- define "predictors.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
+{{ toYaml (first .).podSecurityContext }}
 {{- end }}
 
-{{/* The whole security context, so that an InferenceService that only names our runtime is restricted, too. */}}
+{{/* Security of a container, complete, so that an InferenceService that only names our runtime is restricted, too: (list model) */}}
 {{- define "predictors.containerSecurity" -}}
-allowPrivilegeEscalation: false
-capabilities:
-  drop: [ALL]
-readOnlyRootFilesystem: true
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-seccompProfile:
-  type: RuntimeDefault
+{{ toYaml (first .).securityContext }}
 {{- end }}
 
 {{/* Requests and limits with the GPUs: (list model) */}}
@@ -34,10 +21,15 @@ seccompProfile:
     {{- $_ := set $resources $side $of -}}
   {{- end -}}
 {{- end -}}
+{{- with $model.resourceClaims -}}
+  {{- $claims := list -}}
+  {{- range . }}{{ $claims = append $claims (dict "name" .name) }}{{ end -}}
+  {{- $_ := set $resources "claims" $claims -}}
+{{- end -}}
 {{ toYaml $resources }}
 {{- end }}
 
-{{/* Where pods may run: (list model) */}}
+{{/* Where pods may run, by whom they are placed, and how they resolve names: (list model) */}}
 {{- define "predictors.placement" -}}
 {{- $model := first . -}}
 {{- $gpu := gt (int $model.gpu.count) 0 -}}
@@ -53,6 +45,11 @@ seccompProfile:
 {{- with $model.affinity }}{{ $_ := set $place "affinity" . }}{{ end -}}
 {{- with $model.priorityClassName }}{{ $_ := set $place "priorityClassName" . }}{{ end -}}
 {{- if and $gpu $model.gpu.runtimeClassName }}{{ $_ := set $place "runtimeClassName" $model.gpu.runtimeClassName }}{{ end -}}
+{{- with $model.schedulerName }}{{ $_ := set $place "schedulerName" . }}{{ end -}}
+{{- with $model.resourceClaims }}{{ $_ := set $place "resourceClaims" . }}{{ end -}}
+{{- with $model.dnsPolicy }}{{ $_ := set $place "dnsPolicy" . }}{{ end -}}
+{{- with $model.dnsConfig }}{{ $_ := set $place "dnsConfig" . }}{{ end -}}
+{{- with $model.hostAliases }}{{ $_ := set $place "hostAliases" . }}{{ end -}}
 {{- with $place }}{{ toYaml . }}{{ end -}}
 {{- end }}
 

@@ -38,7 +38,7 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 securityContext:
-  {{- include "predictors.podSecurity" $root | nindent 2 }}
+  {{- include "predictors.podSecurity" (list $model) | nindent 2 }}
 volumes:
   {{- include "predictors.scratchVolumes" (list $model) | nindent 2 }}
   {{- if $model.cache.enabled }}
@@ -53,6 +53,17 @@ volumes:
   {{- with include "predictors.folderVolumes" (list $model) | trim }}
   {{- . | nindent 2 }}
   {{- end }}
+  {{- with $model.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $model.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.extraContainers }}
+containers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- include "predictors.storageUris" (list $model) }}
 {{- with $model.storage.containerName }}
 storageContainerName: {{ . }}
@@ -63,17 +74,26 @@ model:
 
 {{/* The part of a predictor that KServe merges into the runtime's container. */}}
 {{- define "predictors.container" -}}
-{{- $root := index . 0 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
 modelFormat:
   name: {{ $model.format }}
   version: {{ include "predictors.version" $model | quote }}
-runtime: {{ include "predictors.of" (list $root $model.format) }}
+runtime: {{ include "predictors.runtime" (list $root $name $model) }}
 protocolVersion: v2
 {{- if not (include "predictors.downloadsLoras" (list $model)) }}
 storageUri: {{ $model.storage.uri }}
 {{- end }}
 {{- with $image }}
 image: {{ . }}
+{{- end }}
+{{- with $model.image }}
+{{- with .pullPolicy }}
+imagePullPolicy: {{ . }}
+{{- end }}
+{{- end }}
+{{- with $model.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 env:
   {{- include "predictors.env" (list $root $model) | nindent 2 }}
@@ -85,7 +105,7 @@ lifecycle:
 resources:
   {{- include "predictors.resources" (list $model) | nindent 2 }}
 {{- $mounts := include "predictors.folderMounts" (list $model) | trim }}
-{{- if or $model.cache.enabled $mounts }}
+{{- if or $model.cache.enabled $mounts $model.extraVolumeMounts }}
 volumeMounts:
   {{- if $model.cache.enabled }}
   - name: compiled
@@ -97,5 +117,24 @@ volumeMounts:
   {{- with $mounts }}
   {{- . | nindent 2 }}
   {{- end }}
+  {{- with $model.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* True where a model's container needs a ServingRuntime of its own: KServe lays a model's fields over the runtime's, and can remove none: (list root model) */}}
+{{- define "predictors.hasRuntime" -}}
+{{- $shared := include "predictors.base" (first .) | fromJson -}}
+{{- if ne (toJson $shared.securityContext) (toJson (last .).securityContext) }}true{{ end -}}
+{{- end }}
+
+{{/* ServingRuntime of a model: (list root name model) */}}
+{{- define "predictors.runtime" -}}
+{{- $root := index . 0 -}}{{- $model := index . 2 -}}
+{{- if include "predictors.hasRuntime" (list $root $model) -}}
+{{ include "predictors.of" (list $root (index . 1) "runtime") }}
+{{- else -}}
+{{ include "predictors.of" (list $root $model.format) }}
+{{- end -}}
 {{- end }}

@@ -42,20 +42,20 @@
 {{- $secret := (index . 0).Values.c2pa.secretName -}}{{- $at := index . 1 -}}
 {{- $mark := dig "flux" "provenance" "" (index . 2).settings -}}
 {{- if and $secret $mark (ne $mark "c2pa") -}}
-{{- fail (printf "%s.settings.flux.provenance is %s and c2pa.secretName is set, with which pictures are signed; leave one of them out" $at $mark) -}}
+{{- include "predictors.fail" (printf "%s.settings.flux.provenance is %s and c2pa.secretName is set, with which pictures are signed; leave one of them out" $at $mark) -}}
 {{- end -}}
 {{- if and (not $secret) (eq $mark "c2pa") -}}
-{{- fail (printf "%s.settings.flux.provenance c2pa needs c2pa.secretName: the Secret with certificate and key" $at) -}}
+{{- include "predictors.fail" (printf "%s.settings.flux.provenance c2pa needs c2pa.secretName: the Secret with certificate and key" $at) -}}
 {{- end -}}
 {{- $model := index . 2 -}}{{- $checker := $model.checker -}}
 {{- if and $checker.uri (ne $model.format "flux") -}}
-{{- fail (printf "%s.checker judges drawn pictures, and %s draws none" $at $model.format) -}}
+{{- include "predictors.fail" (printf "%s.checker judges drawn pictures, and %s draws none" $at $model.format) -}}
 {{- end -}}
 {{- if and $checker.uri (not $checker.labels) -}}
-{{- fail (printf "%s.checker.labels is needed: the labels of the checkpoint that stand for what must not be sent" $at) -}}
+{{- include "predictors.fail" (printf "%s.checker.labels is needed: the labels of the checkpoint that stand for what must not be sent" $at) -}}
 {{- end -}}
 {{- if and $checker.labels (not $checker.uri) -}}
-{{- fail (printf "%s.checker.labels needs checker.uri: pvc://claim/path" $at) -}}
+{{- include "predictors.fail" (printf "%s.checker.labels needs checker.uri: pvc://claim/path" $at) -}}
 {{- end -}}
 {{- end }}
 

@@ -8,6 +8,7 @@
 {{- include "predictors.refuse.times" (list $at $m) -}}
 {{- include "predictors.refuse.owned" (list $at $m) -}}
 {{- include "predictors.refuse.provenance" (list $root $at $m) -}}
+{{- include "predictors.refuse.extras" (list $at $m) -}}
 {{- include "predictors.refuse.gpu" (list $at $m) -}}
 {{- include "predictors.refuse.canary" (list $at $m) -}}
 {{- include "predictors.refuse.loras" (list $at $root $m) -}}
@@ -15,30 +16,30 @@
 {{- include "predictors.refuse.loras" (list (printf "%s.canary %s" $at .name) $root (include "predictors.canary" (list $m .) | fromJson)) -}}
 {{- end -}}
 {{- if and $root.Values.localModelCache.enabled (not $m.storage.size) (not (hasPrefix "pvc://" $m.storage.uri)) -}}
-{{- fail (printf "%s.storage.size is needed by localModelCache.enabled: how large is %s?" $at $m.storage.uri) -}}
+{{- include "predictors.fail" (printf "%s.storage.size is needed by localModelCache.enabled: how large is %s?" $at $m.storage.uri) -}}
 {{- end -}}
 {{- end }}
 
 {{- define "predictors.refuse.storage" -}}
 {{- $at := first . -}}{{- $m := last . -}}
 {{- if not $m.format -}}
-{{- fail (printf "%s.format is needed: flux or qwen-vl" $at) -}}
+{{- include "predictors.fail" (printf "%s.format is needed: flux or qwen-vl" $at) -}}
 {{- end -}}
 {{- $versions := get (include "predictors.versions" $m | fromJson) $m.format -}}
 {{- if and $m.formatVersion (not (has $m.formatVersion $versions)) -}}
-{{- fail (printf "%s.formatVersion is %q: %s has %s" $at $m.formatVersion $m.format (join " and " $versions)) -}}
+{{- include "predictors.fail" (printf "%s.formatVersion is %q: %s has %s" $at $m.formatVersion $m.format (join " and " $versions)) -}}
 {{- end -}}
 {{- if not $m.storage.uri -}}
-{{- fail (printf "%s.storage.uri is needed: pvc://claim/path, hf://organisation/model or oci://registry/image" $at) -}}
+{{- include "predictors.fail" (printf "%s.storage.uri is needed: pvc://claim/path, hf://organisation/model or oci://registry/image; s3://, gs:// and https:// as well" $at) -}}
 {{- end -}}
 {{- if and $m.storage.secretName (not $m.serviceAccount.create) -}}
-{{- fail (printf "%s.storage.secretName has no effect with serviceAccount.create false: list the Secret in the account %q yourself" $at $m.serviceAccount.name) -}}
+{{- include "predictors.fail" (printf "%s.storage.secretName has no effect with serviceAccount.create false: list the Secret in the account %q yourself" $at $m.serviceAccount.name) -}}
 {{- end -}}
 {{- if and $m.cache.precompile (not $m.cache.enabled) -}}
-{{- fail (printf "%s.cache.precompile needs cache.enabled: there is nothing to fill" $at) -}}
+{{- include "predictors.fail" (printf "%s.cache.precompile needs cache.enabled: there is nothing to fill" $at) -}}
 {{- end -}}
 {{- if and $m.cache.precompile (not (hasPrefix "pvc://" $m.storage.uri)) -}}
-{{- fail (printf "%s.cache.precompile needs storage.uri pvc://: %s is only downloaded into servers, and the first of those fills the cache" $at $m.storage.uri) -}}
+{{- include "predictors.fail" (printf "%s.cache.precompile needs storage.uri pvc://: %s is only downloaded into servers, and the first of those fills the cache" $at $m.storage.uri) -}}
 {{- end -}}
 {{- end }}
 
@@ -46,34 +47,34 @@
 {{- $at := first . -}}{{- $m := last . -}}
 {{- $min := int $m.replicas.min -}}{{- $max := int $m.replicas.max -}}
 {{- if and $max (gt $min $max) -}}
-{{- fail (printf "%s.replicas.min is %d and more than replicas.max, %d" $at $min $max) -}}
+{{- include "predictors.fail" (printf "%s.replicas.min is %d and more than replicas.max, %d" $at $min $max) -}}
 {{- end -}}
 {{- if and (eq $min 0) (not $m.autoscaling.enabled) -}}
-{{- fail (printf "%s.replicas.min 0 needs autoscaling.enabled: nothing else would ever start a pod" $at) -}}
+{{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.enabled: nothing else would ever start a pod" $at) -}}
 {{- end -}}
 {{- if and (eq $min 0) (not $m.autoscaling.wakeQuery) -}}
-{{- fail (printf "%s.replicas.min 0 needs autoscaling.wakeQuery: Standard mode has no activator, and a model without pods has no load of its own to measure" $at) -}}
+{{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.wakeQuery: Standard mode has no activator, and a model without pods has no load of its own to measure" $at) -}}
 {{- end -}}
 {{- if and (gt $max $min) (not $m.autoscaling.enabled) -}}
-{{- fail (printf "%s.replicas.max %d needs autoscaling.enabled: without it there are always replicas.min, %d" $at $max $min) -}}
+{{- include "predictors.fail" (printf "%s.replicas.max %d needs autoscaling.enabled: without it there are always replicas.min, %d" $at $max $min) -}}
 {{- end -}}
 {{- if and $m.autoscaling.enabled (lt (max $max $min) 1) -}}
-{{- fail (printf "%s.replicas.max must be at least 1 with autoscaling.enabled" $at) -}}
+{{- include "predictors.fail" (printf "%s.replicas.max must be at least 1 with autoscaling.enabled" $at) -}}
 {{- end -}}
 {{- $isAlone := and (eq (max $max $min) 1) (not $m.autoscaling.enabled) (not $m.canary) -}}
 {{- if and (dig "server" "public_url" "" $m.settings) (not $isAlone) -}}
-{{- fail (printf "%s.settings.server.public_url needs one replica, without autoscaling and canaries: an address is known to the pod alone that drew the picture" $at) -}}
+{{- include "predictors.fail" (printf "%s.settings.server.public_url needs one replica, without autoscaling and canaries: an address is known to the pod alone that drew the picture" $at) -}}
 {{- end -}}
 {{- end }}
 
 {{- define "predictors.refuse.times" -}}
 {{- $at := first . -}}{{- $m := last . -}}
 {{- if lt (int $m.drain.graceSeconds) (int $m.timeoutSeconds) -}}
-{{- fail (printf "%s.drain.graceSeconds is %d and less than timeoutSeconds, %d: a request that was accepted would be cut" $at (int $m.drain.graceSeconds) (int $m.timeoutSeconds)) -}}
+{{- include "predictors.fail" (printf "%s.drain.graceSeconds is %d and less than timeoutSeconds, %d: a request that was accepted would be cut" $at (int $m.drain.graceSeconds) (int $m.timeoutSeconds)) -}}
 {{- end -}}
 {{- $deadline := dig "queue" "default_timeout_s" 0 $m.settings | float64 -}}
 {{- if gt $deadline (float64 $m.timeoutSeconds) -}}
-{{- fail (printf "%s.settings.queue.default_timeout_s is %v and more than timeoutSeconds, %d: the gateway would give up before the server does" $at $deadline (int $m.timeoutSeconds)) -}}
+{{- include "predictors.fail" (printf "%s.settings.queue.default_timeout_s is %v and more than timeoutSeconds, %d: the gateway would give up before the server does" $at $deadline (int $m.timeoutSeconds)) -}}
 {{- end -}}
 {{- end }}
 
@@ -84,7 +85,7 @@
 {{- range $key, $why := $owned -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $settings (first $path) | default dict) (last $path) -}}
-{{- fail (printf "%s.settings.%s is the chart's: %s" $at $key $why) -}}
+{{- include "predictors.fail" (printf "%s.settings.%s is the chart's: %s" $at $key $why) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
@@ -92,11 +93,24 @@
 {{- define "predictors.refuse.gpu" -}}
 {{- $at := first . -}}{{- $m := last . -}}
 {{- $count := int $m.gpu.count -}}{{- $spare := int $m.gpu.spare -}}
+{{- if and $count (regexMatch `^(amd\.com|gpu\.intel\.com|habana\.ai|aws\.amazon\.com|google\.com|huawei\.com)/` $m.gpu.resource) -}}
+{{- include "predictors.fail" (printf "%s.gpu.resource is %s: the server runs on NVIDIA's cards alone (CUDA); say nvidia.com/gpu or a MIG slice, or gpu.count 0 for the CPU" $at $m.gpu.resource) -}}
+{{- end -}}
+{{- if and $count $m.resourceClaims -}}
+{{- include "predictors.fail" (printf "%s.gpu.count is %d and resourceClaims bring a card as well, of which one process drives one: say gpu.count 0" $at $count) -}}
+{{- end -}}
+{{- range $side := list "requests" "limits" -}}
+{{- range $key, $_ := get (default dict $m.resources) $side | default dict -}}
+{{- if and $count (eq $key $m.gpu.resource) -}}
+{{- include "predictors.fail" (printf "%s.resources.%s has %s, of which gpu.count gives %d: leave it out" $at $side $key $count) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and $count (eq $m.rollout "surge") (lt $spare $count) -}}
-{{- fail (printf "%s.rollout surge needs gpu.spare of at least %d: the new pod asks for a GPU before the old one gives its own back. One-GPU nodes take rollout in-place" $at $count) -}}
+{{- include "predictors.fail" (printf "%s.rollout surge needs gpu.spare of at least %d: the new pod asks for a GPU before the old one gives its own back. One-GPU nodes take rollout in-place" $at $count) -}}
 {{- end -}}
 {{- if and $count $m.cache.precompile (lt $spare $count) -}}
-{{- fail (printf "%s.cache.precompile needs gpu.spare of at least %d: the Job compiles on a GPU while the servers hold theirs" $at $count) -}}
+{{- include "predictors.fail" (printf "%s.cache.precompile needs gpu.spare of at least %d: the Job compiles on a GPU while the servers hold theirs" $at $count) -}}
 {{- end -}}
 {{- end }}
 
@@ -104,26 +118,53 @@
 {{- $at := first . -}}{{- $m := last . -}}
 {{- $names := list -}}{{- $total := 0 -}}{{- $pods := 0 -}}{{- $min := int $m.replicas.min -}}
 {{- if and $m.canary $m.autoscaling.enabled -}}
-{{- fail (printf "%s.canary and %s.autoscaling.enabled exclude each other: KServe 0.20 makes a ScaledObject without triggers for the canary, which KEDA refuses, and the model is never reconciled again" $at $at) -}}
+{{- include "predictors.fail" (printf "%s.canary and %s.autoscaling.enabled exclude each other: KServe 0.20 makes a ScaledObject without triggers for the canary, which KEDA refuses, and the model is never reconciled again" $at $at) -}}
 {{- end -}}
 {{- range $i, $canary := $m.canary -}}
   {{- if has $canary.name $names -}}
-  {{- fail (printf "%s.canary[%d].name %q is taken by another canary" $at $i $canary.name) -}}
+  {{- include "predictors.fail" (printf "%s.canary[%d].name %q is taken by another canary" $at $i $canary.name) -}}
   {{- end -}}
   {{- $names = append $names $canary.name -}}
   {{- $total = add $total (int $canary.trafficPercent) -}}
   {{- /* as KServe counts: a canary without `replicas` gets its share of the pods, rounded up */ -}}
   {{- $pods = add $pods (int (default (div (add (mul $min (int $canary.trafficPercent)) 99) 100) $canary.replicas)) -}}
   {{- if gt (int (default 0 $canary.replicas)) (int $m.replicas.min) -}}
-  {{- fail (printf "%s.canary[%d].replicas is %d and more than replicas.min, %d, which KServe refuses" $at $i (int $canary.replicas) (int $m.replicas.min)) -}}
+  {{- include "predictors.fail" (printf "%s.canary[%d].replicas is %d and more than replicas.min, %d, which KServe refuses" $at $i (int $canary.replicas) (int $m.replicas.min)) -}}
   {{- end -}}
 {{- end -}}
 {{- if gt (int $total) 100 -}}
-{{- fail (printf "%s.canary: trafficPercent of all canaries together is %d, more than 100" $at (int $total)) -}}
+{{- include "predictors.fail" (printf "%s.canary: trafficPercent of all canaries together is %d, more than 100" $at (int $total)) -}}
 {{- end -}}
 {{- /* canaries take their pods from the stable revision's, of which one always stays */ -}}
 {{- $needed := mul (int $m.gpu.count) (sub (add (max (sub $min $pods) 1) $pods) $min) -}}
 {{- if gt (int $needed) (int $m.gpu.spare) -}}
-{{- fail (printf "%s.canary needs gpu.spare of at least %d: beside its pods KServe keeps one of the stable revision, and replicas.min is %d" $at (int $needed) $min) -}}
+{{- include "predictors.fail" (printf "%s.canary needs gpu.spare of at least %d: beside its pods KServe keeps one of the stable revision, and replicas.min is %d" $at (int $needed) $min) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Volumes, mounts and containers beside the chart's and KServe's, whose names they can't take: KServe would merge two of one name. */}}
+{{- define "predictors.refuse.extras" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- $taken := list "tmp" "shm" "cache" "compiled" "checkpoint" "checker" "keys" "tls" "client-ca" "c2pa" -}}
+{{- range $i, $each := $m.extraVolumes -}}
+  {{- if or (has $each.name $taken) (regexMatch `^(lora-\d+|kserve-.*)$` $each.name) -}}
+  {{- include "predictors.fail" (printf "%s.extraVolumes[%d].name %q is taken by a volume of the chart, of KServe or before it: take another name" $at $i $each.name) -}}
+  {{- end -}}
+  {{- $taken = append $taken $each.name -}}
+{{- end -}}
+{{- $paths := list "/tmp" "/dev/shm" "/mnt/models" "/var/cache/predictors" "/checker" "/etc/predictors/keys" "/etc/predictors/tls" "/etc/predictors/client-ca" "/etc/predictors/c2pa" -}}
+{{- range $i, $each := $m.extraVolumeMounts -}}
+  {{- $path := trimSuffix "/" $each.mountPath -}}
+  {{- if or (has $path $paths) (regexMatch `^(/loras|/mnt/loras|/opt/venv|/opt/predictors)(/|$)` $path) -}}
+  {{- include "predictors.fail" (printf "%s.extraVolumeMounts[%d].mountPath %s is the chart's or another's: take another path; tmp.size, shm.size and cache change the chart's own" $at $i $each.mountPath) -}}
+  {{- end -}}
+  {{- $paths = append $paths $path -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range concat (default list $m.initContainers) (default list $m.extraContainers) -}}
+  {{- if has .name $names -}}
+  {{- include "predictors.fail" (printf "%s: two of initContainers and extraContainers have the name %q" $at .name) -}}
+  {{- end -}}
+  {{- $names = append $names .name -}}
 {{- end -}}
 {{- end }}
