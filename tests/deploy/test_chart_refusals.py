@@ -23,6 +23,7 @@ BY_SCHEMA = [
     ("models.flux.settings.cue.capacity=1", "models.flux.settings.cue: there is no such key"),
     ("models.flux.slots=4", "is a setting: say settings.flux.slots or settings.qwen_vl.slots"),
     ("models.flux.apiKeys={}", "flux.apiKeys is not a model's: say apiKeys at the top level"),
+    ("sidecars=1", "sidecars belongs to a model, or to defaults: say extraContainers"),
     ("resources.limits.cpu=1", "resources belongs to a model: say defaults.resources for all"),
     ('models.flux.settings.queue.capacity="many"', 'capacity is "many": an integer is needed'),
     ("models.flux.settings.flux.slots=0", "models.flux.settings.flux.slots is 0: at least 1"),

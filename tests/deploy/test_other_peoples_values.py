@@ -161,3 +161,28 @@ def test_a_models_image_and_extensions_are_its_predictors(
     assert predictor(rendered, "06d-init")["initContainers"] == [{"name": "i", "image": "busybox"}]
     envs = predictor(rendered, "06e-envFrom")["model"]["envFrom"]
     assert envs == [{"secretRef": {"name": "x"}}]
+
+
+def test_everything_at_once_fits_the_schemas() -> None:
+    """What the files say one by one, with canary, Job, prepull, test pods and policies."""
+    found = render(Path(__file__).parent / "everything.yaml")
+    wrong = [said for each in found for v in versions(each) for said in schemas.wrongs(each, v)]
+    assert wrong == []
+    assert {each["metadata"]["namespace"] for each in found} == {"other"}
+    assert {each["metadata"]["labels"]["app.kubernetes.io/part-of"] for each in found} == {"ours"}
+    flux = of_kind(found, "InferenceService")["flux"]["spec"]
+    assert flux["predictor"]["model"]["image"].endswith(":2")
+    assert flux["predictor"]["model"]["imagePullPolicy"] == "Always"
+    assert flux["predictor"]["model"]["resources"]["claims"] == [{"name": "gpu"}]
+    assert flux["canary"][0]["predictor"]["model"]["image"].endswith(":3")
+    pods = [flux["predictor"], *(
+        each["spec"].get("template", each)["spec"]
+        for each in found if each["kind"] in ("Pod", "Job", "DaemonSet")
+    )]  # fmt: skip
+    assert len(pods) == 5
+    assert not [pod for pod in pods if "runAsUser" in pod["securityContext"]]
+    (policy,) = [p for n, p in of_kind(found, "NetworkPolicy").items() if n.endswith("-flux")]
+    ports = [{port["port"] for port in rule["ports"]} for rule in policy["spec"]["egress"]]
+    assert {443, 9000} in ports
+    job = of_kind(found, "Job")["predictors-q-precompile"]["spec"]["template"]["spec"]
+    assert {"name": "ca", "mountPath": "/ca"} in job["containers"][0]["volumeMounts"]

@@ -159,6 +159,8 @@
 {{- range $section, $of := $settings }}{{ if hasKey $of.properties $snake }}{{ $setting = append $setting (printf "settings.%s.%s" $section $snake) }}{{ end }}{{ end -}}
 {{- if $said -}}
 {{ $path }}: {{ $said }}
+{{- else if and (not $place) (hasKey $in.foreign.keys.model $key) -}}
+{{ $path }} belongs to a model, or to defaults: {{ get $in.foreign.keys.model $key | replace "MODEL" "defaults" }}
 {{- else if and (not $place) (hasKey $model $key) -}}
 {{ $path }} belongs to a model: say defaults.{{ $key }} for all, or models.NAME.{{ $key }}
 {{- else if and (eq $place "model.") (hasKey $in.root.properties $key) -}}
