@@ -13,13 +13,14 @@ import httpx
 import pytest
 
 from predictors.operators.page_routes import is_page_on, page_routes
-from predictors.playground.files import CONTENT_SECURITY_POLICY, INDEX, TYPES, read_page
+from predictors.protocol.http.static_files import INDEX, POLICY, TYPES
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.settings import AccessSettings, ServerSettings
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-FILES = read_page()
+FOLDER = Path(__file__).parents[2] / "predictors/playground/page"
+FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
 KEY = new_key()
 
 
@@ -41,9 +42,9 @@ def http(keyed: Running) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("path", ["/", "/playground"])
 def test_a_browser_gets_the_page_without_a_key(http: httpx.Client, path: str) -> None:
     reply = http.get(path, headers=BROWSER)
-    assert (reply.status_code, reply.content) == (200, FILES[INDEX].body)
+    assert (reply.status_code, reply.content) == (200, FILES[INDEX])
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
-    assert reply.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert reply.headers["content-security-policy"] == POLICY
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {INDEX}))
@@ -52,14 +53,14 @@ def test_every_file_has_its_type_and_is_asked_for_again_with_its_tag(
 ) -> None:
     path = f"/playground/{name}"
     reply = http.get(path)
-    assert (reply.status_code, reply.content) == (200, FILES[name].body)
-    assert reply.headers["content-type"] == TYPES[name.rpartition(".")[2]]
+    assert (reply.status_code, reply.content) == (200, FILES[name])
+    assert reply.headers["content-type"] == TYPES[name[name.rfind(".") :]]
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["cache-control"] == "no-cache"
-    assert reply.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert reply.headers["content-security-policy"] == POLICY
     head = http.head(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["content-length"] == str(len(FILES[name].body))
+    assert head.headers["content-length"] == str(len(FILES[name]))
     known = http.get(path, headers={"if-none-match": reply.headers["etag"]})
     assert (known.status_code, known.content) == (304, b"")
     assert "content-length" not in known.headers
@@ -79,7 +80,6 @@ def test_a_load_balancer_still_gets_the_liveness_message(http: httpx.Client, acc
     "path",
     [
         "/playground/none.js",
-        "/playground/index.html",
         "/playground/..",
         "/playground/../files.py",
         "/playground/%2e%2e%2ffiles.py",
@@ -102,8 +102,9 @@ def test_nothing_but_the_files_is_found(keyed: Running, path: str) -> None:
 
 
 def test_a_slash_leads_to_the_page_whose_addresses_are_relative(http: httpx.Client) -> None:
-    reply = http.get("/playground/")
-    assert (reply.status_code, reply.headers["location"]) == (308, "../playground")
+    for path in ("/playground/", "/playground/index.html"):
+        reply = http.get(path)
+        assert (reply.status_code, reply.headers["location"]) == (307, "../playground")
 
 
 def test_apis_need_their_key_and_pages_of_others_stay_outside(http: httpx.Client) -> None:

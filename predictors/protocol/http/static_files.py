@@ -17,6 +17,7 @@ from predictors.errors import NotFound
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.responses import Response
 
+INDEX = "index.html"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -38,13 +39,14 @@ HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
     ("cache-control", "no-cache"),  # asked for again, and answered with 304
 )
 _MAX_TAGS = 1024  # characters of `If-None-Match` that are read
 
 
 class StaticPage:
-    """`index.html` of `folder` at `path`, such as `/docs`, and its other files below it, without
+    """`INDEX` of `folder` at `path`, such as `/docs`, and its other files below it, without
     subfolders. Event loop only."""
 
     def __init__(self, path: str, folder: Traversable) -> None:
@@ -57,24 +59,23 @@ class StaticPage:
         }
 
     def routes(self) -> list[BaseRoute]:
-        """With a slash at its end, the page's relative references would lead below themselves, so
-        that address is a redirect to the other."""
-        up = Response(b"", 307, (("location", f"../{self._path.rpartition('/')[2]}"),))
-
-        async def without_slash(request: Request) -> Response:
-            return up
-
+        """With a slash or a name at its end, the page's relative references would lead below
+        themselves, so those addresses are redirects to the other."""
         return [
             Route(self._path, PlainEndpoint(self._index), methods=["GET"]),
-            Route(f"{self._path}/", PlainEndpoint(without_slash), methods=["GET"]),
+            Route(f"{self._path}/", PlainEndpoint(self._to_page), methods=["GET"]),
             Route(f"{self._path}/{{file}}", PlainEndpoint(self._file), methods=["GET"]),
         ]
 
     async def _index(self, request: Request) -> Response:
-        return self.answer(request, "index.html")
+        return self.answer(request, INDEX)
+
+    async def _to_page(self, request: Request) -> Response:
+        return Response(b"", 307, (("location", f"../{self._path.rpartition('/')[2]}"),))
 
     async def _file(self, request: Request) -> Response:
-        return self.answer(request, request.path_params["file"])
+        name = request.path_params["file"]
+        return await self._to_page(request) if name == INDEX else self.answer(request, name)
 
     def answer(self, request: Request, name: str, *more: tuple[str, str]) -> Response:
         """A file, with `more` headers, or 304. Raises `NotFound`."""
