@@ -142,7 +142,7 @@ class Answers(Room):
         ]
         body = {
             "model": "qwen-vl", "messages": [{"role": "user", "content": content}],
-            "temperature": 1, "seed": row, "max_tokens": TOKENS, "ignore_eos": True,
+            "temperature": 2, "seed": row, "max_tokens": TOKENS, "ignore_eos": True,
         }  # fmt: skip
         with self.running.client() as http:
             reply = http.post("/v1/chat/completions", json=body)

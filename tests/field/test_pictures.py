@@ -71,7 +71,7 @@ def chat(client: httpx.Client, *urls: str, **more: Any) -> httpx.Response:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     turns = [
         {"role": "system", "content": "Answer shortly."},
-        {"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]},
+        {"role": "user", "content": [*parts, {"type": "text", "text": "What colour is the circle?"}]},
     ]
     body = {"model": "qwen-vl", "messages": turns, "max_tokens": 2, "temperature": 0, **more}
     return client.post("/v1/chat/completions", json=body)
@@ -79,7 +79,7 @@ def chat(client: httpx.Client, *urls: str, **more: Any) -> httpx.Response:
 
 def infer(client: httpx.Client, *texts: str) -> httpx.Response:
     """A V2 request in JSON with a row for each picture, given as text."""
-    columns = {"prompt": ["What is it?"] * len(texts), "image": list(texts)}
+    columns = {"prompt": ["What colour is the circle?"] * len(texts), "image": list(texts)}
     inputs = [
         {"name": name, "datatype": "BYTES", "shape": [len(texts)], "data": data}
         for name, data in columns.items()
@@ -93,7 +93,7 @@ def infer_grpc(stub: Any, *files: bytes) -> Any:
     """A V2 request over gRPC with a row for each file."""
     request = pb.ModelInferRequest(model_name="qwen-vl")
     request.parameters["max_tokens"].int64_param = 2
-    for name, rows in (("prompt", [b"What is it?"] * len(files)), ("image", files)):
+    for name, rows in (("prompt", [b"What colour is the circle?"] * len(files)), ("image", files)):
         entry = request.inputs.add(name=name, datatype="BYTES", shape=[len(files)])
         entry.contents.bytes_contents.extend(rows)
     return stub.ModelInfer(request, timeout=PATIENCE_S)
