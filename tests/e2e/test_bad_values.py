@@ -20,7 +20,7 @@ REFUSED = {
     "an unknown key": ({"replicaCount": 2}, "replicaCount"),
     "an unknown key of a model": ({"gpus": 1}, "gpus"),
     "an unknown setting": ({"settings": {"flux": {"slotz": 2}}}, "slotz"),
-    "a wrong type": ({"replicas": {"min": "two"}}, "replicas/min"),
+    "a wrong type": ({"replicas": {"min": "two"}}, "models.flux.replicas.min"),
     "a setting's wrong type": ({"settings": {"flux": {"slots": "many"}}}, "slots"),
     "no zero without a wake query": (
         {"replicas": {"min": 0, "max": 2}, "autoscaling": {"enabled": True}},
@@ -28,7 +28,7 @@ REFUSED = {
     ),
     "a drain shorter than a job": ({"timeoutSeconds": 90}, "models.flux.drain.graceSeconds"),
     "a surge without a spare GPU": ({"gpu": {"count": 1}}, "models.flux.rollout"),
-    "two GPUs for one process": ({"gpu": {"count": 2}}, "gpu/count"),
+    "two GPUs for one process": ({"gpu": {"count": 2}}, "models.flux.gpu.count"),
 }
 
 
