@@ -55,10 +55,10 @@ def http(served: ServerProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A red circle on white."""
+    """A red circle on white, as the captioner was trained to read."""
     path = tmp_path_factory.mktemp("picture") / "circle.png"
-    drawn = Image.new("RGB", (112, 112), (255, 255, 255))
-    ImageDraw.Draw(drawn).ellipse((20, 20, 90, 90), fill=(220, 20, 20))
+    drawn = Image.new("RGB", (128, 128), (255, 255, 255))
+    ImageDraw.Draw(drawn).ellipse((40, 40, 88, 88), fill=(220, 40, 40))
     drawn.save(path)
     return path
 
