@@ -77,8 +77,10 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Predictors and server are stand-ins; logging stays as it is."""
+    """Predictors and server are stand-ins; logging stays as it is, and so does this process: other
+    tests' servers may still have threads here, which the end of a server would not wait for."""
     monkeypatch.setattr(serve, "PredictorServer", Server)
+    monkeypatch.setattr(serve, "leave_hanging_threads", lambda models, exit_code: None)
     monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
     monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
