@@ -136,8 +136,15 @@ def open_inference_document(models: Sequence[str]) -> dict[str, Any]:
 REFUSALS = """
 [checks]
 negative_data_rejection.expected-statuses = ["4xx", "5xx"]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501]
 """
-"""What refuses a body that its schema refuses: 413 too, for a text or a list that is too long."""
+"""413 refuses a body that its schema refuses, too. 501 is said by routes that are documented as
+never served, and by those that the operator left off."""
+
+
+EVENTS = "SSE event violates schema"
+"""Schemathesis reads the schema of a stream as that of each event, with its name. In OpenAPI 3.1 it
+is that of the whole text; tests/product/test_openapi_document.py compares events with it."""
 
 
 def run_schema(
@@ -168,8 +175,9 @@ def run_schema(
     findings = [
         Finding(part, "status", seed, 0, f"{each['title']}: {json.dumps(each)[:1500]}", b"")
         for each in read["failures"] + read["errors"]
+        if each["title"] != EVENTS
     ]
-    if done.returncode and not findings:
+    if done.returncode and not read["failures"] + read["errors"]:
         raise RuntimeError(f"schemathesis failed: {done.stdout[-3000:]}")
     return cases, findings
 
