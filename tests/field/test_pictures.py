@@ -71,7 +71,10 @@ def chat(client: httpx.Client, *urls: str, **more: Any) -> httpx.Response:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     turns = [
         {"role": "system", "content": "Answer shortly."},
-        {"role": "user", "content": [*parts, {"type": "text", "text": "What colour is the circle?"}]},
+        {
+            "role": "user",
+            "content": [*parts, {"type": "text", "text": "What colour is the circle?"}],
+        },
     ]
     body = {"model": "qwen-vl", "messages": turns, "max_tokens": 2, "temperature": 0, **more}
     return client.post("/v1/chat/completions", json=body)
