@@ -5,6 +5,7 @@ The document is made in a thread and kept until a model or one of its limits cha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 
@@ -57,20 +58,22 @@ class OpenApiPage:
         self._registry = registry
         self.paths: frozenset[str] = frozenset()
         self._has_urls = bool(registry.settings.server.public_url)
+        self._making = asyncio.Lock()
         self._pages: dict[tuple[str, ...], tuple[object, bytes]] = {}
 
     async def answer(self, request: Request) -> Response:
         models = self._registry.names_for(request.scope[CALL_KEY])
         made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
-        known = self._pages.get(tuple(models))
-        if known is None or known[0] != made_of:
-            keyed = self._registry.callers.keys is not None
-            body = await self._registry.in_thread(
-                _encoded, models, self._has_urls, self.paths, keyed
-            )
-            if len(self._pages) >= MAX_PAGES:
-                self._pages.clear()
-            known = self._pages[tuple(models)] = made_of, body
+        async with self._making:  # those who wait find what the first one made
+            known = self._pages.get(tuple(models))
+            if known is None or known[0] != made_of:
+                keyed = self._registry.callers.keys is not None
+                body = await self._registry.in_thread(
+                    _encoded, models, self._has_urls, self.paths, keyed
+                )
+                if len(self._pages) >= MAX_PAGES:
+                    self._pages.clear()
+                known = self._pages[tuple(models)] = made_of, body
         return Response(known[1])
 
 
