@@ -64,6 +64,13 @@ class BenchmarkRun:
     def save(self) -> None:
         write_json(self.out, self.results())
 
+    def end(self) -> int:
+        """Say what failed and where the results are; returns the process's status."""
+        for name, error in self.found["failed"].items():
+            print(f"FAILED {name}: {error}")
+        print(f"\nwritten to {self.out}")
+        return 1 if self.found["failed"] else 0
+
 
 class PartialResults:
     """Figures of a part that runs in a process of its own, written to a file after each one."""

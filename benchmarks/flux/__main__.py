@@ -69,10 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         sections.measure(run, Path(folder))
     run.save()
     print(f"\n{as_text(tables.OF_A_RUN, run.results())}")
-    for name, error in run.found["failed"].items():
-        print(f"FAILED {name}: {error}")
-    print(f"\nwritten to {run.out}")
-    return 1 if run.found["failed"] else 0
+    return run.end()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import warnings
@@ -28,7 +27,7 @@ from benchmarks.common import paths
 from benchmarks.common.clock import Clock
 from benchmarks.common.goals import Goal
 from benchmarks.common.machine import machine
-from benchmarks.common.run import BenchmarkRun
+from benchmarks.common.run import BenchmarkRun, read_arguments, run_parser
 from benchmarks.common.stats import Spread
 from benchmarks.flux import random_weights
 from benchmarks.flux.cases import KONTEXT, Case, Row
@@ -42,12 +41,13 @@ from predictors.models.flux.config import read_checkpoint
 from predictors.settings import FluxSettings
 
 RESULTS = paths.RESULTS / "flux_edits.json"
+TOY_RESULTS = paths.SCRATCH / "flux-edits-toy.json"
+SECTIONS = ("distilled", "previews", "img2img", KONTEXT)
 STRENGTH = 0.75
 STEPS, DISTILLED_STEPS, NUM_PREVIEWS = 28, 8, 3
 DISTILLED = "distilled"
 """Name of the adapter."""
 PREVIEW_MS, DISTILLED_S = 20.0, 0.66
-BUDGET_S = 560.0
 REPEATS = 5
 
 
@@ -55,6 +55,7 @@ REPEATS = 5
 class EditOptions:
     device: torch.device
     is_toy: bool
+    only: frozenset[str] = frozenset(SECTIONS)
 
     @property
     def side(self) -> int:
@@ -166,49 +167,55 @@ def previews(options: EditOptions, ours: Ours) -> dict[str, Any]:
     return found
 
 
-def measure(out: Path, options: EditOptions) -> BenchmarkRun:
-    run = BenchmarkRun(out, BUDGET_S, machine=machine(), is_toy=options.is_toy)
+def measure(out: Path, budget_s: float, options: EditOptions) -> BenchmarkRun:
+    run = BenchmarkRun(out, budget_s, machine=machine(), is_toy=options.is_toy)
     place = placement_for(options.device)
     changes = (random_weights.TOY if options.is_toy else random_weights.FULL,)
     with tempfile.TemporaryDirectory(prefix="flux-edits-") as name:
         folder = random_weights.write_folder(Path(name) / "dev", *changes)
         dev = random_weights.make(folder, place.device, place.dtype)
         store_autoencoder(dev, folder)
-        settings = options.settings(lora_max_active=1, lora_max_rank=max(RANKS))
-        peer = peer_of(options, dev, FluxImg2ImgPipeline)
-        with opened(options, dev, settings) as ours:
-            run.section("distilled", partial(distilled, options, ours))
-            run.section("previews", partial(previews, options, ours))
-            edit = options.case("dev", options.steps, strength=STRENGTH)
-            run.section("img2img", partial(beside, options, peer, ours, edit))
-        other = random_weights.write_folder(Path(name) / KONTEXT, *changes, random_weights.KONTEXT)
-        store_autoencoder(dev, other)
-        kontext = random_weights.other_of(dev, other)
-        peer = peer_of(options, kontext, FluxKontextPipeline)
-        with opened(options, kontext, options.settings()) as ours:
-            reference = options.case(KONTEXT, options.steps)
-            run.section(KONTEXT, partial(beside, options, peer, ours, reference))
+        if options.only - {KONTEXT}:
+            of_dev(run, options, dev)
+        if KONTEXT in options.only:
+            other = folder.with_name(KONTEXT)
+            random_weights.write_folder(other, *changes, random_weights.KONTEXT)
+            store_autoencoder(dev, other)
+            of_kontext(run, options, random_weights.other_of(dev, other))
     run.save()
     return run
 
 
+def of_dev(run: BenchmarkRun, options: EditOptions, dev: Models) -> None:
+    peer = peer_of(options, dev, FluxImg2ImgPipeline)
+    edit = options.case("dev", options.steps, strength=STRENGTH)
+    settings = options.settings(lora_max_active=1, lora_max_rank=max(RANKS))
+    with opened(options, dev, settings) as ours:
+        works = {
+            "distilled": partial(distilled, options, ours),
+            "previews": partial(previews, options, ours),
+            "img2img": partial(beside, options, peer, ours, edit),
+        }
+        for name, work in works.items():
+            if name in options.only:
+                run.section(name, work)
+
+
+def of_kontext(run: BenchmarkRun, options: EditOptions, kontext: Models) -> None:
+    peer = peer_of(options, kontext, FluxKontextPipeline)
+    with opened(options, kontext, options.settings()) as ours:
+        reference = options.case(KONTEXT, options.steps)
+        run.section(KONTEXT, partial(beside, options, peer, ours, reference))
+
+
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flux.edits", description=__doc__)
-    parser.add_argument("--toy", action="store_true", help="the embedded checkpoint's size")
-    parser.add_argument("--device", help="cuda:0, cpu, ...")
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    asked = parser.parse_args(arguments)
-    options = EditOptions(
-        torch.device(asked.device or ("cpu" if asked.toy else "cuda:0")), asked.toy
-    )
-    out = asked.out or (paths.SCRATCH / "flux-edits-toy.json" if asked.toy else RESULTS)
+    parser = run_parser("python -m benchmarks.flux.edits", __doc__, SECTIONS, SECTIONS)
+    asked = read_arguments(parser, arguments, RESULTS, TOY_RESULTS)
+    options = EditOptions(torch.device(asked.device), asked.toy, frozenset(asked.names))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peer's and the compiler's own
-        run = measure(out, options)
-    for name, error in run.found["failed"].items():
-        print(f"FAILED {name}: {error}")
-    print(f"written to {out}")
-    return 1 if run.found["failed"] else 0
+        run = measure(asked.out, asked.budget, options)
+    return run.end()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ numbers mean nothing. Adapters change every linear of the step; adding one is ti
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import torch
 from benchmarks.common import paths
 from benchmarks.common.clock import GIB, Clock
 from benchmarks.common.machine import machine
-from benchmarks.common.run import BenchmarkRun
+from benchmarks.common.run import BenchmarkRun, read_arguments, run_parser
 from benchmarks.common.stats import Spread
 from benchmarks.flux import random_weights
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED
@@ -37,10 +36,10 @@ from predictors.models.flux.passes import FluxPasses
 from predictors.settings import FluxSettings
 
 RESULTS = paths.RESULTS / "flux_lora.json"
+TOY_RESULTS = paths.SCRATCH / "flux-lora-toy.json"
 RANKS, NUM_ADAPTERS, ROWS = (16, 64), 4, 4
 GOAL = 1.08
 """Of a step with adapters of rank 64 beside one without."""
-BUDGET_S = 540.0
 UP_SIZE = 1e-4  # of the random values: the activations stay those of the model
 
 
@@ -173,10 +172,10 @@ class LoraRun:
 
 
 def measure(
-    out: Path, device: torch.device, *, is_toy: bool, tiers: Sequence[str] = (LOSSLESS, HIGH)
+    out: Path, device: torch.device, budget_s: float, *, is_toy: bool, tiers: Sequence[str]
 ) -> BenchmarkRun:
     about = {"machine": machine(), "goal": GOAL, "is_toy": is_toy, "device": str(device)}
-    run = BenchmarkRun(out, BUDGET_S, **about)
+    run = BenchmarkRun(out, budget_s, **about)
     with tempfile.TemporaryDirectory(prefix="flux-lora-") as folder:
         lora = LoraRun(Path(folder), device, is_toy=is_toy, tiers=",".join(tiers))
         run.section("ready", lora.open)
@@ -189,18 +188,12 @@ def measure(
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flux.lora", description=__doc__)
-    parser.add_argument("--toy", action="store_true", help="the embedded checkpoint's size")
-    parser.add_argument("--device", help="cuda:0, cpu, ...")
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    asked = parser.parse_args(arguments)
-    device = torch.device(asked.device or ("cpu" if asked.toy else "cuda:0"))
-    out = asked.out or (paths.SCRATCH / "flux-lora-toy.json" if asked.toy else RESULTS)
-    run = measure(out, device, is_toy=asked.toy)
-    for name, error in run.found["failed"].items():
-        print(f"FAILED {name}: {error}")
-    print(f"written to {out}")
-    return 1 if run.found["failed"] else 0
+    tiers = (LOSSLESS, HIGH)
+    parser = run_parser("python -m benchmarks.flux.lora", __doc__, tiers, tiers)
+    asked = read_arguments(parser, arguments, RESULTS, TOY_RESULTS)
+    device = torch.device(asked.device)
+    run = measure(asked.out, device, asked.budget, is_toy=asked.toy, tiers=asked.names)
+    return run.end()
 
 
 if __name__ == "__main__":

@@ -93,10 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nvLLM was not measured: {reason}")
     for name in run.found["left_out"]:
         print(f"left out: {name}")
-    for name, error in run.found["failed"].items():
-        print(f"FAILED {name}: {error}")
-    print(f"\nwritten to {asked.out}")
-    return 1 if run.found["failed"] else 0
+    return run.end()
 
 
 if __name__ == "__main__":

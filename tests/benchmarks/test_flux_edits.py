@@ -13,7 +13,7 @@ from benchmarks.flux.cases import Case
 
 def test_a_toy_run_writes_both_sides_the_preview_and_the_distilled_setting(tmp_path: Path) -> None:
     out = tmp_path / "edits.json"
-    run = edits.measure(out, edits.EditOptions(torch.device("cpu"), is_toy=True))
+    run = edits.measure(out, 300.0, edits.EditOptions(torch.device("cpu"), is_toy=True))
     assert run.found["failed"] == {}
     found = json.loads(out.read_text())
     for section in ("img2img", "kontext"):

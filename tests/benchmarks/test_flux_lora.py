@@ -20,7 +20,7 @@ def test_a_toy_run_writes_a_figure_for_every_mix(
     monkeypatch.setattr(lora, "ROWS", 2)
     monkeypatch.setattr(lora, "mixes", lambda: [first, last])
     out = tmp_path / "lora.json"
-    run = lora.measure(out, torch.device("cpu"), is_toy=True, tiers=(LOSSLESS,))
+    run = lora.measure(out, torch.device("cpu"), 300.0, is_toy=True, tiers=(LOSSLESS,))
     assert run.found["failed"] == {}
     found = json.loads(out.read_text())
     assert found["ready"]["tables_gib"] > 0
