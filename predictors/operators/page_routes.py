@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from importlib.resources import files
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
+from predictors.protocol.addresses import is_loopback
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.responses import Response, json_response
 from predictors.protocol.http.static_files import INDEX, StaticPage
@@ -36,7 +36,4 @@ def is_page_on(settings: ServerSettings) -> bool:
     """`auto` is on where only this machine reaches the server."""
     if settings.playground != "auto":
         return settings.playground == "on"
-    try:
-        return ipaddress.ip_address(settings.host.strip("[]")).is_loopback
-    except ValueError:
-        return settings.host == "localhost"
+    return is_loopback(settings.host.strip("[]"))

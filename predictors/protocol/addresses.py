@@ -1,4 +1,6 @@
-"""Addresses of callers: of the connection, or behind proxies from `X-Forwarded-For`."""
+"""Addresses of callers: of the connection, or behind proxies from `X-Forwarded-For`; and those of
+this machine alone.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,14 @@ SHARED_PREFIX = 64  # bits of an IPv6 address that one subscriber commonly has t
 _KNOWN = 4096  # addresses whose parsed form is kept
 _HOP = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?")
 _GRPC_PEER = re.compile(r"ipv[46]:(.{2,100}):[0-9]{1,5}")
+
+
+def is_loopback(host: str) -> bool:
+    """A name or address that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_networks(text: str) -> tuple[Network, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.addresses import is_loopback
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
@@ -227,7 +227,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         routes = self._admin_routes(self.registry, self._ending)
         # a loopback address is reached through a tunnel, or from inside the pod
-        certificates = None if _is_loopback(own.admin_host) else self._certificates
+        certificates = None if is_loopback(own.admin_host) else self._certificates
         server = self._http_server(
             [*routes, metrics_route()], access, ADMIN_CONNECTIONS, certificates
         )
@@ -331,13 +331,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         log.info("%s: draining", signal.Signals(number).name)
         # a process that is interrupted from a terminal is behind no load balancer
         self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _do_nothing() -> None: ...

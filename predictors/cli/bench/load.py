@@ -21,7 +21,7 @@ from predictors.cli.endpoint import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
     error_words,
-    is_loopback,
+    is_on_this_machine,
     request_headers,
 )
 from predictors.cli.event_reader import EventReader, read_object
@@ -83,7 +83,7 @@ class Target:
             headers={**request_headers(key), "content-type": "application/json"},
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=not is_loopback(url),
+            trust_env=not is_on_this_machine(url),
         )
 
     async def __aenter__(self) -> Target:

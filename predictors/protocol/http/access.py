@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from predictors.errors import Forbidden, Misdirected
+from predictors.protocol.addresses import is_loopback
 from predictors.protocol.names import ModelNameConvertor
 from predictors.settings import InvalidSetting, Settings
 
@@ -67,7 +68,7 @@ class AccessPolicy:
         self._origins = _read_origins(origins)
         self._any_origin = origins.strip() == "*"
         self._allowed = _read(allowed)
-        is_checked = bool(self._allowed) or _is_loopback(_name(address.strip("[]")))
+        is_checked = bool(self._allowed) or is_loopback(_name(address.strip("[]")))
         self._checks_host = is_checked and "*" not in self._allowed
         self._known = {""}  # HTTP/1.0 needs no Host; a browser always sends one
 
@@ -114,7 +115,7 @@ class AccessPolicy:
         return True
 
     def _is_allowed_name(self, name: str) -> bool:
-        if _is_loopback(name) or name in self._allowed:  # as through a port-forward
+        if is_loopback(name) or name in self._allowed:  # as through a port-forward
             return True
         _, dot, parent = name.partition(".")
         while dot:
@@ -170,7 +171,7 @@ def is_offered(choice: str, settings: Settings) -> bool:
 
 
 def _is_open_to_others(host: str) -> bool:
-    return not _is_loopback(_name(host.strip("[]")))
+    return not is_loopback(_name(host.strip("[]")))
 
 
 def _read(allowed: str) -> frozenset[str]:
@@ -242,10 +243,3 @@ def _name(text: str) -> str:
         return str(ipaddress.ip_address(name))
     except ValueError:
         return name.removesuffix(".")
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"

@@ -24,7 +24,7 @@ _EXTRA_PARAMETERS = (
     ("double_param", 4, _Field.TYPE_DOUBLE),
     ("uint64_param", 5, _Field.TYPE_UINT64),
 )
-"""What `wire_proto` reads of Triton's `InferParameter`."""
+"""Fields of Triton's `InferParameter` that the server reads and KServe's lacks."""
 _HEAD = "// The Open Inference Protocol (KServe V2) as this server speaks it."
 
 
