@@ -44,8 +44,8 @@ def generated(tools: Path, http: httpx.Client, tmp_path_factory: pytest.TempPath
         tools / "openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none",
         "--output-path", "generated", "--config", "config.yml", at=folder,
     )  # fmt: skip
-    # it knows neither bodies of pictures, nor forms with both `image` and `image[]`, as OpenAI has
-    # them; the edit in JSON is there
+    # the generator supports no bodies that are pictures, and gives `image` and `image[]` of a form
+    # one name; the edit in JSON is there
     left_out = [line for line in said.splitlines() if line.startswith(("WARNING", "Unable"))]
     assert sorted(left_out) == [
         "Unable to process schema /components/schemas/EditsForm:",

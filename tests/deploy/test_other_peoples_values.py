@@ -164,7 +164,8 @@ def test_a_models_image_and_extensions_are_its_predictors(
 
 
 def test_everything_at_once_fits_the_schemas() -> None:
-    """What the files say one by one, with canary, Job, prepull, test pods and policies."""
+    """All extension points of the other files in one, with canary, Job, prepull, test pods and
+    policies."""
     found = render(Path(__file__).parent / "everything.yaml")
     wrong = [said for each in found for v in versions(each) for said in schemas.wrongs(each, v)]
     assert wrong == []

@@ -75,7 +75,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 class Watch:
-    """What a page said on the console, and whom it asked."""
+    """The errors and warnings on a page's console, and the hosts of its requests."""
 
     def __init__(self, page: Page) -> None:
         self.said: list[str] = []

@@ -1,4 +1,4 @@
-"""What a person does on the page, with the real models."""
+"""The page in a browser with the real models: draw, edit, ask, cancel, refusals, keys."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def code_of(page: Page, folder: Path) -> dict[str, str]:
 
 
 def run_code(language: str, text: str, folder: Path) -> str:
-    """What a program prints, run in `folder`."""
+    """The output of a program that is run in `folder`."""
     node = ["node", "--input-type=module", "-e", text]
     programs = {"curl": ["bash", "-c", text], "python": [sys.executable, "-c", text]}
     command = programs.get(language, node)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from predictors.protocol import heap_trims
 from predictors.protocol.heap_trims import (
     LARGE_BYTES,
     TRIM_AFTER_LARGE_S,
@@ -60,7 +61,8 @@ class FakeLoop:
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     made = FakeLoop()
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: made)
+    # not asyncio's own: other tests' servers may run in this process
+    monkeypatch.setattr(heap_trims, "asyncio", SimpleNamespace(get_running_loop=lambda: made))
     return made
 
 

@@ -17,7 +17,7 @@ from predictors.settings import Settings
 
 
 def compiled(text: str, folder: Path) -> FileDescriptorProto:
-    """What protoc makes of it."""
+    """The descriptor that protoc makes of `text`."""
     name = inference_file().name
     (folder / name).write_text(text)
     out = folder / "set.bin"
