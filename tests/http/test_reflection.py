@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -14,7 +15,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from predictors.protocol.grpc.reflection import NEWER, OLDER
+from predictors.protocol.grpc.health import HealthMethods
+from predictors.protocol.grpc.methods import RawMessage
+from predictors.protocol.grpc.reflection import NEWER, OLDER, ReflectionMethod
+from predictors.protocol.registry import Registry
 from predictors.protocol.v2.proto_file import proto_text
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
 
@@ -130,3 +134,46 @@ def test_the_protocol_can_be_downloaded(server: Running) -> None:
     assert answer.text == proto_text()
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert 'filename="grpc_predict_v2.proto"' in answer.headers["content-disposition"]
+
+
+class EndedCall(Exception):
+    """The end of a call by its context."""
+
+
+class Context:
+    """A call's context that keeps the exception in whose handling the call was ended."""
+
+    def __init__(self) -> None:
+        self.handled: list[BaseException | None] = []
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def set_trailing_metadata(self, pairs: object) -> None: ...
+
+    async def abort(self, *_: object) -> None:
+        self.handled.append(sys.exc_info()[1])
+        raise EndedCall
+
+
+def reflected(context: Context, raw: bytes) -> Awaitable[object]:
+    async def requests() -> AsyncIterator[RawMessage]:
+        yield RawMessage(raw)
+
+    return ReflectionMethod([]).server_reflection_info(requests(), context)
+
+
+def watched(context: Context, raw: bytes) -> Awaitable[object]:
+    methods = HealthMethods(Registry([], small_settings()), frozenset())
+    return anext(methods.watch(RawMessage(raw), context))
+
+
+@pytest.mark.parametrize("method", [reflected, watched])
+@pytest.mark.parametrize("raw", [b"x" * 100_000, b"\xff" * 10])
+async def test_a_refused_message_is_not_kept_by_the_frame_that_grpc_keeps(
+    method: Callable[[Context, bytes], Awaitable[object]], raw: bytes
+) -> None:
+    context = Context()
+    with pytest.raises(EndedCall):
+        await method(context, raw)
+    assert context.handled == [None]

@@ -14,16 +14,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from predictors.errors import NotFound, ServingError
-from predictors.protocol.faults import fault_of
+from predictors.errors import NotFound
 from predictors.protocol.grpc.methods import (
     RawMessage,
-    abort,
     add_service,
     parse_small,
     run_cheap_method,
-    set_request_id,
-    start_call,
 )
 from predictors.protocol.registry import Registry
 
@@ -54,13 +50,7 @@ class HealthMethods:
 
     async def watch(self, message: RawMessage, context: Any) -> AsyncIterator[Any]:
         """The current status, and each change. SERVICE_UNKNOWN for an unknown name."""
-        call = start_call(context)
-        try:
-            service = _service(message)
-        except ServingError as error:
-            await abort(context, fault_of(error), call)
-            return
-        set_request_id(context, call)
+        service = await run_cheap_method(_service(message), context)
         last: int | None = None
         while True:
             status = await self._status(service)
@@ -70,7 +60,7 @@ class HealthMethods:
             await asyncio.sleep(WATCH_S)
 
     async def _check(self, message: RawMessage) -> Any:
-        status = await self._status(_service(message))
+        status = await self._status(await _service(message))
         if status == _Status.SERVICE_UNKNOWN:
             raise NotFound("there is no such service")
         return _Status(status=status)
@@ -85,5 +75,5 @@ class HealthMethods:
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
 
 
-def _service(message: RawMessage) -> str:
+async def _service(message: RawMessage) -> str:
     return str(parse_small(_Request, message).service)

@@ -13,14 +13,11 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as messages
 
-from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.methods import (
     RawMessage,
-    abort,
     add_service,
     parse_small,
-    set_request_id,
+    run_cheap_method,
     start_call,
 )
 
@@ -54,15 +51,12 @@ class ReflectionMethod:
     ) -> None:
         """One response per request, in order."""
         call = start_call(context)
-        set_request_id(context, call)
         async for message in requests:
-            try:
-                request = parse_small(messages.ServerReflectionRequest, message)
-            except (InvalidRequest, TooLarge) as error:
-                await abort(context, fault_of(error), call)
-            await context.write(self.answer(request).SerializeToString())
+            answer = await run_cheap_method(self._answer(message), context, call)
+            await context.write(answer.SerializeToString())
 
-    def answer(self, request: Any) -> Any:
+    async def _answer(self, message: RawMessage) -> Any:
+        request = parse_small(messages.ServerReflectionRequest, message)
         found = messages.ServerReflectionResponse(valid_host=request.host, original_request=request)
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
