@@ -13,16 +13,17 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from benchmarks.common import paths
+from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
 from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
 from predictors.chat.limits import EngineLimits
 from predictors.chat.request import Sampling
-from predictors.chat.rows import DecodeRow
+from predictors.chat.rows import DecodeRows
 from predictors.chat.runner import ChatRunner
-from predictors.chat.sampling import TokenChoice
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
@@ -62,12 +63,12 @@ def pages_of(slot: int) -> list[int]:
 def step(runner: ChatRunner, live: int) -> None:
     """One token for `live` sequences of 100 tokens, as the engine does it."""
     greedy = Sampling(temperature=0.0)
-    rows = [
-        DecodeRow(slot, 0, 100, 100, pages_of(slot), TokenChoice(slot, greedy, 0, 1))
-        for slot in range(live)
-    ]
+    slots = range(live)
+    choices = [TokenChoice(slot, greedy, 0, 1) for slot in slots]
+    ints = np.array([(slot, 100, 100, 0) for slot in slots]).T
+    rows = DecodeRows(ints, Choices.of(choices, runner.vocab))
     width = runner.decode_widths[-1]
-    groups = [rows[first : first + width] for first in range(0, live, width)]
+    groups = [rows.take(slots[first : first + width]) for first in range(0, live, width)]
     runner.copy(torch.cat([runner.decode(group) for group in groups])).result()
 
 

@@ -6,26 +6,21 @@ compiled function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from predictors.chat.choices import Choices, TokenChoice, pack_choices, pack_controlled
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.passes import DecoderPasses
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
-from predictors.chat.logit_changes import CONTROLLED, TokenMasks, num_words, pack_controlled
+from predictors.chat.logit_changes import CONTROLLED, TokenMasks, num_words
 from predictors.chat.request import Controls
-from predictors.chat.sampling import (
-    ONE_PER_SAMPLER,
-    SAMPLERS,
-    TokenChoice,
-    cheapest_sampler,
-    pack_choices,
-)
+from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS
 from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.chat.scores import score_tokens
 from predictors.compute.compile.compiling import compiled
@@ -34,6 +29,7 @@ from predictors.compute.device.placement import HostCopy, Placement, to_device, 
 
 Scores = tuple[Tensor, Tensor]
 """The integers and floats of `score_tokens`."""
+NO_CHOICES = Choices.of([], 1)
 SOME_CONTROLS = Controls(logit_bias=((0, 0.0),), logprobs=0)
 
 
@@ -87,11 +83,11 @@ class TokenChooser:
         """Make `slot` ready for an answer with these controls. May be repeated."""
         self._controls.reset(slot, controls, self._move)
 
-    def choose(self, logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
+    def choose(self, logits: Tensor, choices: Choices) -> Tensor:
         """The next token (len(choices),) int64 for the first rows of `logits` (rows, vocab)."""
-        if not choices:
+        if not len(choices):
             return torch.empty(0, dtype=torch.int64, device=logits.device)
-        sampler, width = cheapest_sampler(choices), self._width(logits, choices)
+        sampler, width = choices.sampler(self._vocab), self._width(logits, choices)
         ints, floats = pack_choices(choices, width, self._vocab, self._state.padding)
         if self._placement.is_cuda:
             tokens = self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
@@ -99,31 +95,31 @@ class TokenChooser:
         return self._plain[sampler](logits, ints, floats)[: len(choices)]
 
     def choose_controlled(
-        self, logits: Tensor, choices: Sequence[TokenChoice], masks: TokenMasks | None
+        self, logits: Tensor, choices: Choices, masks: TokenMasks | None
     ) -> PassChoice:
         """The same with the controls of the rows, masks and logprobs included. Rows without any get
         the tokens that `choose` gives them."""
-        if not choices:
+        if not len(choices):
             return PassChoice(self.choose(logits, choices))
         width = self._width(logits, choices)
         tokens = self._tokens(logits, choices, width, masks).clone()  # as in `choose`
         scores = None
-        if any(choice.controls.logprobs is not None for choice in choices):
+        if choices.scored:
             ints, floats = self._score(logits, tokens, choices)
             scores = to_host_async(ints), to_host_async(floats)
         return PassChoice(tokens[: len(choices)], scores)
 
-    def _width(self, logits: Tensor, choices: Sequence[TokenChoice]) -> int:
+    def _width(self, logits: Tensor, choices: Choices) -> int:
         if not self._placement.is_cuda:
             return len(logits)
         return next(width for width in self.widths if width >= len(choices))
 
     def _tokens(
-        self, logits: Tensor, choices: Sequence[TokenChoice], width: int, masks: TokenMasks | None
+        self, logits: Tensor, choices: Choices, width: int, masks: TokenMasks | None
     ) -> Tensor:
         """Tokens (width,) of rows of which one at least has controls, a mask or scores."""
-        sampler, padding = cheapest_sampler(choices), self._state.padding
-        if masks is None and not any(choice.is_controlled for choice in choices):
+        sampler, padding = choices.sampler(self._vocab), self._state.padding
+        if masks is None and not choices.is_controlled:
             ints, floats = pack_choices(choices, width, self._vocab, padding)
             if self._placement.is_cuda:
                 return self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
@@ -140,12 +136,11 @@ class TokenChooser:
             words[: len(masks.words)] = masks.words
         return self._controlled[sampler](logits, ints, floats, words)
 
-    def _score(self, logits: Tensor, tokens: Tensor, choices: Sequence[TokenChoice]) -> Scores:
+    def _score(self, logits: Tensor, tokens: Tensor, choices: Choices) -> Scores:
         """Of all rows on a GPU; elsewhere of those that ask, and zeros."""
         if self._placement.is_cuda:
             return self._captured_scores[len(tokens)](tokens)
-        asked = [i for i, choice in enumerate(choices) if choice.controls.logprobs is not None]
-        rows = torch.tensor(asked)
+        rows = torch.tensor(choices.scored)
         found = score_tokens(logits[rows], tokens[rows])
         ints, floats = (x.new_zeros(len(choices), x.shape[1]) for x in found)
         return ints.index_copy_(0, rows, found[0]), floats.index_copy_(0, rows, found[1])
@@ -178,14 +173,14 @@ class TokenChooser:
         logits = torch.zeros(width, self._vocab)
         for sampling in ONE_PER_SAMPLER:
             choice = TokenChoice(self._state.padding, sampling, 0, 0, SOME_CONTROLS)
-            self.choose_controlled(logits, [choice], None)
+            self.choose_controlled(logits, Choices.of([choice], self._vocab), None)
 
     def _capture(self, name: str, width: int) -> None:
-        packed = pack_choices([], width, self._vocab, self._state.padding)
+        packed = pack_choices(NO_CHOICES, width, self._vocab, self._state.padding)
         self._add(name, width, self._passes.fused_choice(name, width), *packed)
 
     def _capture_controlled(self, name: str, width: int) -> None:
-        packed = pack_controlled([], {}, width, self._vocab, self._state.padding)
+        packed = pack_controlled(NO_CHOICES, {}, width, self._vocab, self._state.padding)
         run = self._passes.fused_controlled_choice(name, width, self._controls)
         self._add(f"controlled {name}", width, run, *packed)
 

@@ -42,6 +42,7 @@ from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.chat.slot_rows import SlotRows
 from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 from predictors.chat.work import ChatWork
@@ -165,7 +166,9 @@ class ChatEngine:
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         ends = self._model.end_tokens
         runner = ChatRunner(decoder, limits, placement, self._graphs, tables, ends)
-        launcher = StepLauncher(runner, pictures, self._picture_cache, self._paging, self._metrics)
+        slots = SlotRows(self.slots + self.spare_slots, self._model.shape.vocab)
+        given = self._picture_cache, self._paging, self._metrics, slots
+        launcher = StepLauncher(runner, pictures, *given)
         self._loaded = LoadedModel(runner, pictures, launcher)
 
     def warm(self, progress: Progress) -> None:

@@ -19,11 +19,12 @@ from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
 from predictors.chat.request import NO_CONTROLS
-from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.rows import PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
 from predictors.chat.scores import RowScores
 from predictors.chat.sequence import ChatMetrics, Sequence
+from predictors.chat.slot_rows import SlotRows
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 
 is_plain = attrgetter("is_plain")  # of a sequence
@@ -56,6 +57,7 @@ class StepLauncher:
     cache: PictureCache
     paging: Paging
     metrics: ChatMetrics
+    slots: SlotRows
 
     def launch(
         self, plan: StepPlan[Sequence], started_at: float, due: LaunchedStep | None
@@ -90,7 +92,7 @@ class StepLauncher:
 
     def _decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
         """Launch a decode step; returns the next tokens."""
-        rows = [_decode_row(sequence) for sequence in group]
+        rows = self.slots.rows(group)
         if all(map(is_plain, group)):
             return self.runner.decode(rows)
         masks = partial(self._masks, group, controls)
@@ -118,6 +120,7 @@ class StepLauncher:
         if sequence.launched:  # it reads its answer again: the rest of its slot is as it was
             self.runner.reset_slot(sequence.slot, sequence.pages)
             return
+        self.slots.put(sequence)
         self.runner.reset_slot(sequence.slot, sequence.pages, work.tokens)
         if work.controls is not NO_CONTROLS:
             self.runner.chooser.reset(sequence.slot, work.controls)
@@ -156,11 +159,3 @@ def is_last(chunk: PromptChunk[Sequence]) -> bool:
 def _begins_answer(chunk: PromptChunk[Sequence]) -> bool:
     """False also where a sequence reads its answer again: its next token is chosen by decoding."""
     return is_last(chunk) and not chunk.key.launched
-
-
-def _decode_row(sequence: Sequence) -> DecodeRow:
-    """The sequence's row in the next decode step: its newest token is not in the cache yet."""
-    index = sequence.launched - 1
-    position, length = sequence.work.next_position + index, sequence.total + index
-    where = (sequence.slot, index, position, length, sequence.pages)
-    return DecodeRow(*where, sequence.next_choice(), sequence.language_adapters)

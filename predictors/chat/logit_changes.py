@@ -7,11 +7,9 @@ without any of it keep all bits of their logits, and so their token.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,18 +17,10 @@ from predictors.chat.constraints import WORD_BITS
 from predictors.chat.sampling import (
     Draw,
     Penalties,
-    TokenChoice,
-    as_columns,
-    choice_rows,
     sample_all,
     sample_filtered,
     sample_greedy,
 )
-
-NUM_CHOICE_INTS = 5
-"""Rows of the integers of `pack_choices`."""
-NUM_CHOICE_FLOATS = 5
-"""Rows of its floats."""
 
 
 def num_words(vocab: int) -> int:
@@ -110,35 +100,3 @@ class TokenMasks:
 
 MaskSource = Callable[[], TokenMasks | None]
 """Makes the masks of a pass's rows; None if no row has one."""
-
-
-def pack_controlled(
-    choices: Sequence[TokenChoice],
-    masked: Mapping[int, int],
-    width: int,
-    vocab: int,
-    padding_slot: int,
-) -> tuple[Tensor, Tensor]:
-    """As `pack_choices`, with four more rows of integers: row of its mask, is_masked, is_biased,
-    is_withheld; and one more of floats, the logarithm of min_p. `masked` are those of
-    `TokenMasks`, whose masks have left out what may not come yet."""
-    ints, floats = choice_rows(choices, width, vocab, padding_slot)
-    flags = [_flags(choice, masked.get(i)) for i, choice in enumerate(choices)]
-    least = [_least(choice.sampling.min_p) for choice in choices]
-    missing = width - len(choices)
-    flags += [(0, 0, 0, 0)] * missing
-    least += [-math.inf] * missing
-    return (
-        as_columns([a + b for a, b in zip(ints, flags, strict=True)], np.int64),
-        as_columns([(*a, b) for a, b in zip(floats, least, strict=True)], np.float32),
-    )
-
-
-def _flags(choice: TokenChoice, mask: int | None) -> tuple[int, int, int, int]:
-    controls, is_masked = choice.controls, mask is not None
-    is_early = choice.position < controls.min_tokens
-    return mask or 0, int(is_masked), int(bool(controls.logit_bias)), int(is_early > is_masked)
-
-
-def _least(min_p: float) -> float:
-    return math.log(min_p) if min_p > 0 else -math.inf

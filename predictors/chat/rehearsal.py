@@ -12,18 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.constraints import mask_of
 from predictors.chat.inputs import ChatPreparer
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.model import ChatModel, EncodedPicture
-from predictors.chat.request import ChatRequest, Controls, Picture
-from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, Picture, Sampling
+from predictors.chat.rows import DecodeRows, PromptPart
 from predictors.chat.runner import ChatRunner
-from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, TokenChoice
+from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER
 from predictors.chat.scores import RowScores
 from predictors.chat.template_checks import FILM_PROBE, PROBES
 from predictors.chat.vision.films import FRAMES, FilmPlan
@@ -134,9 +136,8 @@ class Rehearsal:
             logits = runner.prompt_logits([part], width)
         self._check(logits, what)
         runner.prefill([part], width)
-        choice = TokenChoice(SLOT, GREEDY, 0, 1)
-        row = DecodeRow(SLOT, 0, work.next_position, total, pages, choice)
-        logits = runner.step_logits([row])
+        ints = np.array([[SLOT], [total], [work.next_position], [0]])
+        logits = runner.step_logits(DecodeRows(ints, self._choices(GREEDY)))
         self._check(logits, f"the answer to {what}")
         self._check_choice(logits)
 
@@ -147,8 +148,8 @@ class Rehearsal:
         masks = TokenMasks(chooser.masks(1), {0: 0})
         masks.words[0] = torch.from_numpy(mask_of(frozenset((only,)), masks.words.shape[1]))
         for sampling in ONE_PER_SAMPLER:
-            choice = TokenChoice(SLOT, sampling, 0, 1, Controls(logprobs=0))
-            chosen = chooser.choose_controlled(logits, [choice], masks)
+            choices = self._choices(sampling, Controls(logprobs=0))
+            chosen = chooser.choose_controlled(logits, choices, masks)
             token = int(chosen.tokens)
             assert chosen.scores is not None
             score = RowScores(*chosen.scores, 0).read(token, 0)
@@ -157,6 +158,10 @@ class Rehearsal:
                     f"under a mask that allows token {only} the choice was {token}, with logprob "
                     f"{score.logprob:g}: a kernel of the device is wrong"
                 )
+
+    def _choices(self, sampling: Sampling, controls: Controls = NO_CONTROLS) -> Choices:
+        choice = TokenChoice(SLOT, sampling, 0, 1, controls)
+        return Choices.of([choice], self.runner.vocab)
 
     def _check(self, logits: Tensor, what: str) -> None:
         row = logits[0].float()

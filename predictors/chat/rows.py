@@ -5,33 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.chat.adapters.changes import SlotScales, dense_weights
 from predictors.chat.adapters.tables import AdapterTables
+from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.model import EncodedPicture
-from predictors.chat.sampling import TokenChoice
 from predictors.chat.scheduling import PACK_PROMPTS
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRow:
-    """One sequence in a decode step: token number `index` of its answer is stored at index `length`
-    of its pages.
-
-    `position` is the rotary one (all three axes agree after the prompt); `choice` is about the
-    following token. `adapters` are those of the language model.
+class DecodeRows:
+    """The sequences (n) of a decode step. `ints` (4, n) int64: slot, length, position, index. Token
+    number `index` of an answer is stored at index `length` of its slot's pages; `position` is the
+    rotary one (all three axes agree after the prompt). `choices` are about the following tokens.
+    `adapters` are those of the language model: of each row, or of none.
     """
 
-    slot: int
-    index: int
-    position: int
-    length: int
-    pages: Sequence[int]
-    choice: TokenChoice
-    adapters: SlotScales = ()
+    ints: NDArray[np.int64]
+    choices: Choices
+    adapters: Sequence[SlotScales] = ()
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def take(self, rows: Sequence[int]) -> DecodeRows:
+        """Those rows, in that order."""
+        adapters = [self.adapters[row] for row in rows] if self.adapters else ()
+        return DecodeRows(self.ints[:, rows], self.choices.take(rows), adapters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from predictors.chat.adapters.changes import SlotScales, dense_weights, plain_scales
 from predictors.chat.adapters.tables import AdapterTables
+from predictors.chat.choices import Choices, TokenChoice, widened
 from predictors.chat.choosing import PassChoice, TokenChooser
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.paged import SCRATCH_PAGE
@@ -24,14 +26,14 @@ from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import MaskSource
 from predictors.chat.rows import (
-    DecodeRow,
+    DecodeRows,
     PromptPart,
     choices_of,
     pack_prompts,
     packed_weights,
     put_pictures,
 )
-from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, TokenChoice
+from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import (
@@ -68,6 +70,7 @@ class ChatRunner:
         """`tables` are those of the adapters that rows may have; `end_tokens` the model's."""
         self.limits = limits
         self.decode_widths = limits.decode_widths
+        self.vocab = decoder.shape.vocab
         self.packs = self.is_ahead = placement.is_cuda
         self._placement = placement
         self._move = partial(to_device, placement=placement)
@@ -76,7 +79,7 @@ class ChatRunner:
         self._slots = SlotState(
             limits.slots + limits.spare_slots,
             limits.pages_per_slot,
-            decoder.shape.vocab,
+            self.vocab,
             placement.device,
         )
         self._tables = tables
@@ -102,7 +105,9 @@ class ChatRunner:
     def prefill(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Read parts of prompts in one pass of `width` rows (off a GPU each in its own). Returns
         the first tokens (parts with a choice,) int64 of the answers."""
-        return self.chooser.choose(self.prompt_logits(parts, width), choices_of(parts))
+        return self.chooser.choose(
+            self.prompt_logits(parts, width), self._choices(choices_of(parts))
+        )
 
     @staged("prefill")
     @torch.no_grad()
@@ -111,7 +116,7 @@ class ChatRunner:
     ) -> PassChoice:
         """`prefill` where rows have controls; `masks` is called once the pass is launched."""
         logits = self.prompt_logits(parts, width)
-        return self.chooser.choose_controlled(logits, choices_of(parts), masks())
+        return self.chooser.choose_controlled(logits, self._choices(choices_of(parts)), masks())
 
     def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
@@ -175,39 +180,37 @@ class ChatRunner:
     # -- answers ---------------------------------------------------------------------------------
     @staged("decode")
     @torch.no_grad()
-    def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
+    def decode(self, rows: DecodeRows) -> Tensor:
         """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows."""
-        return self.chooser.choose(self.step_logits(rows), [row.choice for row in rows])
+        return self.chooser.choose(self.step_logits(rows), rows.choices)
 
     @staged("decode")
     @torch.no_grad()
-    def decode_controlled(self, rows: Sequence[DecodeRow], masks: MaskSource) -> PassChoice:
+    def decode_controlled(self, rows: DecodeRows, masks: MaskSource) -> PassChoice:
         """`decode` where rows have controls; `masks` is called once the pass is launched, and may
         wait for the tokens before these meanwhile."""
         logits = self.step_logits(rows)
-        return self.chooser.choose_controlled(logits, [row.choice for row in rows], masks())
+        return self.chooser.choose_controlled(logits, rows.choices, masks())
 
-    def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
+    def step_logits(self, rows: DecodeRows) -> Tensor:
         """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
         width = next(w for w in self.decode_widths if w >= len(rows))
-        columns = [(row.slot, row.length, row.position, row.index) for row in rows]
-        columns += [(self._slots.padding, 0, 0, 0)] * (width - len(rows))
-        ints = torch.tensor(columns).T.contiguous()
+        ints = widened(rows.ints, width, (self._slots.padding, 0, 0, 0))
         adapters: list[SlotScales] = []
-        if self._tables is not None and any(row.adapters for row in rows):
-            adapters = [row.adapters for row in rows] + [()] * (width - len(rows))
+        if self._tables is not None and any(rows.adapters):
+            adapters = [*rows.adapters, *[()] * (width - len(rows))]
         if self._placement.is_cuda:
             if adapters:
                 weights = dense_weights(self._adapters, adapters)
                 run = self._captured["adapted decode", width]
                 return run(ints.pin_memory(), weights.pin_memory())
             return self._captured["decode", width](ints.pin_memory())
-        slots, _, positions, indices = ints.unbind()
+        slots, lengths, positions, indices = ints.unbind()
         size = self.limits.page_tokens
-        padding = width - len(rows)
-        placed = [row.pages[row.length // size] * size + row.length % size for row in rows]
-        places = torch.tensor(placed + [SCRATCH_PAGE * size] * padding)
-        spans = torch.tensor([(row.length, 1) for row in rows] + [(0, 0)] * padding)
+        is_row = (torch.arange(width) < len(rows)).to(torch.int64)
+        pages = self._slots.tables[slots, lengths // size]  # the scratch page for padding
+        places = pages * size + lengths % size
+        spans = torch.stack((lengths, is_row), dim=1)
         tokens = self._slots.newest_tokens(slots, indices)
         tables = self._slots.tables.index_select(0, slots)
         given = (tokens, positions, places, tables, spans)
@@ -257,25 +260,27 @@ class ChatRunner:
 
     def _have_equal_bits(self, adapters: Sequence[SlotScales]) -> bool:
         """The same for rows that have these adapters in turn."""
-        token = min(self._decoder.shape.vocab, 1000) - 1
+        token = min(self.vocab, 1000) - 1
         width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
-        rows = [
-            DecodeRow(
-                *(i, 0, 7 * i, 0, [1 + i], TokenChoice(i, GREEDY, 0, 1)),
-                adapters[i % len(adapters)],
-            )
-            for i in range(width)
-        ]
-        for row in rows:
-            self.reset_slot(row.slot, row.pages, torch.tensor([0]))
-            self._slots.feed[row.slot] = (token - row.slot) % (token + 1)
+        order = list(range(width))
+        rows = DecodeRows(
+            np.array([(slot, 0, 7 * slot, 0) for slot in order]).T,
+            self._choices([TokenChoice(slot, GREEDY, 0, 1) for slot in order]),
+            [adapters[i % len(adapters)] for i in order],
+        )
+        for slot in order:
+            self.reset_slot(slot, [1 + slot], torch.tensor([0]))
+            self._slots.feed[slot] = (token - slot) % (token + 1)
         whole = self.step_logits(rows).clone()
-        for turn in range(1, len(rows)):
-            turned = self.step_logits(rows[turn:] + rows[:turn])
-            if not torch.equal(turned[: len(rows)].roll(turn, 0), whole[: len(rows)]):
+        for turn in order[1:]:
+            turned = self.step_logits(rows.take(order[turn:] + order[:turn]))
+            if not torch.equal(turned[:width].roll(turn, 0), whole[:width]):
                 return False
-        alone = torch.cat([self.step_logits([row])[:1].clone() for row in rows])
-        return torch.equal(alone, whole[: len(rows)])
+        alone = torch.cat([self.step_logits(rows.take([i]))[:1].clone() for i in order])
+        return torch.equal(alone, whole[:width])
+
+    def _choices(self, choices: Sequence[TokenChoice]) -> Choices:
+        return Choices.of(choices, self.vocab)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
@@ -302,7 +307,6 @@ class ChatRunner:
             self._captured[name, width] = captured
 
     def _warm_decode(self, width: int, adapters: SlotScales) -> None:
-        pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         if self._placement.is_cuda:
             ints = torch.tensor([[self._slots.padding], [0], [0], [0]]).expand(4, width)
             like = [ints.contiguous()]
@@ -312,8 +316,9 @@ class ChatRunner:
             self._capture(name, width, run, *map(self._move, like))
         slots = [i % self.limits.slots for i in range(width)]
         for sampling in ONE_PER_SAMPLER:
-            choices = [TokenChoice(slot, sampling, 0, 1) for slot in slots]
-            rows = [DecodeRow(c.slot, 0, 0, 0, pages, c, adapters) for c in choices]
+            choices = self._choices([TokenChoice(slot, sampling, 0, 1) for slot in slots])
+            columns = np.array([(slot, 0, 0, 0) for slot in slots]).T
+            rows = DecodeRows(columns, choices, [adapters] * width)
             self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")
 
     def _warm_prefill(self, width: int, adapters: SlotScales) -> None:
@@ -338,7 +343,7 @@ class ChatRunner:
 
     def _check(self, tokens: Tensor, what: str) -> None:
         """Raise `EngineFailed` for tokens that are no tokens: the weights are damaged. Waits."""
-        found, vocab = self.copy(tokens).result().tolist(), self._decoder.shape.vocab
+        found, vocab = self.copy(tokens).result().tolist(), self.vocab
         if not all(0 <= token < vocab for token in found):
             raise EngineFailed(f"the logits of warm-up {what} are not finite; {DAMAGED}")
 

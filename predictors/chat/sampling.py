@@ -7,14 +7,15 @@ same token however often it is repeated, on any row and beside any other sequenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from predictors.chat.request import NO_CONTROLS, Controls, Sampling
+from predictors.chat.request import Sampling
 
 GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): increment and the two multipliers
 MIX1 = 0xBF58476D1CE4E5B9
@@ -57,8 +58,20 @@ class Draw:
 
 def noise_key(seed: int, position: int) -> int:
     """64 bits, as a signed int, for the token at `position` of a sequence with `seed`."""
-    word = _mix_int(_mix_int(seed + GOLDEN) + position * GOLDEN)
-    return word - WORD if word >= WORD // 2 else word
+    return _signed(_mix_int(mixed_seed(seed) + position * GOLDEN))
+
+
+def mixed_seed(seed: int) -> int:
+    """The part of `noise_key` that all tokens of a sequence share: 64 bits."""
+    return _mix_int(seed + GOLDEN)
+
+
+def mix_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`noise_key` of many rows (n,): `seeds` are of `mixed_seed`."""
+    word = seeds + positions.astype(np.uint64) * np.uint64(GOLDEN)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX1)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX2)
+    return (word ^ (word >> np.uint64(31))).view(np.int64)
 
 
 def _mix_int(word: int) -> int:
@@ -161,74 +174,3 @@ that serves it; sorting the vocabulary costs as much as a decode step of one seq
 GREEDY = Sampling(temperature=0.0)
 ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
 """A request that each sampler is the cheapest for."""
-NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenChoice:
-    """How the next token of `slot`'s sequence is chosen, number `position` of its answer."""
-
-    slot: int
-    sampling: Sampling
-    seed: int
-    position: int
-    controls: Controls = NO_CONTROLS
-
-    @property
-    def is_controlled(self) -> bool:
-        """Its controls, or min_p, can change the token."""
-        controls, sampling = self.controls, self.sampling
-        has_min_p = sampling.min_p > 0 and not sampling.is_greedy
-        return bool(controls.logit_bias) or self.position < controls.min_tokens or has_min_p
-
-
-def cheapest_sampler(choices: Sequence[TokenChoice]) -> str:
-    if all(c.sampling.is_greedy for c in choices):
-        return "greedy"
-    is_open = (c.sampling.top_k <= 0 and c.sampling.top_p >= 1.0 for c in choices)
-    return "drawn" if all(is_open) else "sampled"
-
-
-def pack_choices(
-    choices: Sequence[TokenChoice], width: int, vocab: int, padding_slot: int
-) -> tuple[Tensor, Tensor]:
-    """ints (5, width) int64: slot, number, top_k, key, greedy; floats (5, width) fp32: penalties
-    (repetition, presence, frequency), temperature, top_p. On the host; padding rows are greedy."""
-    ints, floats = choice_rows(choices, width, vocab, padding_slot)
-    return as_columns(ints, np.int64), as_columns(floats, np.float32)
-
-
-def choice_rows(
-    choices: Sequence[TokenChoice], width: int, vocab: int, padding_slot: int
-) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
-    """The columns of `pack_choices`, one for each row of a pass."""
-    missing = width - len(choices)
-    ints: list[tuple[int, ...]] = [_ints(choice, vocab) for choice in choices]
-    floats: list[tuple[float, ...]] = [_floats(choice.sampling) for choice in choices]
-    return (
-        ints + [(padding_slot, 0, vocab, 0, 1)] * missing,
-        floats + [NEUTRAL] * missing,
-    )
-
-
-def as_columns(rows: Sequence[Sequence[float]], kind: type[np.generic]) -> Tensor:
-    """Tensor (n, rows) of rows of n numbers. numpy reads lists four times as fast as torch."""
-    return torch.from_numpy(np.array(rows, kind).T.copy())
-
-
-def _ints(choice: TokenChoice, vocab: int) -> tuple[int, int, int, int, int]:
-    sampling = choice.sampling
-    top_k = min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
-    is_greedy = sampling.is_greedy
-    key = 0 if is_greedy else noise_key(choice.seed, choice.position)
-    return choice.slot, choice.position, top_k, key, int(is_greedy)
-
-
-def _floats(sampling: Sampling) -> tuple[float, float, float, float, float]:
-    return (
-        sampling.repetition_penalty,
-        sampling.presence_penalty,
-        sampling.frequency_penalty,
-        1.0 if sampling.is_greedy else sampling.temperature,
-        sampling.top_p,
-    )

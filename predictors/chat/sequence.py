@@ -14,10 +14,10 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.changes import SlotScales
+from predictors.chat.choices import TokenChoice
 from predictors.chat.constraints import Constraint
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import ChatDelta
-from predictors.chat.sampling import TokenChoice
 from predictors.chat.work import ChatWork
 from predictors.serving.job import Job
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from predictors.chat.request import Sampling
-from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.rows import DecodeRows, PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import HostCopy
@@ -104,11 +104,16 @@ def test_a_prompt_of_many_chunks_is_not_launched_more_than_a_step_ahead(
 def test_no_token_is_launched_beyond_max_tokens(
     ahead: Room, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    rows: list[DecodeRow] = []
+    numbers: list[int] = []
     decode = ChatRunner.decode
-    monkeypatch.setattr(ChatRunner, "decode", lambda self, r: rows.extend(r) or decode(self, r))
+
+    def seen(self: ChatRunner, rows: DecodeRows) -> object:
+        numbers.extend(rows.choices.ints[1].tolist())
+        return decode(self, rows)
+
+    monkeypatch.setattr(ChatRunner, "decode", seen)
     assert len(ahead.answer(chat("hi", max_tokens=most, ignore_eos=True))) == most
-    assert [row.choice.position for row in rows] == list(range(1, most))
+    assert numbers == list(range(1, most))
 
 
 def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.choosing import TokenChooser
 from predictors.chat.constraints import mask_of
 from predictors.chat.decoder.passes import DecoderPasses
@@ -18,7 +19,7 @@ from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import TokenMasks, num_words
 from predictors.chat.request import Controls, Sampling
-from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS, TokenChoice
+from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement
 from tests import triton_interpreter
@@ -94,7 +95,7 @@ def test_graphs_choose_and_score_what_the_plain_path_does(
         for row, first in zip(masks.words, (0, 1500), strict=True):
             allowed = mask_of(frozenset(range(first, first + 90)), num_words(VOCAB))
             row.copy_(torch.from_numpy(allowed))
-        chosen.append(each.choose_controlled(given, choices, masks))
+        chosen.append(each.choose_controlled(given, Choices.of(choices, VOCAB), masks))
     ours, theirs = chosen
     assert ours.tokens.tolist() == theirs.tokens.tolist()
     assert 1500 <= ours.tokens[0] < 1590
@@ -104,7 +105,8 @@ def test_graphs_choose_and_score_what_the_plain_path_does(
     for row in (1, 2):
         assert torch.equal(ours.scores[0].result()[row], theirs.scores[0].result()[row])
         torch.testing.assert_close(ours.scores[1].result()[row], theirs.scores[1].result()[row])
-    assert torch.equal(gpu.choose(memory, choices), cpu.choose(logits, choices))
+    asked = Choices.of(choices, VOCAB)
+    assert torch.equal(gpu.choose(memory, asked), cpu.choose(logits, asked))
 
 
 def test_a_pass_that_only_scores_takes_the_plain_sampler(
@@ -112,7 +114,8 @@ def test_a_pass_that_only_scores_takes_the_plain_sampler(
 ) -> None:
     gpu, memory, _ = both
     memory[:2] = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(3))
-    choices = [TokenChoice(i, ONE_PER_SAMPLER[0], 0, 0, ASKED[2 * i]) for i in range(2)]
+    rows = [TokenChoice(i, ONE_PER_SAMPLER[0], 0, 0, ASKED[2 * i]) for i in range(2)]
+    choices = Choices.of(rows, VOCAB)
     expected = gpu.choose(memory, choices)
     for name in [key for key in gpu._captured if key[0].startswith("controlled")]:
         monkeypatch.delitem(gpu._captured, name)

@@ -16,7 +16,7 @@ from predictors.chat import engine
 from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.planning import PACKED_HOLD_STEPS
 from predictors.chat.request import ChatRequest, Sampling
-from predictors.chat.rows import DecodeRow
+from predictors.chat.rows import DecodeRows
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import (
     GUEST_ROWS,
@@ -123,7 +123,7 @@ def test_a_full_step_has_the_rows_of_before_and_each_sequence_its_turn(
     widths: list[int] = []
     decode = ChatRunner.decode
 
-    def counted(self: ChatRunner, rows: list[DecodeRow]) -> object:
+    def counted(self: ChatRunner, rows: DecodeRows) -> object:
         widths.append(len(rows))
         return decode(self, rows)
 

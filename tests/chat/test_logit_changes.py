@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from predictors.chat.choices import Choices, TokenChoice, pack_choices, pack_controlled
 from predictors.chat.constraints import mask_of
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.state import SlotState
@@ -29,7 +30,6 @@ from predictors.chat.logit_changes import (
     TokenMasks,
     change_logits,
     num_words,
-    pack_controlled,
 )
 from predictors.chat.request import Controls, Sampling
 from predictors.chat.sampling import (
@@ -37,11 +37,8 @@ from predictors.chat.sampling import (
     ONE_PER_SAMPLER,
     SAMPLERS,
     Draw,
-    TokenChoice,
-    cheapest_sampler,
     drop_unlikely,
     filter_top,
-    pack_choices,
 )
 
 VOCAB = 70  # no multiple of 32
@@ -81,7 +78,7 @@ def changed(
     masks = masks_of(len(choices), allowed) if allowed else None
     rows = masks.rows if masks else {}
     words = masks.words if masks else state.words
-    packed = pack_controlled(choices, rows, len(logits), VOCAB, 4)
+    packed = pack_controlled(Choices.of(choices, VOCAB), rows, len(logits), VOCAB, 4)
     return change_logits(logits, state.changes_of(packed[0], words))
 
 
@@ -146,7 +143,7 @@ def test_min_p_keeps_what_transformers_keeps_after_temperature_top_k_and_top_p(
         theirs = TopPLogitsWarper(top_p)(None, theirs)
     theirs = MinPLogitsWarper(min_p)(None, theirs)
     choice = TokenChoice(0, Sampling(temperature, top_p, top_k, min_p=min_p), 0, 0)
-    ints, floats = pack_controlled([choice], {}, 1, VOCAB, 4)
+    ints, floats = pack_controlled(Choices.of([choice], VOCAB), {}, 1, VOCAB, 4)
     none = torch.zeros(1, 1)
     draw = Draw(floats[3][:, None], floats[4][:, None], ints[2][:, None], none, none)
     draw = replace(draw, least=floats[5][:, None])
@@ -176,12 +173,12 @@ def test_rows_without_controls_get_the_token_of_the_plain_sampler(
     every = Controls(logit_bias=BIAS, min_tokens=9)
     mixed = [*plain[:2], TokenChoice(3, replace(kind, min_p=0.1), 1, 0, every), plain[2]]
     state.reset(3, every, lambda tensor: tensor)
-    assert cheapest_sampler(mixed) == way
+    assert Choices.of(mixed, VOCAB).sampler(VOCAB) == way
     logits = logits_of(seed, 4)
     masks = masks_of(4, {2: {7, 9}})
-    ints, floats = pack_controlled(mixed, masks.rows, 4, VOCAB, 4)
+    ints, floats = pack_controlled(Choices.of(mixed, VOCAB), masks.rows, 4, VOCAB, 4)
     found = state.choose_tokens(CONTROLLED[way], logits, ints, floats, masks.words)
-    ints, floats = pack_choices(plain, 3, VOCAB, 4)
+    ints, floats = pack_choices(Choices.of(plain, VOCAB), 3, VOCAB, 4)
     expected = slots.choose_tokens(SAMPLERS[way], logits[[0, 1, 3]], ints, floats)
     assert found[[0, 1, 3]].tolist() == expected.tolist()
     assert int(found[2]) in {7, 9}
@@ -193,6 +190,6 @@ def test_a_masked_row_is_finite_and_a_broken_one_is_not(state: ControlState) -> 
     logits[1, 40] = float("nan")  # a token that may not come
     masks = masks_of(2, {0: {12}, 1: {12}})
     choices = [TokenChoice(i, PLAIN, 0, 0) for i in range(2)]
-    packed = pack_controlled(choices, masks.rows, 2, VOCAB, 4)
+    packed = pack_controlled(Choices.of(choices, VOCAB), masks.rows, 2, VOCAB, 4)
     found = state.choose_tokens(CONTROLLED["greedy"], logits, *packed, masks.words)
     assert found.tolist() == [12, NOT_FINITE]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from predictors.chat.choices import Choices, TokenChoice, pack_choices
 from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatRequest, Sampling
-from predictors.chat.sampling import NOT_FINITE, SAMPLERS, TokenChoice, pack_choices
+from predictors.chat.sampling import NOT_FINITE, SAMPLERS
 from predictors.errors import EngineFailed, StepFailed
 from tests.chat.room import Room, chat, png, tokens_of
 from tests.tools.syncs import count_host_syncs
@@ -142,7 +143,7 @@ def test_the_token_of_a_broken_row_is_no_token_and_feeds_a_real_one(
     vocab = state.seen.shape[1]
     logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(1))
     choices = [TokenChoice(slot, SAMPLINGS[way], 5, 0) for slot in range(3)]
-    ints, floats = pack_choices(choices, 3, vocab, state.padding)
+    ints, floats = pack_choices(Choices.of(choices, vocab), 3, vocab, state.padding)
     sound = state.choose_tokens(SAMPLERS[way], logits, ints, floats)
     logits[1, vocab // 3] = value
     found = state.choose_tokens(SAMPLERS[way], logits, ints, floats)

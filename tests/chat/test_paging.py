@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from predictors import metrics
 from predictors.chat.kv_cache import PagePool, page_names
-from predictors.chat.launching import StepLauncher, is_last
+from predictors.chat.launching import is_last
 from predictors.chat.limits import EngineLimits
 from predictors.chat.paging import Paging
 from predictors.chat.planning import PACKED_HOLD_STEPS, LaunchedStep, StepPlanner
@@ -255,8 +255,7 @@ def few_pages(room: Room, num_pages: int) -> Iterator[Paging]:
     holders, limits = engine._planner.holders, replace(room.runner.limits, num_pages=num_pages)
     args = (pool, engine._sequences, holders, limits, engine._metrics)
     paging = Paging(*args, may_preempt=True)
-    launcher = loaded.launcher
-    new = StepLauncher(launcher.runner, launcher.pictures, launcher.cache, paging, launcher.metrics)
+    new = replace(loaded.launcher, paging=paging)
     engine._paging, engine._loaded = paging, replace(loaded, launcher=new)
     try:
         yield paging

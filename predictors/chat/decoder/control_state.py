@@ -13,12 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from predictors.chat.choices import NUM_PLAIN
 from predictors.chat.constraints import WORD_BITS
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import MOST_BIASED, MOST_STOP_TOKENS
 from predictors.chat.logit_changes import (
-    NUM_CHOICE_FLOATS,
-    NUM_CHOICE_INTS,
     ControlledSampler,
     LogitChanges,
     num_words,
@@ -77,13 +76,13 @@ class ControlState:
 
     def sampling_of(self, ints: Tensor, floats: Tensor) -> tuple[Penalties, Draw]:
         """As `SlotState.sampling_of`, with min_p."""
-        rows = ints[:NUM_CHOICE_INTS].unbind()
-        penalties, draw = self.state.sampling_of(rows, floats[:NUM_CHOICE_FLOATS])
-        return penalties, replace(draw, least=floats[NUM_CHOICE_FLOATS][:, None])
+        rows = ints[:NUM_PLAIN].unbind()
+        penalties, draw = self.state.sampling_of(rows, floats[:NUM_PLAIN])
+        return penalties, replace(draw, least=floats[NUM_PLAIN][:, None])
 
     def changes_of(self, ints: Tensor, words: Tensor) -> LogitChanges:
         """The changes of rows with these integers, under the masks `words`."""
-        mask, *flags = ints[NUM_CHOICE_INTS:].unbind()
+        mask, *flags = ints[NUM_PLAIN:].unbind()
         is_masked, is_biased, is_withheld = (flag.bool()[:, None] for flag in flags)
         slots = ints[0]
         bias = self.bias.index_select(0, slots)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from predictors.chat.choices import NUM_PLAIN
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.fused_linears import power_of_two
 from predictors.chat.decoder.state import SlotState
@@ -15,7 +16,6 @@ from predictors.chat.decoder.token_kernels import (
     change_kernel,
     feed_kernel,
 )
-from predictors.chat.logit_changes import NUM_CHOICE_INTS
 from predictors.chat.sampling import SAMPLERS, mark_not_finite
 
 BEST_BLOCK = 2048
@@ -73,7 +73,7 @@ def choose_greedy(
 def change_fused(controls: ControlState, logits: Tensor, ints: Tensor) -> Tensor:
     """`change_logits` for the integers of `pack_controlled` and the masks in `controls.words`."""
     rows, vocab = logits.shape
-    masks, is_masked, is_biased, is_withheld = ints[NUM_CHOICE_INTS:].unbind()
+    masks, is_masked, is_biased, is_withheld = ints[NUM_PLAIN:].unbind()
     biased, withheld = controls.biased, controls.withheld
     changed = logits.new_empty(rows, vocab)
     change_kernel[(rows, -(-vocab // BEST_BLOCK))](

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from predictors.chat.choices import Choices, TokenChoice, pack_choices, pack_controlled
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import RMSNorm
@@ -20,15 +21,12 @@ from predictors.chat.logit_changes import (
     CONTROLLED,
     change_logits,
     num_words,
-    pack_controlled,
 )
 from predictors.chat.request import Controls, Sampling
 from predictors.chat.sampling import (
     NOT_FINITE,
     ONE_PER_SAMPLER,
     SAMPLERS,
-    TokenChoice,
-    pack_choices,
 )
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
 from tests import triton_interpreter
@@ -252,7 +250,7 @@ def test_the_most_likely_token_is_the_same_in_the_kernel() -> None:
         Sampling(temperature=0.0, frequency_penalty=0.4, repetition_penalty=0.8),
     ]
     choices = [TokenChoice(slot, kind, 0, slot + 5) for slot, kind in enumerate(kinds)]
-    ints, floats = pack_choices(choices, 3, 5000, ours.padding)
+    ints, floats = pack_choices(Choices.of(choices, 5000), 3, 5000, ours.padding)
     found = tokens_in_and_out.choose_greedy(ours, logits, ints, floats)
     assert torch.equal(found, plain.choose_tokens(SAMPLERS["greedy"], logits, ints, floats))
     assert torch.equal(ours.feed, plain.feed)
@@ -266,7 +264,7 @@ def test_the_best_token_of_a_row_that_is_not_finite_is_none(value: float, place:
     logits[1, place] = value
     kind = Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7)
     choices = [TokenChoice(slot, kind, 0, slot + 5) for slot in range(3)]
-    ints, floats = pack_choices(choices, 3, 5000, ours.padding)
+    ints, floats = pack_choices(Choices.of(choices, 5000), 3, 5000, ours.padding)
     found = tokens_in_and_out.choose_greedy(ours, logits, ints, floats)
     assert torch.equal(found, plain.choose_tokens(SAMPLERS["greedy"], logits, ints, floats))
     assert found[1] == NOT_FINITE
@@ -294,7 +292,7 @@ def test_controlled_rows_get_the_same_token_in_the_kernels(way: str) -> None:
     generator = torch.Generator().manual_seed(4)
     words = torch.randint(-(2**31), 2**31, (2, num_words(vocab)), generator=generator).int()
     logits = torch.randn(4, vocab, generator=generator)
-    ints, floats = pack_controlled(choices, masks, 4, vocab, ours.padding)
+    ints, floats = pack_controlled(Choices.of(choices, vocab), masks, 4, vocab, ours.padding)
     found = []
     for state in (ours, plain):
         controls = ControlState(state, 4, [4000, 7])

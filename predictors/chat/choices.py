@@ -1,0 +1,143 @@
+"""How the next tokens of a pass's rows are chosen, as columns of numbers: from requests to the
+tensors of samplers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from predictors.chat.request import NO_CONTROLS, Controls, Sampling
+from predictors.chat.sampling import noise_key
+
+NUM_PLAIN = 5
+"""Rows of the integers, and of the floats, that a choice without controls needs."""
+NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0, -math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """How the next token of `slot`'s sequence is chosen, number `position` of its answer."""
+
+    slot: int
+    sampling: Sampling
+    seed: int
+    position: int
+    controls: Controls = NO_CONTROLS
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The choices of n rows.
+
+    `ints` (7, n) int64: slot, number of the token, top_k (the vocabulary's size when off), key of
+    `noise_key` (0 if greedy), greedy, has a bias, may not end yet. `floats` (6, n) fp32: penalties
+    (repetition, presence, frequency), temperature, top_p, logarithm of min_p. `scored` are the rows
+    that ask for logprobs.
+    """
+
+    ints: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    scored: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, choices: Sequence[TokenChoice], vocab: int) -> Choices:
+        ints = [_ints(choice, vocab) for choice in choices]
+        floats = [floats_of(choice.sampling) for choice in choices]
+        scored = [i for i, each in enumerate(choices) if each.controls.logprobs is not None]
+        return cls(
+            np.array(ints, np.int64).reshape(-1, 7).T,
+            np.array(floats, np.float32).reshape(-1, 6).T,
+            scored,
+        )
+
+    def __len__(self) -> int:
+        return self.ints.shape[1]
+
+    def sampler(self, vocab: int) -> str:
+        """The cheapest of `SAMPLERS` that serves all rows."""
+        is_greedy = self.ints[4].astype(bool)
+        if is_greedy.all():
+            return "greedy"
+        is_open = (self.ints[2] >= vocab) & (self.floats[4] >= 1.0)
+        return "drawn" if (is_open | is_greedy).all() else "sampled"
+
+    @property
+    def is_controlled(self) -> bool:
+        """The controls of a row, or its min_p, can change its token."""
+        drawn_least = np.where(self.ints[4] == 0, self.floats[5], -np.inf)
+        return bool(self.ints[5:7].any() or (drawn_least > -np.inf).any())
+
+    def take(self, rows: Sequence[int]) -> Choices:
+        """Those rows, in that order, none of which asks for logprobs."""
+        return Choices(self.ints[:, rows], self.floats[:, rows])
+
+
+def top_k_of(sampling: Sampling, vocab: int) -> int:
+    return min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
+
+
+def floats_of(sampling: Sampling) -> tuple[float, float, float, float, float, float]:
+    """A column of the floats of `Choices`."""
+    return (
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        1.0 if sampling.is_greedy else sampling.temperature,
+        sampling.top_p,
+        math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf,
+    )
+
+
+def _ints(choice: TokenChoice, vocab: int) -> tuple[int, int, int, int, int, int, int]:
+    sampling, controls, position = choice.sampling, choice.controls, choice.position
+    key = 0 if sampling.is_greedy else noise_key(choice.seed, position)
+    has_bias, is_early = bool(controls.logit_bias), position < controls.min_tokens
+    top_k, is_greedy = top_k_of(sampling, vocab), sampling.is_greedy
+    return choice.slot, position, top_k, key, int(is_greedy), int(has_bias), int(is_early)
+
+
+# -- to a sampler's tensors ------------------------------------------------------------------------
+def pack_choices(
+    choices: Choices, width: int, vocab: int, padding_slot: int
+) -> tuple[Tensor, Tensor]:
+    """ints (5, width) int64: slot, number, top_k, key, greedy; floats (5, width) fp32: penalties
+    (repetition, presence, frequency), temperature, top_p. On the host; padding rows are greedy."""
+    padding = (padding_slot, 0, vocab, 0, 1)
+    return (
+        widened(choices.ints[:NUM_PLAIN], width, padding),
+        widened(choices.floats[:NUM_PLAIN], width, NEUTRAL[:NUM_PLAIN]),
+    )
+
+
+def pack_controlled(
+    choices: Choices, masked: Mapping[int, int], width: int, vocab: int, padding_slot: int
+) -> tuple[Tensor, Tensor]:
+    """As `pack_choices`, with four more rows of integers: row of its mask, is_masked, is_biased,
+    is_withheld; and one more of floats, the logarithm of min_p. `masked` are those of
+    `TokenMasks`, whose masks have left out what may not come yet."""
+    ints = np.zeros((NUM_PLAIN + 4, len(choices)), np.int64)
+    ints[:NUM_PLAIN] = choices.ints[:NUM_PLAIN]
+    rows = list(masked)
+    ints[NUM_PLAIN, rows] = list(masked.values())
+    ints[NUM_PLAIN + 1, rows] = 1
+    ints[NUM_PLAIN + 2] = choices.ints[5]
+    ints[NUM_PLAIN + 3] = choices.ints[6] & (1 - ints[NUM_PLAIN + 1])
+    padding = (padding_slot, 0, vocab, 0, 1, 0, 0, 0, 0)
+    return widened(ints, width, padding), widened(choices.floats, width, NEUTRAL)
+
+
+def widened(
+    columns: NDArray[np.int64] | NDArray[np.float32], width: int, padding: Sequence[float]
+) -> Tensor:
+    """A tensor of its own (k, width) of `columns` (k, n), with `padding` (k,) in the others."""
+    wide = np.empty((len(columns), width), columns.dtype)
+    wide[:, : columns.shape[1]] = columns
+    wide[:, columns.shape[1] :] = np.array(padding, columns.dtype)[:, None]
+    return torch.from_numpy(wide)
