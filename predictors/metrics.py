@@ -51,6 +51,20 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 
 P = "predictors"
 
+
+class TokenHistogram(Histogram):
+    """A histogram that takes equal values together: all tokens of a step come at once."""
+
+    def observe_many(self, amount: float, count: int) -> None:
+        """As `count` calls of `observe`."""
+        self._sum.inc(amount * count)
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            if amount <= bound:
+                bucket.inc(count)
+                return
+
+
+
 requests_total = Counter(f"{P}_requests_total", "Requests answered, by protocol and outcome.", ["model", "protocol", "operation", "reason"])
 request_seconds = Histogram(f"{P}_request_duration_seconds", "Time from a request's head to the end of its answer.", ["model", "protocol", "outcome"], buckets=E2E)
 requests_in_flight = Gauge(f"{P}_requests_in_flight", "Inference requests in progress, all models, from head to end of answer.")
@@ -81,7 +95,7 @@ loras_loaded = Gauge(f"{P}_loras_loaded", "Adapters (LoRA) that requests may use
 lora_images_total = Counter(f"{P}_lora_images_total", "Pictures generated with an adapter (LoRA), by its name. A picture with several counts for each.", ["model", "lora"])
 inference_steps = Histogram(f"{P}_inference_steps", "Denoise steps per picture.", ["model"], buckets=INPUT_STEPS)
 ttft_seconds = Histogram(f"{P}_time_to_first_token_seconds", "Time from submission to the first token.", ["model"], buckets=TTFT)
-itl_seconds = Histogram(f"{P}_inter_token_latency_seconds", "Time between two tokens of one sequence.", ["model"], buckets=ITL)
+itl_seconds = TokenHistogram(f"{P}_inter_token_latency_seconds", "Time between two tokens of one sequence.", ["model"], buckets=ITL)
 ttfi_seconds = Histogram(f"{P}_time_to_first_image_seconds", "Time from submission to the picture.", ["model"], buckets=IMG)
 prompt_tokens_total = Counter(f"{P}_prompt_tokens_total", "Prompt tokens, including those of pictures.", ["model"])
 vision_tokens_total = Counter(f"{P}_vision_tokens_total", "Prompt tokens of pictures.", ["model"])

@@ -40,7 +40,7 @@ KINDS = ("bare", "bare_paced", "paced", "lockstep", "flood")
 class ScriptedChat:
     """An engine whose step is one token per chat; `kind` decides when the next step may come."""
 
-    slots = STREAMS
+    slots, spare_slots = STREAMS, 0
 
     def __init__(self, kind: str, tokens: Sequence[int]) -> None:
         self._kind = kind

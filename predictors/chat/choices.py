@@ -58,7 +58,7 @@ class Choices:
         )
 
     def __len__(self) -> int:
-        return self.ints.shape[1]
+        return int(self.ints.shape[1])
 
     def sampler(self, vocab: int) -> str:
         """The cheapest of `SAMPLERS` that serves all rows."""

@@ -26,8 +26,10 @@ ANY_TOKEN = -1
 class AnswerMatcher(Protocol):
     """The state of one answer. Engine thread."""
 
-    def accept(self, token: int) -> bool:
-        """Take the next token. False if the grammar does not allow it; then nothing changes."""
+    @staticmethod
+    def accept_all(rows: Sequence[tuple[Any, int]]) -> Sequence[bool]:
+        """Each of (matcher of this class, token) takes its next token. False where the grammar does
+        not allow it; then nothing changes."""
 
     @staticmethod
     def fill(rows: Sequence[tuple[Any, int]], words: MaskWords) -> Sequence[ServingError | None]:
@@ -74,19 +76,28 @@ class Constraint:
     def take(self, index: int, token: int) -> ServingError | None:
         """Take token number `index` of the answer, which may have been taken before. Returns the
         reason if the answer can't have it."""
-        if index == self._taken and self._broken is None:
-            self._take(token)
+        take_tokens([(self, index, token)])
         if self._broken is not None and index >= self._broken[0]:
             return self._broken[1]
         return None
 
-    def _take(self, token: int) -> None:
+    def must_accept(self, index: int, token: int) -> bool:
+        """False if token number `index` needs no matcher: it was taken before, or will be dropped,
+        or ends the answer."""
+        if index != self._taken or self._broken is not None:
+            return False
         if token < 0 or token in self._ends:  # no token, or the last
             self._is_ended = True
-        elif not self.matcher.accept(token):
+            self._taken += 1
+            return False
+        return True
+
+    def accepted(self, token: int, *, is_allowed: bool) -> None:
+        """The matcher was given the next token."""
+        if is_allowed:
+            self._taken += 1
+        else:
             self._break(StepFailed(f"the answer's grammar does not allow token {token}"))
-            return
-        self._taken += 1
 
     def _break(self, reason: ServingError) -> None:
         self._broken = (self._taken, reason)
@@ -103,43 +114,77 @@ class Constraint:
             return True
         return False
 
+    @property
+    def withheld(self) -> frozenset[int]:
+        """Tokens that may not come next where others may."""
+        return self._ends if self._taken < self._min_tokens else self._ignored
+
     def made(
         self, index: int, words: MaskWords, reason: ServingError | None, *, is_empty: bool
     ) -> None:
-        """The matcher has written the mask of token number `index`, or can't for a `reason`."""
-        withheld = self._ends if self._taken < self._min_tokens else self._ignored
+        """The mask of token number `index` was written, or can't be for a `reason`."""
         if reason is not None:
             self._break(reason)
         elif is_empty:
             self._break(StepFailed("the answer's grammar allows no token after the last one"))
-        elif withheld:
-            rest = words & ~mask_of(withheld, len(words))
-            if rest.any():
-                words[:] = rest
         self._keep(index, words, is_any=self._broken is not None)
 
     def _keep(self, index: int, words: MaskWords, *, is_any: bool) -> None:
         if is_any:
             words.fill(ANY_TOKEN)
-        if len(self._mask) != len(words):
-            self._mask = np.empty_like(words)
-        np.copyto(self._mask, words)
-        self._filled = index
+        self._mask, self._filled = words, index
+
+
+def take_tokens(asked: Sequence[tuple[Constraint, int, int]]) -> None:
+    """Each answer takes its token of that number, which may have been taken before. Matchers are
+    asked together, once. Engine thread."""
+    new = [(each, token) for each, index, token in asked if each.must_accept(index, token)]
+    if not new:
+        return
+    allowed = new[0][0].matcher.accept_all([(each.matcher, token) for each, token in new])
+    for (each, token), is_allowed in zip(new, allowed, strict=True):
+        each.accepted(token, is_allowed=is_allowed)
 
 
 def fill_masks(asked: Sequence[tuple[Constraint, int]], words: MaskWords) -> None:
     """Row i of `words` (rows, words) becomes the tokens that may come in answer i as the token of
     that number; all may where it will be dropped. Matchers are asked together, once. May be
-    repeated, also once tokens are taken. Engine thread."""
+    repeated with other `words`, also once tokens are taken. `words` is kept and must not change
+    later. Engine thread."""
     new = [row for row, (each, index) in enumerate(asked) if not each.recall(index, words[row])]
     if not new:
         return
     matchers = [asked[row][0].matcher for row in new]
     reasons = matchers[0].fill(list(zip(matchers, new, strict=True)), words)
     any_bits = np.bitwise_or.reduce(words, axis=1)
+    _withhold([(row, asked[row][0].withheld) for row in new], words)
     for row, reason in zip(new, reasons, strict=True):
         each, index = asked[row]
         each.made(index, words[row], reason, is_empty=not any_bits[row])
+
+
+def _withhold(asked: Sequence[tuple[int, frozenset[int]]], words: MaskWords) -> None:
+    """Take these tokens out of these rows of `words`; not where nothing would be left."""
+    before = []
+    for row, tokens in asked:
+        if tokens:
+            places, others = _words_of(tokens, words.shape[1])
+            before.append((row, places, words[row, places]))
+            words[row, places] &= others
+    if not before:
+        return
+    any_bits = np.bitwise_or.reduce(words, axis=1)
+    for row, places, values in before:
+        if not any_bits[row]:
+            words[row, places] = values
+
+
+@lru_cache(maxsize=16)
+def _words_of(tokens: frozenset[int], size: int) -> tuple[NDArray[np.intp], MaskWords]:
+    """Which of `size` words have bits of these tokens, and all other bits of those words."""
+    mask = mask_of(tokens, size)
+    (places,) = mask.nonzero()
+    return places, ~mask[places]
 
 
 @lru_cache(maxsize=16)

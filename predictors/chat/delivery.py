@@ -32,18 +32,25 @@ class TokenDelivery:
         """Emit the tokens that were read, with the scores of those that have them, and let finished
         sequences leave. Tokens launched for a sequence after its last one, or after it was evicted,
         are dropped."""
-        count = 0
-        for sequence, token in zip(sequences, tokens, strict=True):
-            if sequence.is_gone:
-                continue
+        live = [(s, t) for s, t in zip(sequences, tokens, strict=True) if not s.is_gone]
+        if not live:
+            return
+        now = live[0][0].job.clock()  # of the whole step
+        earlier: dict[float, int] = {}
+        for sequence, token in live:
             if token == NOT_FINITE:
                 self.fail(sequence)
                 continue
             if sequence.constraint is not None and not self._takes(sequence, token):
                 continue
+            if sequence.answer:
+                before = sequence.last_token_at
+                earlier[before] = earlier.get(before, 0) + 1
+            else:
+                self.metrics.observe_first(sequence, now)
+            sequence.last_token_at = now
             self._extend(sequence, token, scores.get(sequence))
-            count += 1
-        self.metrics.add_tokens(count)
+        self.metrics.observe_tokens(earlier, now)
 
     def _takes(self, sequence: Sequence, token: int) -> bool:
         """Its grammar has taken the token; else the sequence ends without it, alone."""
@@ -59,7 +66,6 @@ class TokenDelivery:
     def _extend(self, sequence: Sequence, token: int, score: TokenLogprob | None) -> None:
         job = sequence.job
         sequence.answer.append(token)
-        self.metrics.observe_token(sequence, job.clock())
         made = len(sequence.answer)
         reason = "length" if made >= job.work.max_tokens else None
         if token in sequence.end_tokens:

@@ -13,6 +13,7 @@ from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from predictors.chat.constraints import take_tokens
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.paging import Paging
 from predictors.chat.request import TokenLogprob
@@ -63,6 +64,7 @@ class LaunchedStep:
     constrained: abc.Sequence[Sequence] = ()
     """Those under a grammar."""
     _tokens: list[int] | None = None
+    _is_taken: bool = False
 
     def read(self) -> list[int]:
         """The tokens, one per sequence. The first call waits for them."""
@@ -71,14 +73,13 @@ class LaunchedStep:
         return self._tokens
 
     def take(self) -> None:
-        """Have grammars take the tokens that `read` gives. May be repeated until they are
-        delivered."""
-        if not self.constrained:
+        """Have grammars take the tokens that `read` gives, once."""
+        if not self.constrained or self._is_taken:
             return
         tokens = dict(zip(self.sequences, self.read(), strict=True))
-        for sequence in self.constrained:
-            if sequence.constraint is not None and not sequence.is_gone:
-                sequence.constraint.take(len(sequence.answer), tokens[sequence])
+        self._is_taken = True
+        live = [each for each in self.constrained if each.constraint and not each.is_gone]
+        take_tokens([(s.constraint, len(s.answer), tokens[s]) for s in live if s.constraint])
 
     def read_scores(self) -> dict[Sequence, TokenLogprob]:
         """The scores of the tokens that `read` gave."""

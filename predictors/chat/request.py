@@ -214,12 +214,14 @@ def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatDelta:
-    """A piece of an answer. The engine sets `tokens`; `AnswerReader` adds `text`.
+    """A piece of an answer, not to be changed. The engine sets `tokens`; `AnswerReader` makes
+    another with `text`.
 
     The last one has a `finish_reason`: `stop` (end token or stop string) or `length`.
-    `completion_tokens` counts all tokens so far, the end token included.
+    `completion_tokens` counts all tokens so far, the end token included. Not frozen: two are made
+    for each token, and a frozen one takes ten times as long to make.
     """
 
     tokens: tuple[int, ...]
@@ -240,14 +242,14 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScoredDelta(ChatDelta):
     """A piece with the `scores` of its tokens, for requests that ask for logprobs."""
 
     scores: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LastDelta(ChatDelta):
     """The last piece, with the sizes of the prompt's pictures and then of its films, in their
     order, the `scores` of its tokens where logprobs were asked for, and the boxes where they were.

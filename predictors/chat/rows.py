@@ -72,9 +72,9 @@ class PromptPart:
         return columns
 
 
-def choices_of(parts: Sequence[PromptPart]) -> list[TokenChoice]:
+def choices_of(parts: Sequence[PromptPart], vocab: int) -> Choices:
     """Of the prompts that end in these parts."""
-    return [part.choice for part in parts if part.choice is not None]
+    return Choices.of([part.choice for part in parts if part.choice is not None], vocab)
 
 
 def pack_prompts(

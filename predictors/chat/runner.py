@@ -105,9 +105,7 @@ class ChatRunner:
     def prefill(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Read parts of prompts in one pass of `width` rows (off a GPU each in its own). Returns
         the first tokens (parts with a choice,) int64 of the answers."""
-        return self.chooser.choose(
-            self.prompt_logits(parts, width), self._choices(choices_of(parts))
-        )
+        return self.chooser.choose(self.prompt_logits(parts, width), choices_of(parts, self.vocab))
 
     @staged("prefill")
     @torch.no_grad()
@@ -116,7 +114,7 @@ class ChatRunner:
     ) -> PassChoice:
         """`prefill` where rows have controls; `masks` is called once the pass is launched."""
         logits = self.prompt_logits(parts, width)
-        return self.chooser.choose_controlled(logits, self._choices(choices_of(parts)), masks())
+        return self.chooser.choose_controlled(logits, choices_of(parts, self.vocab), masks())
 
     def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
@@ -207,7 +205,7 @@ class ChatRunner:
             return self._captured["decode", width](ints.pin_memory())
         slots, lengths, positions, indices = ints.unbind()
         size = self.limits.page_tokens
-        is_row = (torch.arange(width) < len(rows)).to(torch.int64)
+        is_row = torch.arange(width) < len(rows)
         pages = self._slots.tables[slots, lengths // size]  # the scratch page for padding
         places = pages * size + lengths % size
         spans = torch.stack((lengths, is_row), dim=1)
@@ -317,8 +315,7 @@ class ChatRunner:
         slots = [i % self.limits.slots for i in range(width)]
         for sampling in ONE_PER_SAMPLER:
             choices = self._choices([TokenChoice(slot, sampling, 0, 1) for slot in slots])
-            columns = np.array([(slot, 0, 0, 0) for slot in slots]).T
-            rows = DecodeRows(columns, choices, [adapters] * width)
+            rows = DecodeRows(np.array([slots, *[[0] * width] * 3]), choices, [adapters] * width)
             self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")
 
     def _warm_prefill(self, width: int, adapters: SlotScales) -> None:

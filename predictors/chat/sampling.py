@@ -71,7 +71,8 @@ def mix_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
     word = seeds + positions.astype(np.uint64) * np.uint64(GOLDEN)
     word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX1)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX2)
-    return (word ^ (word >> np.uint64(31))).view(np.int64)
+    keys: NDArray[np.int64] = (word ^ (word >> np.uint64(31))).view(np.int64)
+    return keys
 
 
 def _mix_int(word: int) -> int:

@@ -6,7 +6,7 @@ and those that were read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -158,12 +158,12 @@ class ChatMetrics:
     def __init__(self, model: str) -> None:
         self.observe_rows = metrics.batch_size.labels(model).observe
         self.set_usage = metrics.kv_cache_usage_ratio.labels(model).set
-        self.add_tokens = metrics.generation_tokens_total.labels(model).inc
+        self._add_tokens = metrics.generation_tokens_total.labels(model).inc
         self._preemptions = metrics.preemptions_total.labels(model).inc
         self._preempted_tokens = metrics.preempted_tokens_total.labels(model).inc
         self.count_late_mask = metrics.late_masks_total.labels(model).inc
         self._model = model
-        self._between = metrics.itl_seconds.labels(model).observe
+        self._between = metrics.itl_seconds.labels(model).observe_many
         self._first = metrics.ttft_seconds.labels(model).observe
         self._prompt_tokens = metrics.prompt_tokens_total.labels(model).inc
         self._vision_tokens = metrics.vision_tokens_total.labels(model).inc
@@ -172,17 +172,17 @@ class ChatMetrics:
         stages = ("vision_encode", "prefill", "decode")
         self._stages = {s: metrics.stage_seconds.labels(model, s).observe for s in stages}
 
-    def observe_token(self, sequence: Sequence, now: float) -> None:
-        """`sequence` has one more token at `now`, seconds of its job's clock."""
-        if len(sequence.answer) == 1:
-            self._observe_first(sequence, now)
-        else:
-            self._between(now - sequence.last_token_at)
-        sequence.last_token_at = now
+    def observe_tokens(self, earlier: Mapping[float, int], now: float) -> None:
+        """Tokens came at `now`: for each time of the token before them, so many."""
+        for before, count in earlier.items():
+            self._between(now - before, count)
+        self._add_tokens(sum(earlier.values()))
 
-    def _observe_first(self, sequence: Sequence, now: float) -> None:
+    def observe_first(self, sequence: Sequence, now: float) -> None:
+        """Its first token came at `now`, seconds of its job's clock."""
         job, work = sequence.job, sequence.work
         sequence.first_token_at = now
+        self._add_tokens(1)
         self._first(now - job.submitted_at, job.exemplar)
         self.observe_stage(job, "prefill", now - (job.admitted_at or job.submitted_at))
         self._prompt_tokens(work.num_prompt_tokens)

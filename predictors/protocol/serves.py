@@ -151,3 +151,15 @@ class ServesChat(Served, Protocol):
         The first item comes when the jobs are accepted, and may be empty: the response's head is
         sent then. Every refusal is raised before it, so that it gets a status of its own.
         """
+
+
+_OFFERED: dict[tuple[type, type], bool] = {}
+
+
+def offers(model: Served, kind: Any) -> bool:
+    """isinstance(model, kind), looked at once per class: it takes up to 0.1 ms with a protocol."""
+    key = (type(model), kind)
+    found = _OFFERED.get(key)
+    if found is None:
+        found = _OFFERED[key] = isinstance(model, kind)
+    return found

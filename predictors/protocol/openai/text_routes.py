@@ -22,7 +22,7 @@ from predictors.protocol.openai.response_object import failure_events
 from predictors.protocol.openai.responses_body import ResponsesBody, decode_responses_body
 from predictors.protocol.openai.spelling import respell, respelt_events
 from predictors.protocol.openai.text_body import TextBody
-from predictors.protocol.serves import Served, ServesChat
+from predictors.protocol.serves import Served, ServesChat, offers
 
 _RESPONSES = "/responses"
 NOT_KEPT = "answers are not kept: there is no response of this id, neither to read nor to cancel"
@@ -58,7 +58,7 @@ def _encode_error(fault: Fault) -> bytes:
 
 
 def _serves_chat(model: Served) -> bool:
-    return isinstance(model, ServesChat)
+    return offers(model, ServesChat)
 
 
 CHAT = Operation(

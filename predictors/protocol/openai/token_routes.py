@@ -14,7 +14,7 @@ from predictors.protocol.openai.tokens_body import (
     decode_detokenize_body,
     decode_tokenize_body,
 )
-from predictors.protocol.serves import Served, ServesTokens
+from predictors.protocol.serves import Served, ServesTokens, offers
 
 INLINE_TOKENS = 4096
 """Longer lists are written by a thread."""
@@ -35,7 +35,7 @@ async def _written(answer: dict[str, Any], large: str) -> Response:
 
 
 def _serves_tokens(model: Served) -> bool:
-    return isinstance(model, ServesTokens)
+    return offers(model, ServesTokens)
 
 
 TOKENIZE = Operation(
