@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -276,3 +276,21 @@ def test_the_page_sends_readers_of_other_servers_to_series_that_exist() -> None:
     assert "download" not in metrics.PHASES
     kept = {*DIFFUSION.caches, *CHAT.caches}
     assert not {"compile", "cuda_graph"} & kept
+
+
+def test_equal_values_taken_together_count_as_one_by_one() -> None:
+    together, apart = (
+        metrics.TokenHistogram(f"taken_{i}", "", ["model"], registry=CollectorRegistry()).labels(
+            "m"
+        )
+        for i in range(2)
+    )
+    for amount, count in ((0.004, 3), (0.3, 1), (99.0, 2)):
+        together.observe_many(amount, count)
+        for _ in range(count):
+            apart.observe(amount)
+    found = [
+        [s[2] for s in child._child_samples() if s[0] != "_created"] for child in (together, apart)
+    ]
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][-2] == 6

@@ -26,10 +26,8 @@ ANY_TOKEN = -1
 class AnswerMatcher(Protocol):
     """The state of one answer. Engine thread."""
 
-    @staticmethod
-    def accept_all(rows: Sequence[tuple[Any, int]]) -> Sequence[bool]:
-        """Each of (matcher of this class, token) takes its next token. False where the grammar does
-        not allow it; then nothing changes."""
+    def accept(self, token: int) -> bool:
+        """Take the next token. False if the grammar does not allow it; then nothing changes."""
 
     @staticmethod
     def fill(rows: Sequence[tuple[Any, int]], words: MaskWords) -> Sequence[ServingError | None]:
@@ -76,28 +74,19 @@ class Constraint:
     def take(self, index: int, token: int) -> ServingError | None:
         """Take token number `index` of the answer, which may have been taken before. Returns the
         reason if the answer can't have it."""
-        take_tokens([(self, index, token)])
+        if index == self._taken and self._broken is None:
+            self._take(token)
         if self._broken is not None and index >= self._broken[0]:
             return self._broken[1]
         return None
 
-    def must_accept(self, index: int, token: int) -> bool:
-        """False if token number `index` needs no matcher: it was taken before, or will be dropped,
-        or ends the answer."""
-        if index != self._taken or self._broken is not None:
-            return False
+    def _take(self, token: int) -> None:
         if token < 0 or token in self._ends:  # no token, or the last
             self._is_ended = True
-            self._taken += 1
-            return False
-        return True
-
-    def accepted(self, token: int, *, is_allowed: bool) -> None:
-        """The matcher was given the next token."""
-        if is_allowed:
-            self._taken += 1
-        else:
+        elif not self.matcher.accept(token):
             self._break(StepFailed(f"the answer's grammar does not allow token {token}"))
+            return
+        self._taken += 1
 
     def _break(self, reason: ServingError) -> None:
         self._broken = (self._taken, reason)
@@ -133,17 +122,6 @@ class Constraint:
         if is_any:
             words.fill(ANY_TOKEN)
         self._mask, self._filled = words, index
-
-
-def take_tokens(asked: Sequence[tuple[Constraint, int, int]]) -> None:
-    """Each answer takes its token of that number, which may have been taken before. Matchers are
-    asked together, once. Engine thread."""
-    new = [(each, token) for each, index, token in asked if each.must_accept(index, token)]
-    if not new:
-        return
-    allowed = new[0][0].matcher.accept_all([(each.matcher, token) for each, token in new])
-    for (each, token), is_allowed in zip(new, allowed, strict=True):
-        each.accepted(token, is_allowed=is_allowed)
 
 
 def fill_masks(asked: Sequence[tuple[Constraint, int]], words: MaskWords) -> None:

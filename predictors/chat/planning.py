@@ -13,7 +13,6 @@ from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from predictors.chat.constraints import take_tokens
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.paging import Paging
 from predictors.chat.request import TokenLogprob
@@ -78,8 +77,9 @@ class LaunchedStep:
             return
         tokens = dict(zip(self.sequences, self.read(), strict=True))
         self._is_taken = True
-        live = [each for each in self.constrained if each.constraint and not each.is_gone]
-        take_tokens([(s.constraint, len(s.answer), tokens[s]) for s in live if s.constraint])
+        for sequence in self.constrained:
+            if sequence.constraint is not None and not sequence.is_gone:
+                sequence.constraint.take(len(sequence.answer), tokens[sequence])
 
     def read_scores(self) -> dict[Sequence, TokenLogprob]:
         """The scores of the tokens that `read` gave."""

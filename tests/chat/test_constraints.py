@@ -95,9 +95,8 @@ def test_a_matcher_that_refuses_breaks_with_its_own_reason(error: ServingError) 
     class Refusing:
         is_over = False
 
-        @staticmethod
-        def accept_all(rows: Sequence[object]) -> list[bool]:
-            return [True for _ in rows]
+        def accept(self, token: int) -> bool:
+            return True
 
         @staticmethod
         def fill(rows: Sequence[object], words: MaskWords) -> list[ServingError | None]:

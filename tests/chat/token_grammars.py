@@ -45,10 +45,6 @@ class OneOfMatcher:
         return True
 
     @staticmethod
-    def accept_all(rows: Sequence[tuple[OneOfMatcher, int]]) -> list[bool]:
-        return [matcher.accept(token) for matcher, token in rows]
-
-    @staticmethod
     def fill(
         rows: Sequence[tuple[OneOfMatcher, int]], words: MaskWords
     ) -> list[ServingError | None]:

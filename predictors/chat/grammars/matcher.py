@@ -20,8 +20,6 @@ MAX_MASKS = 4096
 """A lexer gains about five states with a token of a string of bounded length."""
 NUM_THREADS = min(8, len(os.sched_getaffinity(0)))
 """Threads that make the masks of a step, while the engine thread waits for them."""
-FEW = 4
-"""Fewer rows than this take their tokens sooner without threads."""
 STACK_BYTES = 8 * 2**20
 """Of each of these threads: as much as the engine thread has."""
 
@@ -88,15 +86,6 @@ class Matcher:
         """Take the next token of the answer; an end token is taken where the answer may end. False:
         the grammar does not take it, and it died; `fill` fails for it from now on."""
         return self._state.consume_token(token)
-
-    @staticmethod
-    def accept_all(rows: Sequence[tuple[Matcher, int]]) -> list[bool]:
-        """`accept` for each of (matcher, token). Many take theirs in threads, without the
-        interpreter's lock."""
-        if len(rows) < FEW:
-            return [matcher.accept(token) for matcher, token in rows]
-        threads = mask_threads(NUM_THREADS)
-        return threads.consume_token_par([(matcher._state, token) for matcher, token in rows])
 
     @staticmethod
     def fill(
