@@ -9,9 +9,8 @@ from predictors.settings.bounds import SettingsGroup, bounded
 
 @dataclass(frozen=True, slots=True)
 class SharingSettings(SettingsGroup):
-    """One process that serves picture models and chat models on one card. They have no effect on a
-    process that serves one kind alone. `flux.memory_fraction` and `qwen_vl.memory_fraction` divide
-    the memory."""
+    """Turns of picture models and chat models that one process serves on one card. No effect on one
+    kind alone. `memory_fraction` of each kind divides the memory."""
 
     section = "sharing"
 
