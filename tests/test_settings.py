@@ -225,7 +225,8 @@ def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
-    if ("overload" in knob or knob == "flux.checker_threshold") and type(default) is float:
+    shares = ("overload", "threshold", "memory_fraction", "picture_share")
+    if any(share in knob for share in shares) and type(default) is float:
         other = "0.75"  # a share
     choices = CHOICES.get(env_name(knob))
     if choices:
