@@ -44,6 +44,7 @@ from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import logs
 from predictors.operators import given_adapters
+from predictors.operators.sharing import check_memory_shares
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -314,8 +315,7 @@ def _read_models(
     check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
     components = _read_components(arguments.component, named)
-    for name, folder in named.items():
-        describe_folder(folder, settings, components=components.get(name))
+    check_memory_shares(describe_folder, named, settings, components, os.environ)
     adapters = _read_loras(arguments.lora, named, settings, components)
     for look in adapters.looks.values():
         look()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest
@@ -42,6 +42,9 @@ from predictors.serving.submission import Reader, Submission
 from predictors.serving.thread_pools import ThreadPools, threads_for
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
+
+if TYPE_CHECKING:
+    from predictors.compute.device.sharing import SharedCard
 
 R = TypeVar("R")  # request: validated, frozen
 W = TypeVar("W")  # work: a request prepared for the device
@@ -289,6 +292,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call = Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
         answers = await self.run(await self._decode(request, call), call)
         return to_kserve(await self._encode(request, answers), request)
+
+    def share(self, card: SharedCard) -> None:
+        """Have the engine take turns with others on `card`, if it can. Before `start`."""
 
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> bool:

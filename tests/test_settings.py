@@ -107,6 +107,11 @@ DEFAULTS = {
     "cluster.events": "auto",
     "cluster.interval_s": 3.0,
     "cluster.timeout_s": 3.0,
+    "sharing.policy": "auto",
+    "sharing.picture_share": 0.8,
+    "sharing.token_wait_ms": 30.0,
+    "sharing.step_pieces": 12,
+    "flux.memory_fraction": 0.0,
     "flux.slots": 4,
     "flux.max_pixels": 1536 * 1536,
     "flux.max_side": 2048,
@@ -136,6 +141,7 @@ DEFAULTS = {
     "flux.checker_labels": "",
     "flux.checker_threshold": 0.5,
     "flux.checker_action": "refuse",
+    "qwen_vl.memory_fraction": 0.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,
     "qwen_vl.kv_tokens": 0,
@@ -219,7 +225,8 @@ def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
-    if ("overload" in knob or knob == "flux.checker_threshold") and type(default) is float:
+    shares = ("overload", "threshold", "memory_fraction", "picture_share")
+    if any(share in knob for share in shares) and type(default) is float:
         other = "0.75"  # a share
     choices = CHOICES.get(env_name(knob))
     if choices:

@@ -26,6 +26,7 @@ from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import (
     check_controls,
     is_deterministic,
+    loaded_bytes,
     max_context,
     num_slots,
     pixel_limits,
@@ -51,6 +52,7 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.compute.device.sharing import SharedCard, TokenTurns
 from predictors.errors import PromptTooLong, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.turns import num_spare
@@ -108,6 +110,12 @@ class ChatEngine:
         self._picture_cache = PictureCache(settings.embedding_cache_bytes, self._metrics)
         self._planner = StepPlanner(self.slots, self._picture_cache)
         self._delivery = TokenDelivery(self._metrics, self.evict, self._fail)
+        self._turns = TokenTurns()
+
+    def share(self, card: SharedCard) -> None:
+        """Take turns with engines that draw pictures on `card`. Before `load`."""
+        self._turns = TokenTurns(card)
+        self._graphs.prioritise(self._turns.priority)
 
     # -- Engine ----------------------------------------------------------------------------------
     @property
@@ -142,33 +150,26 @@ class ChatEngine:
 
     def load(self) -> None:
         self._start.begin()
-        placement = self._placement
-        decoder, vision = self._model.load(placement)
-        if uses_fp8(self._settings, placement):
+        self._turns.use_stream()
+        model, placement, own = self._model, self._placement, self._settings
+        decoder, vision = model.load(placement)
+        if uses_fp8(own, placement):
             quantize_decoder(decoder)
         places = {**decoder_places(decoder), **vision.places}
-        tables = self.adapters.make_tables(places, self._settings.lora_max_rank, placement)
-        largest = pixel_limits(self._settings, self._model.pictures).max_pixels
-        frames = 1 if why_no_films(self._settings, self._model) else FRAMES
-        pictures = PictureRunner(
-            vision, placement, self._graphs, largest, tables=tables, frames=frames
-        )
-        limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
+        tables = self.adapters.make_tables(places, own.lora_max_rank, placement)
+        most, graphs = pixel_limits(own, model.pictures).max_pixels, self._graphs
+        frames = 1 if why_no_films(own, model) else FRAMES
+        pictures = PictureRunner(vision, placement, graphs, most, tables=tables, frames=frames)
+        loaded = loaded_bytes(decoder, places, tables)
+        limits = plan_limits(model.shape, own, placement, pictures.buckets[-1], loaded)
         pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
-        self._paging = Paging(
-            pool,
-            self._sequences,
-            self._planner.holders,
-            limits,
-            self._metrics,
-            may_preempt=not self._deterministic,
-        )
+        given = pool, self._sequences, self._planner.holders, limits, self._metrics
+        self._paging = paging = Paging(*given, may_preempt=not self._deterministic)
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
-        ends = self._model.end_tokens
-        runner = ChatRunner(decoder, limits, placement, self._graphs, tables, ends)
-        slots = SlotRows(self.slots + self.spare_slots, self._model.shape.vocab)
-        given = self._picture_cache, self._paging, self._metrics, slots
-        launcher = StepLauncher(runner, pictures, *given)
+        runner = ChatRunner(decoder, limits, placement, graphs, tables, model.end_tokens)
+        slots = SlotRows(self.slots + self.spare_slots, model.shape.vocab)
+        cache, metrics = self._picture_cache, self._metrics
+        launcher = StepLauncher(runner, pictures, cache, paging, metrics, slots)
         self._loaded = LoadedModel(runner, pictures, launcher)
 
     def warm(self, progress: Progress) -> None:
@@ -265,11 +266,11 @@ class ChatEngine:
         runner = loaded.runner
         tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
-            started_at = time.perf_counter()
             widths = runner.limits.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
             before = self._in_flight if runner.is_ahead else None
-            launched = loaded.launcher.launch(plan, started_at, before)
+            with self._turns.step(launches=bool(plan.decode or plan.prefill)):
+                launched = loaded.launcher.launch(plan, time.perf_counter(), before)
             due = before if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
             is_read = due is not None and (is_wanted or not due.sequences)

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch import nn
 
+from predictors.chat.adapters.places import LinearPlaces
+from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.memory import (
     GPU_CONTEXT,
@@ -26,6 +29,7 @@ from predictors.chat.model import ChatModel
 from predictors.chat.pixel_bounds import PixelLimits
 from predictors.chat.request import Controls
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
+from predictors.compute.checkpoint.summary import CONTEXT_BYTES, size_text
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.errors import InvalidRequest
@@ -77,9 +81,11 @@ def plan_limits(
     settings: QwenVLSettings,
     placement: Placement,
     graph_patches: int = GRAPH_PATCHES,
+    loaded: int = 0,
 ) -> EngineLimits:
-    """The limits of an engine whose weights are loaded: on a GPU the free memory counts.
-    `graph_patches` are those of the largest picture with a graph of its own."""
+    """The limits of an engine whose weights are loaded: on a GPU the free memory counts, or the
+    rest of the model's part, of which `loaded` bytes are taken. `graph_patches` are those of the
+    largest picture with a graph of its own."""
     slots, is_cuda = num_slots(settings, placement), placement.is_cuda
     page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
     chunk = settings.prefill_chunk or (GPU_CHUNK if is_cuda else CPU_CHUNK)
@@ -90,6 +96,7 @@ def plan_limits(
     else:
         widths = decode_widths(slots) if is_cuda else powers_to(slots)
     context = max_context(shape, settings, placement)
+    sets, free = graph_sets(settings), free_bytes(settings, placement, loaded)
     return EngineLimits(
         slots=slots,
         page_tokens=page_tokens,
@@ -98,9 +105,7 @@ def plan_limits(
             page_tokens=page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=context,
-            free_pages=free_pages(
-                shape, page_tokens, placement, graph_patches, graph_sets(settings)
-            ),
+            free_pages=free_pages(shape, page_tokens, placement, free, graph_patches, sets),
         ),
         max_context=context,
         decode_widths=widths,
@@ -156,19 +161,51 @@ def num_pages(
     return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 
+def free_bytes(settings: QwenVLSettings, placement: Placement, loaded: int = 0) -> int | None:
+    """Memory that a GPU has for pages and graphs; None on the CPU. With `qwen_vl.memory_fraction`
+    no more than that part of it, less what is `loaded` and the CUDA context's.
+
+    Raises `InvalidSetting` where nothing is left of that part."""
+    if not placement.is_cuda:
+        return None
+    free, whole = torch.cuda.mem_get_info(placement.device)
+    if not settings.memory_fraction:
+        return int(free)
+    share, taken = int(settings.memory_fraction * whole), loaded + CONTEXT_BYTES
+    if share <= taken:
+        raise InvalidSetting(
+            f"PREDICTORS_QWEN_VL_MEMORY_FRACTION {settings.memory_fraction:g} of "
+            f"{size_text(whole)} is {size_text(share)}, and the weights and the CUDA context take "
+            f"{size_text(taken)}; raise it"
+        )
+    return min(int(free), share - taken)
+
+
 def free_pages(
     shape: DecoderShape,
     page_tokens: int,
     placement: Placement,
+    free: int | None,
     graph_patches: int = GRAPH_PATCHES,
     sets: int = 1,
 ) -> int | None:
-    """KV pages that a GPU has memory for once the weights are loaded; None on the CPU."""
-    if not placement.is_cuda:
+    """KV pages for which `free_bytes` suffice; None on the CPU."""
+    if free is None:
         return None
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
-    free, _ = torch.cuda.mem_get_info(placement.device)
     return kv_bytes(free, graph_patches, sets) // (values * placement.dtype.itemsize)
+
+
+def loaded_bytes(decoder: nn.Module, places: LinearPlaces, tables: AdapterTables | None) -> int:
+    """Bytes of the decoder, of the layers at `places` and of the adapters' tables; a tensor that
+    several have counts once."""
+    tensors = {
+        id(tensor): tensor
+        for module in (decoder, *(place.layer for place in places.values()))
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    own = 0 if tables is None else tables.num_bytes
+    return own + sum(tensor.nbytes for tensor in tensors.values())
 
 
 # -- pictures --------------------------------------------------------------------------------------

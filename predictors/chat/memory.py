@@ -91,7 +91,9 @@ class KvPlan:
 def chat_options(
     weights: ChatWeights, settings: QwenVLSettings, dtype: str, card: CardFacts
 ) -> tuple[ServingOption, ...]:
-    """The memory with the decoder in `dtype`, and with it in fp8."""
+    """The memory with the decoder in `dtype`, and with it in fp8, for the models' part of the
+    card."""
+    card = card.within(settings.memory_fraction)
     found = tuple(_option(narrow, weights, settings, dtype, card) for narrow in (False, True))
     if found[0].fits is False and not found[0].advice and found[1].fits:
         return replace(found[0], advice=f"set {assignments(found[1].settings)}"), found[1]

@@ -42,6 +42,7 @@ from predictors.chat.v2_outputs import OUTPUT_TYPES
 from predictors.chat.work import ChatWork
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
+from predictors.compute.device.sharing import SharedCard
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.text_body import TextBody
@@ -101,6 +102,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         tokens = self._preparer.tokens
         self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
+
+    def share(self, card: SharedCard) -> None:
+        self._engine.share(card)
 
     # -- adapters --------------------------------------------------------------------------------
     @property

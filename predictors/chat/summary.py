@@ -79,6 +79,7 @@ def summarise_chat(
         parts=tuple(parts),
         options=chat_options(weights, settings.qwen_vl, card_dtype(settings), card),
         notes=(BOTH_HEADS,) if sizes.tied and HEAD in map(hub_name, stored) else (),
+        memory_fraction=settings.qwen_vl.memory_fraction,
     )
 
 

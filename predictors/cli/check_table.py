@@ -54,7 +54,10 @@ def _memory_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if memory is None:
         yield "GPU memory (no card found; --memory 24GiB judges one):"
     else:
-        yield f"GPU memory, of {_size(memory)}{card['name'] and ' on ' + card['name']}:"
+        whole = f"{_size(memory)}{card['name'] and ' on ' + card['name']}"
+        part = card["memory_fraction"]
+        share = f"{_size(int(part * memory))}, which is {part:g} of " if part else ""
+        yield f"GPU memory, of {share}{whole}:"
     rows = []
     for option in report["options"]:
         mark = "*" if option["chosen"] else " "

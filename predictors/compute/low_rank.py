@@ -85,6 +85,10 @@ class LowRankTable:
         # where each part begins in `down` seen as (parts * R, in)
         self.starts = torch.arange(num_parts, device=device) * num_rows
 
+    @property
+    def num_bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
     def write(self, rows: Tensor, changes: Mapping[int, LowRank]) -> None:
         """Overwrite the rank rows `rows`, int64 (r,) on the device: `changes` by part, of rank r at
         most; all else becomes zero. Engine thread, between steps: copies are in stream order.

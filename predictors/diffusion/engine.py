@@ -21,6 +21,7 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement
+from predictors.compute.device.sharing import PictureTurns, SharedCard
 from predictors.diffusion.active_adapters import AdaptableEngine, make_adapters
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
@@ -89,6 +90,11 @@ class DiffusionEngine(AdaptableEngine):
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
         self.adapters = make_adapters(model, settings, placement)
+        self._turns = PictureTurns()
+
+    def share(self, card: SharedCard) -> None:
+        """Take turns with engines of tokens on `card`. Before `load`."""
+        self._turns = PictureTurns(card)
 
     # -- any thread ------------------------------------------------------------------------------
     @property
@@ -134,6 +140,7 @@ class DiffusionEngine(AdaptableEngine):
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
         self._start.begin()
+        self._turns.use_stream()
         own = self._settings
         options = LoadOptions(
             self._limits.tiers.forms,
@@ -145,7 +152,8 @@ class DiffusionEngine(AdaptableEngine):
         )
         place, limits = self._placement, self._limits
         passes = self._model.load(self._name, place, options)
-        self._runner = DiffusionRunner(self._name, passes, place, limits, self._max_rows)
+        rows, turns = self._max_rows, self._turns
+        self._runner = DiffusionRunner(self._name, passes, place, limits, rows, turns)
         self.adapters.open(passes)
 
     @property
@@ -174,6 +182,7 @@ class DiffusionEngine(AdaptableEngine):
             self._runner.close()
         self._runner = None
         self._slots.clear()
+        self._turns.set_drawing(is_drawing=False)
         self._holders.clear()
         self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
         self.adapters.close()
@@ -188,12 +197,14 @@ class DiffusionEngine(AdaptableEngine):
             return False
         self._slots[job] = Slot(job)
         self._holders.add(job)
+        self._turns.set_drawing(is_drawing=True)
         return True
 
     def evict(self, job: DiffusionJob) -> None:
         if self._slots.pop(job, None) is not None:
             self._holders.remove(job)
             self._previews.drop(job)
+            self._turns.set_drawing(is_drawing=bool(self._slots))
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
@@ -225,7 +236,7 @@ class DiffusionEngine(AdaptableEngine):
         started = time.monotonic()
         transfer, span = None, DeviceSpan(self._placement)
         if finished is not None:
-            with span:
+            with self._turns.piece(), span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
         group = [slot for slot in group if not slot.is_finished]  # edits of strength 0
@@ -262,7 +273,7 @@ class DiffusionEngine(AdaptableEngine):
         slot.started_at = time.monotonic()
         work = slot.job.work
         span = DeviceSpan(self._placement)
-        with span:
+        with self._turns.piece(), span:
             if work.request.loras:
                 slot.applied = self.adapters.applied(work.request.loras)
             texts = work.prompts if work.plan.num_calls else ()

@@ -71,7 +71,8 @@ def picture_options(
     weights: PictureWeights, settings: FluxSettings, dtype: str, card: CardFacts
 ) -> tuple[ServingOption, ...]:
     """The sets of tiers that may be loaded, the least memory last; the set that the settings choose
-    is marked."""
+    is marked. Each has to fit into the models' part of the card."""
+    card = card.within(settings.memory_fraction)
     chosen = _chosen_forms(settings, weights, card)
     size = BYTES[dtype]
     pixels = max(WORK_PIXELS, _most_pixels(settings)) + weights.reference_pixels

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -237,6 +237,18 @@ class AdaptedPasses(DiffusionPasses, Protocol):
     def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
         """As `velocity`, with index and scales of `RankRows` as further arguments. Never
         compiled."""
+
+
+@runtime_checkable
+class PiecewisePasses(DiffusionPasses, Protocol):
+    """Passes whose step can be cut, so that other engines on the card get in between."""
+
+    def velocity_pieces(
+        self, form: str, count: int, *, is_promised: bool, is_adapted: bool
+    ) -> Sequence[Callable[..., Any]]:
+        """The function of `velocity`, or of `adapted_velocity`, in at most `count` pieces of about
+        the same time: with the same bits. The first takes its inputs, each other one what the piece
+        before returned and then the same inputs."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from predictors import metrics
 from predictors.base import Answer, BasePredictor, caller_of
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
+from predictors.compute.device.sharing import SharedCard
 from predictors.diffusion.answers import FP8_PRECISION, OUTPUT_TYPES
 from predictors.diffusion.checker import VERDICTS, make_checker
 from predictors.diffusion.codec import INPUT_TYPES, PICTURE_INPUTS, PICTURE_TYPES, ImageCodec
@@ -98,12 +99,16 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         writer = PictureWriter.of(name, own)
         self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
+        self._engine = engine
         self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
         self._sources = SourceReader(limits, settings.images, workers, self.off_loop)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
+
+    def share(self, card: SharedCard) -> None:
+        self._engine.share(card)
 
     # -- adapters ---------------------------------------------------------------------------------
     @property

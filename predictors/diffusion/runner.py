@@ -11,12 +11,12 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from predictors.compute.device.graphs import Captured, Graphs
+from predictors.compute.device.graphs import Captured, Graphs, run_pieces
 from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import (
     Placement,
@@ -24,6 +24,7 @@ from predictors.compute.device.placement import (
     to_device,
     to_host_async,
 )
+from predictors.compute.device.sharing import PictureTurns
 from predictors.compute.low_rank import RankRows
 from predictors.compute.profiling.profiler import staged
 from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters, AppliedChange
@@ -33,6 +34,7 @@ from predictors.diffusion.model import (
     AdaptedPasses,
     DiffusionPasses,
     Embedding,
+    PiecewisePasses,
     Prompt,
     StepShape,
 )
@@ -44,6 +46,7 @@ from predictors.serving.engine import StickyDeviceError
 
 NUM_POSITIONS = 64  # tables kept on the device; 2 MB each at 1024x1024
 NUM_TIMED = 3
+ALONE = PictureTurns()
 
 
 class StepKey(NamedTuple):
@@ -66,6 +69,7 @@ class DiffusionRunner:
         placement: Placement,
         limits: PictureLimits,
         max_rows: int,
+        turns: PictureTurns = ALONE,
     ) -> None:
         self.passes = passes
         self._placement = placement
@@ -75,6 +79,7 @@ class DiffusionRunner:
         self._promised_patches = limits.promised_patches
         self._max_rows = max_rows
         self._graphs = Graphs(name, placement)
+        self._turns = turns
         pictures = {(height, width) for width, height in limits.promised_sources}
         self._pictures = PictureEncoder(passes, placement, self._graphs, pictures)
         self._steps: dict[StepKey, Captured[Tensor]] = {}
@@ -277,15 +282,27 @@ class DiffusionRunner:
         captured = self._steps.get(key)
         if captured is None:
             is_promised = shape.num_text == self._num_text and num_patches in self._promised_patches
-            if rank_rows:
-                run = self._adapted_passes.adapted_velocity(shape.form)
-            else:
-                run = self.passes.velocity(shape.form, is_promised=is_promised)
+            pieces = self._pieces(shape.form, is_promised=is_promised, is_adapted=bool(rank_rows))
             if not (is_promised and self._captures):
-                return run(*inputs)
-            captured = self._graphs.capture(run, inputs, f"step of {key}")
+                made: Tensor = run_pieces(pieces, inputs, self._turns.piece)
+                return made
+            captured = self._graphs.capture_pieces(pieces, inputs, f"step of {key}")
             self._steps[key] = captured
-        return captured(*inputs).clone()  # a graph's result holds until the next replay only
+        velocity = captured(*inputs, turn=self._turns.piece)
+        return velocity.clone()  # a graph's result holds until the next replay only
+
+    def _pieces(
+        self, form: str, *, is_promised: bool, is_adapted: bool
+    ) -> Sequence[Callable[..., Any]]:
+        """The pass of a step: one function, or several on a shared card."""
+        passes, count = self.passes, self._turns.step_pieces
+        if count > 1 and isinstance(passes, PiecewisePasses):
+            return passes.velocity_pieces(
+                form, count, is_promised=is_promised, is_adapted=is_adapted
+            )
+        if is_adapted:
+            return [self._adapted_passes.adapted_velocity(form)]
+        return [passes.velocity(form, is_promised=is_promised)]
 
     def _decoder(self, rows: int, columns: int, latents: Tensor) -> Callable[..., Tensor]:
         captured = self._decoders.get((rows, columns))

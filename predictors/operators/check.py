@@ -43,6 +43,7 @@ def check_report(
             "name": card.name,
             "memory_bytes": card.memory_bytes,
             "has_fp8": card.has_fp8,
+            "memory_fraction": 0.0,
         },
         "fits": None,
         "options": [],
@@ -62,8 +63,11 @@ def check_report(
         "served": True,
         "task": summary.task,
         "parts": [_part(part) for part in summary.parts],
+        "card": report["card"] | {"memory_fraction": summary.memory_fraction},
         "fits": None if chosen is None else chosen.fits,
-        "options": [_option(option, card) for option in summary.options],
+        "options": [
+            _option(option, card.within(summary.memory_fraction)) for option in summary.options
+        ],
         "notes": list(summary.notes),
     }
 

@@ -22,6 +22,7 @@ from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
 from predictors.operators.page_routes import page_routes
+from predictors.operators.sharing import share_card
 from predictors.operators.starting import (
     Predictor,
     ReadyLine,
@@ -61,6 +62,7 @@ def serve_models(
     workers = make_workers(settings.server)
     workers.start()  # they import while the models are built
     models = [build(name, path, settings, workers) for name, path in named]
+    share_card(models, settings)
     logs.redirect_library_handlers()
     environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
     tracing.configure_tracing(environ)

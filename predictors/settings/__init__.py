@@ -28,13 +28,14 @@ from predictors.settings.models import (
 )
 from predictors.settings.overload import OverloadSettings
 from predictors.settings.server import ClusterSettings, FilmLimits, ImageLimits, ServerSettings
+from predictors.settings.sharing import SharingSettings
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
     "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
     "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits", "InvalidSetting",
     "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings",
-    "SettingsGroup", "TlsSettings", "bounds_of", "variable_name",
+    "SettingsGroup", "SharingSettings", "TlsSettings", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -56,6 +57,7 @@ class Settings:
     images: ImageLimits = field(default_factory=ImageLimits)
     films: FilmLimits = field(default_factory=FilmLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    sharing: SharingSettings = field(default_factory=SharingSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)
     qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)

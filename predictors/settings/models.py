@@ -81,6 +81,9 @@ class FluxSettings(SettingsGroup):
 
     section = "flux"
 
+    memory_fraction: float = bounded(0.0, most=1.0)
+    """Part of the GPU's memory that each picture model may take, such as 0.6, beside other models
+    of the process. A start whose weights and work need more is refused. 0: not divided."""
     slots: int = bounded(4, least=1)
     """Pictures in progress at once; half as many more of callers that come while others hold all,
     which take turns with them. On a GPU the warm-up measures how many of them share a pass;
@@ -191,6 +194,10 @@ class QwenVLSettings(SettingsGroup):
 
     section = "qwen_vl"
 
+    memory_fraction: float = bounded(0.0, most=1.0)
+    """Part of the GPU's memory that each chat model may take, such as 0.35, beside other models of
+    the process: weights, graphs and the pages that are left. A start that needs more is refused. 0:
+    what is free once its weights are loaded, which depends on who loads first."""
     slots: int = 0
     """Sequences that decode together. 0 takes 8 on the CPU and 64 on a GPU. Half as many more, of
     callers that come while others hold all, take turns with them."""

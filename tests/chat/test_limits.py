@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from predictors.chat.limits import EngineLimits, free_pages, pixel_limits, plan_limits
+from predictors.chat.limits import EngineLimits, free_bytes, free_pages, pixel_limits, plan_limits
 from predictors.chat.memory import kv_bytes
 from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
@@ -62,9 +62,10 @@ def test_a_deterministic_gpu_has_its_one_width_and_a_way_out() -> None:
 def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
     text = SHAPE
     page_bytes = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 64
-    assert free_pages(text, 64, GPU) == kv_bytes(2**30) // page_bytes
-    assert free_pages(text, 64, CPU) is None
-    assert limits(GPU, slots=10**6).num_pages == free_pages(text, 64, GPU)
+    assert free_pages(text, 64, GPU, 2**30) == kv_bytes(2**30) // page_bytes
+    assert free_bytes(QwenVLSettings(), CPU) is None
+    assert free_pages(text, 64, CPU, None) is None
+    assert limits(GPU, slots=10**6).num_pages == free_pages(text, 64, GPU, 2**30)
 
 
 @pytest.mark.parametrize(("free_gib", "least", "most"), [(16, 8, 8.1), (130, 99, 99.5)])

@@ -1,9 +1,10 @@
 {{/* Adapters of a model. KServe downloads several things by `storageUris`, the model's own then among them; of a claim
 it mounts the root there, so that claims are mounted as volumes of our own. */}}
 
-{{/* True where an adapter is downloaded: (list model) */}}
+{{/* True where an adapter or a colocated checkpoint is downloaded beside the model: (list model) */}}
 {{- define "predictors.downloadsLoras" -}}
 {{- range (first .).loras }}{{ if not (hasPrefix "pvc://" .uri) }}true{{ end }}{{ end -}}
+{{- include "predictors.downloadsGuest" . -}}
 {{- end }}
 
 {{/* `NAME=PATH,...` as the setting `server.loras` has it: (list model) */}}
@@ -28,6 +29,10 @@ storageUris:
   - uri: {{ $lora.uri }}
     mountPath: /mnt/loras/{{ $i }}
   {{- end }}
+  {{- end }}
+  {{- if include "predictors.downloadsGuest" . }}
+  - uri: {{ $model.colocated.uri }}
+    mountPath: /mnt/colocated
   {{- end }}
 {{- end }}
 {{- end }}

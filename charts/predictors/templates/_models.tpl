@@ -36,7 +36,7 @@
 {{- end }}
 
 {{/* Every enabled model, complete and checked, by name, as JSON. */}}
-{{- define "predictors.models" -}}
+{{- define "predictors.rooms" -}}
 {{- include "predictors.refuse.access" . -}}
 {{- $models := dict -}}
 {{- $base := include "predictors.base" . | fromJson -}}
@@ -45,9 +45,16 @@
   {{- include "predictors.overlay" (list $model (deepCopy (default dict $said))) -}}
   {{- if $model.enabled -}}
     {{- include "predictors.refuse" (list $ $name $model) -}}
+    {{- if $model.gpuMemoryFraction -}}
+      {{- $section := $model.format | replace "-" "_" -}}
+      {{- $own := get $model.settings $section | default dict -}}
+      {{- $_ := set $own "memory_fraction" $model.gpuMemoryFraction -}}
+      {{- $_ := set $model.settings $section $own -}}
+    {{- end -}}
     {{- $_ := set $models $name $model -}}
   {{- end -}}
 {{- end -}}
+{{- if .Values.colocate }}{{ include "predictors.refuse.colocate" (list $ $models) }}{{ end -}}
 {{ toJson $models }}
 {{- end }}
 

@@ -1,6 +1,7 @@
 {{/* The text that Helm prints after an install. */}}
 {{- define "predictors.notes" -}}
-{{- $models := include "predictors.models" . | fromJson }}
+{{- $models := include "predictors.rooms" . | fromJson }}
+{{- $guest := ternary (include "predictors.guest" (list . $models)) "" (not (empty .Values.colocate)) }}
 {{- $port := 18079 }}
 {{- $scheme := ternary "http" "https" (empty .Values.tls.secretName) }}
 {{- $picture := .Files.Get "files/circle.png" | b64enc }}
@@ -17,8 +18,9 @@ WARNING: {{ . }}
 {{- end }}
 {{- range $name, $model := $models }}
 {{- $port = add1 $port }}
-== {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }})
-kubectl -n {{ include "predictors.namespace" $ }} wait --for=condition=Ready isvc/{{ $name }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
+{{- $host := eq $name $guest | ternary (without (default list $.Values.colocate) $guest | join "") $name }}
+== {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }}){{ if ne $host $name }}, in the pods of {{ $host }}{{ end }}
+kubectl -n {{ include "predictors.namespace" $ }} wait --for=condition=Ready isvc/{{ $host }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
 kubectl -n {{ include "predictors.namespace" $ }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
 {{ include "predictors.curl" (list $ $name $model (printf "%s://127.0.0.1:%d" $scheme (int $port)) $picture) }}
 # in the cluster, from a pod that may call it:
@@ -81,7 +83,7 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- $said = append $said (printf "models.%s.storage.secretName has no effect with %s: nothing is downloaded; an image takes imagePullSecrets." $name $model.storage.uri) -}}
   {{- end -}}
 {{- end -}}
-{{- if and .Values.gateway.enabled (not $canaries) -}}
+{{- if and .Values.gateway.enabled (not $canaries) (not .Values.colocate) -}}
 {{- $said = append $said "gateway.enabled has no effect: no model has a canary, and KServe makes the route of a model without one." -}}
 {{- end -}}
 {{ toJson $said }}

@@ -91,6 +91,7 @@ image: {{ . }}
 imagePullPolicy: {{ . }}
 {{- end }}
 {{- end }}
+{{- include "predictors.guestArgs" (list $model) }}
 {{- with $model.envFrom }}
 envFrom:
   {{- toYaml . | nindent 2 }}

@@ -78,6 +78,7 @@
 {{/* Volumes of the folders on claims beside the checkpoint, adapters and checker: (list model) */}}
 {{- define "predictors.folderVolumes" -}}
 {{- include "predictors.loraVolumes" . }}
+{{- include "predictors.guestVolumes" . }}
 {{- with (first .).checker.uri }}
 - name: checker
   persistentVolumeClaim:
@@ -88,6 +89,7 @@
 
 {{- define "predictors.folderMounts" -}}
 {{- include "predictors.loraMounts" . }}
+{{- include "predictors.guestMounts" . }}
 {{- with (first .).checker.uri }}
 - name: checker
   mountPath: /checker

@@ -81,7 +81,7 @@
 {{/* Settings that belong to the chart: ports and folders are wired to the pod. */}}
 {{- define "predictors.refuse.owned" -}}
 {{- $at := first . -}}{{- $settings := (last .).settings -}}
-{{- $owned := dict "server.health_port" "say health.port" "server.metrics_port" "say metrics.port" "access.keys_file" "say apiKeys" "access.open" "say apiKeys, or nothing" "access.caller_header" "say callers.header" "access.trusted_proxies" "say callers.trustedProxies" "tls.cert_file" "say tls.secretName" "tls.key_file" "say tls.secretName" "tls.client_ca_file" "say tls.clientCaSecretName" "flux.c2pa_cert_file" "say c2pa.secretName" "flux.c2pa_key_file" "say c2pa.secretName" "flux.checker" "say checker.uri" "flux.checker_labels" "say checker.labels" "flux.checker_threshold" "say checker.threshold" "flux.checker_action" "say checker.action" "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.loras" "say loras" "server.linger_s" "say drain.lingerSeconds" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
+{{- $owned := dict "server.health_port" "say health.port" "server.metrics_port" "say metrics.port" "access.keys_file" "say apiKeys" "access.open" "say apiKeys, or nothing" "access.caller_header" "say callers.header" "access.trusted_proxies" "say callers.trustedProxies" "tls.cert_file" "say tls.secretName" "tls.key_file" "say tls.secretName" "tls.client_ca_file" "say tls.clientCaSecretName" "flux.c2pa_cert_file" "say c2pa.secretName" "flux.c2pa_key_file" "say c2pa.secretName" "flux.memory_fraction" "say gpuMemoryFraction" "qwen_vl.memory_fraction" "say gpuMemoryFraction" "flux.checker" "say checker.uri" "flux.checker_labels" "say checker.labels" "flux.checker_threshold" "say checker.threshold" "flux.checker_action" "say checker.action" "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.loras" "say loras" "server.linger_s" "say drain.lingerSeconds" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
 {{- range $key, $why := $owned -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $settings (first $path) | default dict) (last $path) -}}
@@ -145,17 +145,17 @@
 {{/* Volumes, mounts and containers beside the chart's and KServe's, whose names they can't take: KServe would merge two of one name. */}}
 {{- define "predictors.refuse.extras" -}}
 {{- $at := first . -}}{{- $m := last . -}}
-{{- $taken := list "tmp" "shm" "cache" "compiled" "checkpoint" "checker" "keys" "tls" "client-ca" "c2pa" -}}
+{{- $taken := list "tmp" "shm" "cache" "compiled" "checkpoint" "checker" "colocated" "keys" "tls" "client-ca" "c2pa" -}}
 {{- range $i, $each := $m.extraVolumes -}}
   {{- if or (has $each.name $taken) (regexMatch `^(lora-\d+|kserve-.*)$` $each.name) -}}
   {{- include "predictors.fail" (printf "%s.extraVolumes[%d].name %q is taken by a volume of the chart, of KServe or before it: take another name" $at $i $each.name) -}}
   {{- end -}}
   {{- $taken = append $taken $each.name -}}
 {{- end -}}
-{{- $paths := list "/tmp" "/dev/shm" "/mnt/models" "/var/cache/predictors" "/checker" "/etc/predictors/keys" "/etc/predictors/tls" "/etc/predictors/client-ca" "/etc/predictors/c2pa" -}}
+{{- $paths := list "/tmp" "/dev/shm" "/mnt/models" "/var/cache/predictors" "/checker" "/colocated" "/etc/predictors/keys" "/etc/predictors/tls" "/etc/predictors/client-ca" "/etc/predictors/c2pa" -}}
 {{- range $i, $each := $m.extraVolumeMounts -}}
   {{- $path := trimSuffix "/" $each.mountPath -}}
-  {{- if or (has $path $paths) (regexMatch `^(/loras|/mnt/loras|/opt/venv|/opt/predictors)(/|$)` $path) -}}
+  {{- if or (has $path $paths) (regexMatch `^(/loras|/mnt/loras|/mnt/colocated|/opt/venv|/opt/predictors)(/|$)` $path) -}}
   {{- include "predictors.fail" (printf "%s.extraVolumeMounts[%d].mountPath %s is the chart's or another's: take another path; tmp.size, shm.size and cache change the chart's own" $at $i $each.mountPath) -}}
   {{- end -}}
   {{- $paths = append $paths $path -}}

@@ -33,6 +33,10 @@ class AdapterTables:
             for place in {each.layer: each for each in places.values()}.values()
         }
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(table.num_bytes for table in self._tables.values())
+
     def of_layer(self, layer: nn.Module) -> LowRankTable:
         return self._tables[layer]
 

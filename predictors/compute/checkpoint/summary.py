@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -34,6 +34,12 @@ class CardFacts:
     has_fp8: bool | None = None
     """It multiplies e4m3 (compute capability 8.9 or later)."""
     name: str = ""
+
+    def within(self, fraction: float) -> CardFacts:
+        """This card with that part of its memory, for a model beside others; 0 is all of it."""
+        if not fraction or self.memory_bytes is None:
+            return self
+        return replace(self, memory_bytes=int(fraction * self.memory_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class FolderSummary:
     options: tuple[ServingOption, ...]
     notes: tuple[str, ...] = ()
     """Sentences about what is served otherwise than one may think."""
+    memory_fraction: float = 0.0
+    """Part of the card's memory that `options` are judged for; 0 is all of it."""
 
 
 @dataclass(frozen=True, slots=True)

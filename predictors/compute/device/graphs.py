@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -29,37 +29,43 @@ NUM_REHEARSALS = (
 
 R = TypeVar("R")  # a tensor, or a tuple of them
 
+Turn = Callable[[], AbstractContextManager[None]]
+"""Made anew for each piece of a pass, and entered around its launch."""
+
 # a capture begins by waiting for the device, which would break another engine's capture
 _capturing = threading.Lock()
 
 
 class Captured(Generic[R]):
-    """A function of tensors with fixed shapes, as a CUDA graph if there are graphs."""
+    """A function of tensors with fixed shapes, as CUDA graphs if there are graphs: one, or one for
+    each of its pieces."""
 
     def __init__(
         self,
-        function: Callable[..., R] | None,
+        pieces: Sequence[Callable[..., Any]],
         inputs: tuple[Tensor, ...],
-        graph: torch.cuda.CUDAGraph | None = None,
+        graphs: Sequence[torch.cuda.CUDAGraph] = (),
         output: R | None = None,
     ) -> None:
-        self._function = function
+        self._pieces = tuple(pieces)
         self.inputs = inputs
         """The graph's own memory. A caller that fills it and passes it saves a copy."""
-        self._graph = graph
+        self._graphs = tuple(graphs)
         self._output = output
 
-    def __call__(self, *inputs: Tensor) -> R:
-        """The result for `inputs` of the captured shapes and dtypes, on the current stream.
+    def __call__(self, *inputs: Tensor, turn: Turn = nullcontext) -> R:
+        """The result for `inputs` of the captured shapes and dtypes, on the current stream. Each
+        piece is launched inside of a `turn` of its own.
 
         The host does not wait. The result lies in the pool's memory and is valid until any graph of
         the same `Graphs` is replayed; read it on the same stream before that. Raises `ValueError`
         for another shape, because a copy would broadcast it.
         """
-        if self._graph is None:
-            if self._function is None:
+        if not self._graphs:
+            if not self._pieces:
                 raise RuntimeError("the graphs were closed")
-            return self._function(*inputs)
+            made: R = run_pieces(self._pieces, inputs, turn)
+            return made
         for ours, theirs in zip(self.inputs, inputs, strict=True):
             if theirs is ours:
                 continue
@@ -69,16 +75,32 @@ class Captured(Generic[R]):
                     f"called with {list(theirs.shape)} {theirs.dtype}"
                 )
             ours.copy_(theirs, non_blocking=True)
-        self._graph.replay()
+        for graph in self._graphs:
+            with turn():
+                graph.replay()
         assert self._output is not None
         return self._output
 
     def release(self) -> None:
         """Free the memory. The graph can't be called afterwards. Idempotent."""
-        graph, self._graph, self._output, self._function = self._graph, None, None, None
+        graphs, self._graphs, self._output, self._pieces = self._graphs, (), None, ()
         self.inputs = ()
-        if graph is not None:
+        for graph in graphs:
             graph.reset()
+
+
+def run_pieces(
+    pieces: Sequence[Callable[..., Any]], inputs: tuple[Tensor, ...], turn: Turn = nullcontext
+) -> Any:
+    """The result of a pass in pieces: the first takes the inputs, each other one what the piece
+    before it returned and then the inputs."""
+    first, *others = pieces
+    with turn():
+        made = first(*inputs)
+    for piece in others:
+        with turn():
+            made = piece(made, *inputs)
+    return made
 
 
 class Graphs:
@@ -93,6 +115,7 @@ class Graphs:
         if placement.is_cuda and placement.compile != "off":
             self._stream = torch.cuda.Stream(placement.device)
             self._pool = torch.cuda.graph_pool_handle()
+        self._device = placement.device
         self._held: weakref.WeakSet[Captured[object]] = weakref.WeakSet()
         self._is_sealed = False
         self.count = 0
@@ -101,6 +124,12 @@ class Graphs:
         """Captures after `seal`."""
         self.seconds = 0.0
         """Time spent on captures, including the runs before each."""
+
+    def prioritise(self, priority: int) -> None:
+        """Capture on a stream of this priority: a graph's kernels keep that of their capture.
+        Before the first capture."""
+        if self._stream is not None:
+            self._stream = torch.cuda.Stream(self._device, priority=priority)
 
     def capture(
         self, function: Callable[..., R], inputs: tuple[Tensor, ...], name: str = "pass"
@@ -111,12 +140,20 @@ class Graphs:
         Everything else that it uses (weights, tables) must keep its address while the capture is in
         use. A graph is freed once the returned object is no longer referenced.
         """
+        return self.capture_pieces([function], inputs, name)
+
+    def capture_pieces(
+        self, pieces: Sequence[Callable[..., Any]], inputs: tuple[Tensor, ...], name: str = "pass"
+    ) -> Captured[Any]:
+        """As `capture`, for a function in pieces as `run_pieces` has them, with a graph for each.
+        All are replayed before any other graph of these."""
         started = time.perf_counter()
+        captured: Captured[Any]
         if self._stream is None:
-            captured = Captured(function, inputs)
+            captured = Captured(pieces, inputs)
         else:
             try:
-                captured = _record(function, inputs, self._stream, self._pool)
+                captured = _record(pieces, inputs, self._stream, self._pool)
             except BaseException:
                 # after a failed capture torch keeps recording to the pool: it would refuse the next
                 # capture and free no graph's memory
@@ -124,7 +161,7 @@ class Graphs:
                     torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
                 self._pool = torch.cuda.graph_pool_handle()
                 raise
-        self._held.add(captured)  # type: ignore[arg-type]
+        self._held.add(captured)
         self.count += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -146,25 +183,33 @@ class Graphs:
 
 
 def _record(
-    function: Callable[..., R],
+    pieces: Sequence[Callable[..., Any]],
     examples: tuple[Tensor, ...],
     stream: torch.cuda.Stream,
     pool: Any,
-) -> Captured[R]:
+) -> Captured[Any]:
     caller = torch.cuda.current_stream(stream.device)
     with torch.inference_mode(False):  # may be written in either mode
         inputs = tuple(example.detach().clone() for example in examples)
     stream.wait_stream(caller)
-    graph = torch.cuda.CUDAGraph()
+    graphs: list[torch.cuda.CUDAGraph] = []
     # the outer stream context restores the caller's stream even if the capture fails
     with torch.cuda.stream(stream), torch.inference_mode():
         for _ in range(NUM_REHEARSALS):
-            function(*inputs)
-        # thread_local: another engine's thread may allocate meanwhile
-        with (
-            _capturing,
-            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-        ):
-            output = function(*inputs)
+            run_pieces(pieces, inputs)
+        made: tuple[Any, ...] = ()
+        for piece in pieces:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: another engine's thread may allocate meanwhile
+            with (
+                _capturing,
+                torch.cuda.graph(
+                    graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ),
+            ):
+                # what a piece leaves to the next is held until that is captured, so that no memory
+                # of it is given away before it is read
+                made = (piece(*made, *inputs),)
+            graphs.append(graph)
     caller.wait_stream(stream)
-    return Captured(None, inputs, graph, output)
+    return Captured((), inputs, graphs, made[0])

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ from predictors.models.flux.modules.transformer import (
     DoubleBlock,
     Ends,
     SingleBlock,
+    forward_pieces,
 )
 from predictors.models.flux.weights import Parts
 
@@ -50,7 +52,7 @@ AdaptedForm = Callable[[Adapters], Operations]
 
 
 class FluxPasses:
-    """Implements `AdaptedPasses` and `EncodingPasses`."""
+    """Implements `AdaptedPasses`, `EncodingPasses` and `PiecewisePasses`."""
 
     def __init__(
         self,
@@ -151,6 +153,21 @@ class FluxPasses:
             return made
 
         return velocity
+
+    def velocity_pieces(
+        self, form: str, count: int, *, is_promised: bool, is_adapted: bool
+    ) -> Sequence[Callable[..., Any]]:
+        """As `PiecewisePasses`."""
+        transformer = self.parts.transformers[form]
+        if is_adapted:
+            tables, adapted_form = self._tables_of[form], self._adapted[form]
+
+            def operations(index: Tensor, scales: Tensor) -> Operations:
+                return adapted_form(Adapters(tables, RankRows(index, scales)))
+
+            return forward_pieces(transformer, operations, EAGER, count)
+        units, own = self._units if is_promised else EAGER, self._operations[form]
+        return forward_pieces(transformer, lambda: own, units, count)
 
     def unpacked(self, latents: Tensor, rows: int, columns: int) -> Tensor:
         """(rows * columns, 64) to (1, 16, 2 * rows, 2 * columns), unscaled and unshifted."""

@@ -91,6 +91,7 @@ def summarise(
         task="flux",
         parts=tuple(parts),
         options=picture_options(weights, settings.flux, card_dtype(settings), card),
+        memory_fraction=settings.flux.memory_fraction,
     )
 
 

@@ -5,6 +5,8 @@ ready.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -41,6 +43,26 @@ def test_without_cuda_inputs_may_be_filled_in_place_too() -> None:
 def test_a_function_may_return_several_tensors() -> None:
     captured = Graphs("plain", CPU).capture(lambda x: (x + 1, x + 2), (torch.zeros(1),))
     assert [y.item() for y in captured(torch.zeros(1))] == [1, 2]
+
+
+def added(carry: Tensor, x: Tensor) -> Tensor:
+    return carry + 10 * x
+
+
+def test_pieces_run_in_order_each_in_a_turn_of_its_own() -> None:
+    captured = Graphs("pieces", CPU).capture_pieces(
+        [torch.square, added, added], (torch.zeros(2),), "cut"
+    )
+    turns = list[str]()
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        turns.append("begin")
+        yield
+        turns.append("end")
+
+    assert captured(torch.tensor([1.0, 2.0]), turn=turn).tolist() == [21, 44]
+    assert turns == ["begin", "end"] * 3
 
 
 def test_captures_are_counted_after_ready_only_after_seal() -> None:
@@ -199,6 +221,21 @@ def test_two_engines_capture_at_the_same_time() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.gpu
+def test_graphs_of_pieces_hand_on_what_they_made() -> None:
+    graphs = Graphs("cut", CUDA)
+    graphs.prioritise(-1)
+    x = torch.zeros(2**16, device="cuda")
+    whole = graphs.capture(lambda x: added(added(torch.square(x), x), x), (x,))
+    cut = graphs.capture_pieces([torch.square, added, added], (x,))
+    other = graphs.capture(lambda x: x.cos().sin().exp(), (x,))
+    for seed in range(3):
+        x = torch.randn(2**16, generator=torch.Generator().manual_seed(seed)).cuda()
+        expected = whole(x).clone()
+        other(x)
+        assert torch.equal(cut(x), expected)
 
 
 @pytest.mark.gpu

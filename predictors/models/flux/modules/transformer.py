@@ -18,9 +18,11 @@ T counts the prompt's tokens, I the picture's patches; a row is one prompt of on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,10 @@ class Shape:
     @property
     def dim(self) -> int:
         return self.num_heads * self.head_dim
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_double + self.num_single
 
     @property
     def modulation_dim(self) -> int:
@@ -187,17 +193,76 @@ class Transformer(nn.Module):
         latents (rows, I, in_channels), context (rows, T, dim) after the context embedder,
         modulation (rows, modulation_dim), rotary float32 (2, T + I, head_dim / 2).
         """
-        dim, num_text = self.shape.dim, context.shape[1]
-        sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
-        parts = iter(modulation.split(sizes, dim=-1))
+        carry = self.begin(ops, latents, context)
+        blocks = range(self.shape.num_blocks)
+        carry = self.advance(blocks, ops, units, carry, modulation, rotary, context.shape[1])
+        return self.end(ops, units, carry, modulation, context.shape[1])
+
+    def begin(self, ops: Operations, latents: Tensor, context: Tensor) -> Carry:
+        """What the first block reads."""
         embedded = ops.unquantized.end(latents, self.ends.embed)
-        tokens = torch.cat((context, embedded), dim=1)
-        carry = Carry(tokens, None, None)
-        for block in self.double_blocks:
-            carry = units.double(block, ops, carry, next(parts), rotary, num_text)
-        for block in self.single_blocks:
-            carry = units.single(block, ops, carry, next(parts), rotary, num_text)
-        return units.ends(self.ends, ops.unquantized, carry, next(parts), num_text)
+        return Carry(torch.cat((context, embedded), dim=1), None, None)
+
+    def advance(
+        self,
+        blocks: range,
+        ops: Operations,
+        units: BlockUnits,
+        carry: Carry,
+        modulation: Tensor,
+        rotary: Tensor,
+        num_text: int,
+    ) -> Carry:
+        """Run these blocks, counted from the first two-stream block to the last one-stream one."""
+        parts, num_double = self._modulations(modulation), self.shape.num_double
+        for i in blocks:
+            if i < num_double:
+                unit, block = units.double, self.double_blocks[i]
+            else:
+                unit, block = units.single, self.single_blocks[i - num_double]
+            carry = unit(block, ops, carry, parts[i], rotary, num_text)
+        return carry
+
+    def end(
+        self, ops: Operations, units: BlockUnits, carry: Carry, modulation: Tensor, num_text: int
+    ) -> Tensor:
+        """The velocity, after the last block."""
+        last = self._modulations(modulation)[-1]
+        return units.ends(self.ends, ops.unquantized, carry, last, num_text)
+
+    def _modulations(self, modulation: Tensor) -> Sequence[Tensor]:
+        """Views of every block's part, and of the ends'."""
+        dim, shape = self.shape.dim, self.shape
+        sizes = [12 * dim] * shape.num_double + [3 * dim] * shape.num_single + [2 * dim]
+        parts: Sequence[Tensor] = modulation.split(sizes, dim=-1)
+        return parts
+
+
+def forward_pieces(
+    transformer: Transformer,
+    operations: Callable[..., Operations],
+    units: BlockUnits,
+    count: int,
+) -> Sequence[Callable[..., Carry | Tensor]]:
+    """`transformer`'s forward in at most `count` pieces of about as many blocks each, for
+    `run_pieces`. Each calls `operations` with the pass's inputs after the fourth, if there are any.
+    """
+    num_blocks = transformer.shape.num_blocks
+    count = min(count, num_blocks)
+    bounds = [num_blocks * i // count for i in range(count + 1)]
+
+    def piece(first: int, last: int, *given: Any) -> Carry | Tensor:
+        latents, context, modulation, rotary, *more = given[1:] if first else given
+        ops = operations(*more)
+        carry: Carry = given[0] if first else transformer.begin(ops, latents, context)
+        blocks = range(first, last)
+        num_text = context.shape[1]
+        carry = transformer.advance(blocks, ops, units, carry, modulation, rotary, num_text)
+        if last < num_blocks:
+            return carry
+        return transformer.end(ops, units, carry, modulation, num_text)
+
+    return [partial(piece, first, last) for first, last in itertools.pairwise(bounds)]
 
 
 def quantized(transformer: Transformer, *, keep: bool) -> Transformer:
