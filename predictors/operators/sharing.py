@@ -1,4 +1,4 @@
-"""What one process does that serves picture models and chat models on one card: their engines take
+"""Picture models and chat models that one process serves on one card: their engines take
 turns, and each model keeps to its part of the memory. The parts are compared before torch is
 imported."""
 
