@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 KINDS = {"flux": "pictures", "qwen_vl": "tokens"}
-"""What the engines of a task make, by the task."""
+"""The output of a task's engines, by the task."""
 FRACTION = {
     group.section: variable_name(group, "memory_fraction")
     for group in (FluxSettings, QwenVLSettings)
