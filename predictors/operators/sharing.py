@@ -1,4 +1,4 @@
-"""What one process does that serves picture models and chat models on one card: their engines take
+"""Picture models and chat models that one process serves on one card: their engines take
 turns, and each model keeps to its part of the memory. The parts are compared before torch is
 imported."""
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 KINDS = {"flux": "pictures", "qwen_vl": "tokens"}
-"""What the engines of a task make, by the task."""
+"""The output of a task's engines, by the task."""
 FRACTION = {
     group.section: variable_name(group, "memory_fraction")
     for group in (FluxSettings, QwenVLSettings)

@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         return self.end(ops, units, carry, modulation, context.shape[1])
 
     def begin(self, ops: Operations, latents: Tensor, context: Tensor) -> Carry:
-        """What the first block reads."""
+        """The carry that the first block reads."""
         embedded = ops.unquantized.end(latents, self.ends.embed)
         return Carry(torch.cat((context, embedded), dim=1), None, None)
 
