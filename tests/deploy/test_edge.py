@@ -1,5 +1,5 @@
-"""docs/examples/edge: every object fits its CRD's schema, and with the values of edge-values.yaml the
-examples lead to the release's Services, over TLS, past authentication.
+"""docs/examples/edge: every object fits its CRD's schema, and with the values of edge-values.yaml
+the examples lead to the release's Services, over TLS, past authentication.
 
 No gateway runs here: that Envoy Gateway and Traefik do what their objects say is not shown, and
 CEL rules of CRDs are not looked at.
