@@ -1,5 +1,5 @@
 """Who reaches whom under rendered NetworkPolicies, as Cyclonus computes it, a checker of policies
-that is not ours. It is built once from its Go module into the machine's cache.
+that is not ours, built from its Go module.
 
 It knows policies alone: that a network plugin enforces them is not shown, and a kubelet's probes,
 which no policy blocks, are unknown to it.
@@ -8,7 +8,6 @@ which no policy blocks, are unknown to it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -19,11 +18,9 @@ from pathlib import Path
 import yaml
 
 from tests.deploy.chart import Object, of_kind
-from tests.e2e.cluster.building import find_go
-from tests.e2e.cluster.places import ClusterError, cache, one_at_a_time
+from tests.deploy.go_programs import installed
 
-MODULE = "github.com/mattfenwick/cyclonus/cmd/cyclonus"
-VERSION = "v0.5.6"
+CYCLONUS = ("github.com/mattfenwick/cyclonus/cmd/cyclonus", "v0.5.6")
 
 
 @dataclass(frozen=True)
@@ -60,35 +57,17 @@ class Traffic:
         }  # fmt: skip
 
 
-def checker() -> Path:
-    """Cyclonus, built if it is not there; raises `ClusterError` without Go or its modules."""
-    folder = cache() / f"cyclonus-{VERSION}"
-    found = folder / "cyclonus"
-    with one_at_a_time("cyclonus"):
-        if found.exists():
-            return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            done = subprocess.run(
-                [find_go(), "install", "-trimpath", "-ldflags=-s -w", f"{MODULE}@{VERSION}"],
-                env={**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOBIN": beside},
-                capture_output=True, text=True,
-            )  # fmt: skip
-            if done.returncode:
-                raise ClusterError(f"Cyclonus can't be built: {done.stderr[-2000:]}")
-            (Path(beside) / "cyclonus").rename(found)
-    return found
-
-
 def reached(objects: list[Object], tried: Sequence[Traffic]) -> list[bool]:
-    """Of each connection: the policies among the objects let it through."""
+    """Of each connection: the policies among the objects let it through. Raises `ClusterError`
+    where Cyclonus can't be built.
+    """
     with tempfile.TemporaryDirectory() as name:
         policies, traffic = Path(name) / "policies", Path(name) / "traffic.json"
         policies.mkdir()
         for policy, content in of_kind(objects, "NetworkPolicy").items():
             (policies / f"{policy}.yaml").write_text(yaml.safe_dump(content))
         traffic.write_text(json.dumps([each.described() for each in tried]))
-        command = [str(checker()), "analyze", "--mode", "query-traffic"]
+        command = [str(installed(*CYCLONUS)), "analyze", "--mode", "query-traffic"]
         given = ["--policy-path", str(policies)] if any(policies.iterdir()) else []
         done = subprocess.run(
             [*command, *given, "--traffic-path", str(traffic)],
