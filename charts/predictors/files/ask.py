@@ -1,6 +1,6 @@
-"""One V2 request to one model, by the standard library alone: what `helm test` runs in a pod. Prints
-the model's state until it is ready, its pages and what the server has switched off, then asks in
-its format's own way and looks at what came back.
+"""One V2 request to one model, by the standard library alone: what `helm test` runs in a pod.
+Prints the model's state until it is ready, its pages and what the server has switched off, then
+asks in its format's own way and looks at what came back.
 
 Arguments: URL NAME FORMAT WAIT_S TIMEOUT_S PICTURE (base64). With KEYS_ARE_NEEDED set, requests
 without a key and with a wrong one must be refused, and the question is asked with API_KEY; without
