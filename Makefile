@@ -23,7 +23,7 @@ FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_setting
 PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
   tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py
 
-.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -246,6 +246,9 @@ sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the im
 	@$(BIN)/python -c 'import json, sys; parts = json.load(sys.stdin)["components"]; \
 	  print(*sorted(part["name"].lower() + "==" + part["version"] for part in parts), sep="\n")' <out/sbom.json >out/sbom.txt
 	@rm -rf out/sbom-env
+
+release: $(STAMP) cluster-tools sbom ## chart, SBOM, provenance, checksums and, where a builder works, the image, into out/release; RELEASE="--no-image --url ..."
+	$(BIN)/python -m tools.release $(RELEASE)
 
 RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra c2pa --extra fa3 --extra films --extra gpu --extra otel --universal \
   --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -q

@@ -1,6 +1,6 @@
 """Schemas to hold rendered objects to: Kubernetes' own, strict, for every version that the chart is
-for, and those in the CRDs of KServe, the Prometheus Operator, the Gateway API and
-cert-manager.
+for, and those in the CRDs of KServe, the Prometheus Operator, the Gateway API,
+cert-manager, Envoy Gateway and Traefik.
 
 Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules, copied into the
 machine's cache. A CRD's CEL rules need an API server and are not looked at; tests/e2e has one.
@@ -35,14 +35,36 @@ OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 OPERATOR_VERSION = "v0.85.0"
 CERT_MANAGER = "github.com/cert-manager/cert-manager"
 CERT_MANAGER_VERSION = "v1.19.1"
-CRDS = {  # module: where its CRDs of what the chart may render lie
+ENVOY = "github.com/envoyproxy/gateway"
+ENVOY_VERSION = "v1.9.1"
+TRAEFIK = "github.com/traefik/traefik/v3"
+TRAEFIK_VERSION = "v3.7.13"
+OWN_VERSIONS = {  # of modules that the test cluster is not made of
+    OPERATOR: OPERATOR_VERSION, CERT_MANAGER: CERT_MANAGER_VERSION, ENVOY: ENVOY_VERSION,
+    TRAEFIK: TRAEFIK_VERSION,
+}  # fmt: skip
+CRDS = {  # module: where its CRDs of what the chart and docs/examples/edge have lie
     KSERVE: (
         "config/crd/full/serving.kserve.io_servingruntimes.yaml",
         "config/crd/full/serving.kserve.io_inferenceservices.yaml",
         "config/crd/full/localmodel/serving.kserve.io_localmodelcaches.yaml",
     ),
-    CERT_MANAGER: ("deploy/crds/cert-manager.io_certificates.yaml",),
-    GATEWAY: ("config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",),
+    CERT_MANAGER: (
+        "deploy/crds/cert-manager.io_certificates.yaml",
+        "deploy/crds/cert-manager.io_issuers.yaml",
+    ),
+    GATEWAY: tuple(
+        f"config/crd/standard/gateway.networking.k8s.io_{name}.yaml"
+        for name in ("httproutes", "grpcroutes", "gateways", "gatewayclasses")
+    ),
+    ENVOY: tuple(
+        "charts/gateway-helm/charts/crds/crds/generated/" + f"gateway.envoyproxy.io_{name}.yaml"
+        for name in ("clienttrafficpolicies", "securitypolicies")
+    ),
+    TRAEFIK: tuple(
+        f"docs/content/reference/dynamic-configuration/traefik.io_{name}.yaml"
+        for name in ("ingressroutes", "middlewares", "tlsoptions")
+    ),
     OPERATOR: (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
@@ -50,6 +72,7 @@ CRDS = {  # module: where its CRDs of what the chart may render lie
 }
 GROUPS = (
     "serving.kserve.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "cert-manager.io",
+    "gateway.envoyproxy.io", "traefik.io",
 )  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 MB of YAML
 
@@ -89,8 +112,8 @@ def builtin(kind: str, api_version: str, version: str) -> Draft202012Validator:
 
 def module_version(module: str) -> str:
     """The version of a module: KServe's is that of the cluster's controller."""
-    if module in (OPERATOR, CERT_MANAGER):
-        return {OPERATOR: OPERATOR_VERSION, CERT_MANAGER: CERT_MANAGER_VERSION}[module]
+    if module in OWN_VERSIONS:
+        return OWN_VERSIONS[module]
     found = re.search(rf"^\s*{module} (v\S+)", (recipe.BUILD / "go.mod").read_text(), re.MULTILINE)
     assert found is not None, f"go.mod names no {module}"
     return found.group(1)
@@ -99,7 +122,7 @@ def module_version(module: str) -> str:
 def crd_folder(module: str) -> Path:
     """The copied CRDs of a module; downloads them once. Raises `ClusterError` if it can't."""
     version = module_version(module)
-    kept = cache() / "crd" / f"{module.rpartition('/')[2]}-{version}"
+    kept = cache() / "crd" / f"{module.removeprefix('github.com/').replace('/', '-')}-{version}"
     with one_at_a_time(cache() / "crd"):
         if all((kept / Path(path).name).exists() for path in CRDS[module]):
             return kept

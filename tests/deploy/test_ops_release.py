@@ -1,21 +1,16 @@
-"""What a release brings beside its models: prepull, the pods of `helm test`, notes, other objects.
+"""What a release brings beside its models: prepull, the pods of `helm test`, other objects.
 
-The script of `helm test` and the notes' curl lines are run against a server that answers like ours,
-over HTTP; tests/e2e runs them against ours.
+The script of `helm test` is run against a server that answers like ours, over HTTP; tests/e2e runs
+it against ours.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import ssl
+import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +19,11 @@ import yaml
 from PIL import Image
 
 from predictors.cli.child import held_ports
+from predictors.settings import Settings
+from tests.deploy.answering import PNG, serving
 from tests.deploy.chart import CASES, CHART, PROFILES, Object, of_kind, refusal, render
 
 LAPTOP = "values-laptop.yaml"
-PNG = (CHART / "files/circle.png").read_bytes()
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -123,67 +119,6 @@ def test_a_test_gives_the_model_as_long_as_a_caller_gets() -> None:
     assert spec["restartPolicy"] == "Never"
 
 
-@contextmanager
-def serving(
-    status: int = 200,
-    image: bytes = PNG,
-    text: str = "a red circle",
-    key: str = "",
-    certificate: Path | None = None,
-) -> Iterator[str]:
-    """The address of a server that answers one inference in our words; checks what it is asked.
-
-    With `key` it answers 401 to requests without it; `certificate` is a folder for TLS, whose
-    clients must present the certificate in `client`.
-    """
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path.endswith("/ready")
-            self.reply(200, {})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if key and self.headers["Authorization"] != f"Bearer {key}":
-                self.reply(401, {"error": "no key"})
-                return
-            inputs = {each["name"]: each["data"][0] for each in body["inputs"]}
-            assert self.headers["Content-Type"] == "application/json"
-            if "image" in inputs:
-                assert base64.b64decode(inputs["image"]) == PNG
-                outputs = [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]
-            else:
-                sent = base64.b64encode(image).decode()
-                outputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [sent]}]
-            self.reply(status, {"outputs": outputs} if status == 200 else {"error": "no room"})
-
-        def reply(self, code: int, content: dict[str, Any]) -> None:
-            text = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        if certificate:
-            secured = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            secured.load_cert_chain(certificate / "server/tls.crt", certificate / "server/tls.key")
-            secured.load_verify_locations(certificate / "client/tls.crt")
-            secured.verify_mode = ssl.CERT_REQUIRED
-            server.socket = secured.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            scheme = "https" if certificate else "http"
-            yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def ask(
     model: str, url: str, wait_s: str = "5", etc: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -261,6 +196,38 @@ def test_the_tests_pass_where_a_picture_and_words_come_back() -> None:
     assert "it says: a red circle" in told.stdout
 
 
+def test_the_tests_say_each_state_of_a_model_once_until_it_is_ready() -> None:
+    with serving(unready=2) as url:
+        done = ask("flux", url)
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = done.stdout.splitlines()
+    assert first == "flux: loads or warms up"
+    assert second.startswith(f"flux is ready at {url}, after ")
+
+
+def test_the_tests_say_where_the_pages_are_and_what_is_off() -> None:
+    with serving(pages=("/playground", "/metrics")) as url:
+        some = ask("flux", url).stdout
+    with serving(pages=("/docs",), key="right") as url:
+        others = ask("flux", url, KEYS_ARE_NEEDED="true", API_KEY="right").stdout
+    assert f"page for browsers: {some.split('ready at ')[1].split(',')[0]}/playground\n" in some
+    assert "page of the API: off (settings.server.docs)\n" in some
+    assert "/metrics\n" in some
+    assert "TLS: off (tls.secretName)\n" in some
+    assert "API keys: off (apiKeys)" in some
+    assert "page for browsers: off (settings.server.playground)\n" in others
+    assert f"page of the API: {url}/docs\n" in others
+    assert "metrics on this port: off (metrics.port" in others
+    assert "API keys: off" not in others
+
+
+def test_the_keys_that_the_tests_name_are_settings() -> None:
+    script = (CHART / "files/ask.py").read_text()
+    named = set(re.findall(r"settings\.(\w+)\.(\w+)", script))
+    assert named == {("server", "playground"), ("server", "docs")}
+    assert all(hasattr(getattr(Settings(), section), key) for section, key in named)
+
+
 @pytest.mark.parametrize(
     ("model", "answer", "why"),
     [
@@ -286,98 +253,18 @@ def test_a_test_fails_when_the_model_never_becomes_ready() -> None:
     assert "flux was not ready after 0 s" in done.stderr
 
 
+def test_a_model_without_a_pod_is_said_to_have_none() -> None:
+    with held_ports(1) as (port,):
+        done = ask("flux", f"http://127.0.0.1:{port}", wait_s="0.1")
+    assert done.returncode == 1
+    assert done.stdout.startswith("flux: no pod answers (")
+
+
 def test_the_picture_that_is_asked_about_is_one() -> None:
     with Image.open(CHART / "files/circle.png") as picture:
         assert picture.size == (128, 128)
         colours = {colour for _, colour in picture.convert("RGB").getcolors() or ()}
     assert len(colours) == 2
-
-
-def notes(*sets: str) -> str:
-    """The output of `helm install` at its end; `helm template` shows it only within an object."""
-    shown = """{kind: ConfigMap, apiVersion: v1, metadata: {name: notes}, data: {text:
-        {{ include "predictors.notes" . | toJson }} }}"""
-    objects = render(LAPTOP, sets=(*sets, f"extraObjects={json.dumps([shown])}"))
-    text: str = of_kind(objects, "ConfigMap")["notes"]["data"]["text"]
-    return text
-
-
-def test_the_notes_are_what_helm_prints() -> None:
-    printed = (CHART / "templates/NOTES.txt").read_text()
-    assert printed == '{{ include "predictors.notes" . }}\n'
-
-
-def test_the_notes_have_curl_lines_that_work(tmp_path: Path) -> None:
-    lines = [line for line in notes().splitlines() if line.startswith("curl")]
-    inside = [line for line in lines if "-predictor.demo.svc" in line]
-    assert len(lines) == 4
-    assert len(inside) == 2
-    with serving() as url:
-        for line in lines:
-            address = line.split()[2].partition("/v2/")[0]
-            done = subprocess.run(
-                ["bash", "-c", "set -o pipefail\n" + line.replace(address, url)],
-                cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            if "/flux/" in line:
-                assert (tmp_path / "flux.png").read_bytes() == PNG
-            else:
-                assert json.loads(done.stdout)["outputs"][0]["data"] == ["a red circle"]
-
-
-def test_the_notes_forward_a_port_of_its_own_to_every_model() -> None:
-    forwards = [line for line in notes().splitlines() if "port-forward" in line]
-    assert [line.split("svc/")[1] for line in forwards] == [
-        "flux-predictor 18080:80 &", "qwen-vl-predictor 18081:80 &",
-    ]  # fmt: skip
-    assert all(line.startswith("kubectl -n demo ") for line in forwards)
-
-
-def test_the_notes_say_what_is_missing() -> None:
-    assert "helm -n demo test predictors" in notes()
-    assert "helm -n demo test" not in notes("tests.enabled=false")
-    rules = "prometheusRule.enabled=true"
-    assert "prometheusRule.runbooks is empty" in notes(rules)
-    given = 'prometheusRule.runbooks="https://git.example.com/operations.md"'
-    assert "runbooks is empty" not in notes(rules, given)
-    assert "WARNING: models has no enabled model" in notes("defaults.enabled=false")
-    gateway = 'gateway={"enabled":true,"parentRefs":[{"name":"gw"}]}'
-    assert "WARNING: gateway.enabled has no effect" in notes(gateway)
-    small = notes(
-        'models.flux.gpu={"count":1,"spare":1}', 'models.flux.resources.limits.memory="4Gi"'
-    )
-    assert "WARNING: models.flux.resources.limits.memory is 4Gi" in small
-
-
-def test_the_notes_warn_where_there_are_no_keys_and_call_with_one_where_there_are() -> None:
-    assert "WARNING: there are no API keys" in notes()
-    keyed = notes('apiKeys.secretName="callers"')
-    assert "WARNING" not in keyed
-    lines = [line for line in keyed.splitlines() if line.startswith("curl")]
-    assert len(lines) == 4
-    assert all('-H "Authorization: Bearer $API_KEY"' in line for line in lines)
-    secured = notes('tls.secretName="certificate"')
-    assert "curl -sfk https://127.0.0.1:18080/" in secured
-    assert "https://flux-predictor.demo.svc:80/v2/" in secured
-
-
-def test_the_notes_lines_with_a_key_work(tmp_path: Path) -> None:
-    lines = notes('apiKeys.secretName="callers"').splitlines()
-    (line,) = [line for line in lines if line.startswith("curl") and "flux-predictor" in line]
-    with serving(key="right") as url:
-        moved = line.replace(line.split()[2].partition("/v2/")[0], url)
-        for key, status in (("right", 0), ("wrong", 22)):
-            words = ["bash", "-c", "set -o pipefail\n" + moved.partition(" | ")[0]]
-            done = subprocess.run(words, env={**os.environ, "API_KEY": key}, capture_output=True)
-            assert done.returncode == status, done.stderr
-
-
-def test_the_notes_say_how_long_helm_has_to_wait_for_a_pre_compile_job() -> None:
-    assert "--timeout" not in notes().partition("helm -n demo test")[2]
-    compiled = ('defaults.cache={"enabled":true,"precompile":true}',)
-    assert "`--timeout 15m`" in notes(*compiled)  # the laptop's start may take 600 s
-    assert "`--timeout 35m`" in notes(*compiled, "models.flux.probes.startup.budgetSeconds=1800")
 
 
 def test_further_objects_are_rendered_as_text_or_as_maps() -> None:

@@ -5,6 +5,7 @@ No test publishes anything: image, signatures and provenance of release.yaml are
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.chart import binary
 from tests.deploy.dockerfile import ROOT
+from tools.release import CHECKSUMS
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
 RELEASE = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
@@ -93,7 +94,7 @@ def test_only_the_job_that_publishes_may_write() -> None:
     assert RELEASE["permissions"] == {}
     (job,) = RELEASE["jobs"].values()
     assert {name for name, right in job["permissions"].items() if right == "write"} == {
-        "packages", "id-token", "attestations",
+        "contents", "packages", "id-token", "attestations",
     }  # fmt: skip
     assert RELEASE[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as true
 
@@ -112,7 +113,49 @@ def test_a_tag_that_is_not_the_version_stops_the_release(
     assert (done.returncode == 0) == goes, done.stderr
     if goes:
         said = (tmp_path / "github_env").read_text()
-        assert said == f"VERSION={version[1]}\nREGISTRY=ghcr.io/someone\n"
+        assert said == (
+            f"VERSION={version[1]}\nIMAGE_NAME=ghcr.io/someone/vision-predictors\n"
+            "CHART_REPOSITORY=ghcr.io/someone/charts\n"
+        )
+
+
+def test_variables_of_the_repository_name_image_and_chart_and_their_registries(
+    tmp_path: Path,
+) -> None:
+    for name in ("charts", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version
+    names = {"IMAGE_NAME": "one.example.com/a/image", "CHART_REPOSITORY": "two.example.com/charts"}
+    done = run(
+        named("The tag is"), tmp_path, GITHUB_REF_NAME=f"v{version[1]}",
+        GITHUB_REPOSITORY_OWNER="SomeOne", **names,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, value in names.items():
+        assert RELEASE["env"][name] == f"${{{{ vars.{name} }}}}"
+        assert f"{name}={value}\n" in (tmp_path / "github_env").read_text()
+    path = writes_down(tmp_path, "docker", "helm")
+    done = run(named("Log in"), tmp_path, LOGIN="me", TOKEN="secret", PATH=path, **names)
+    assert done.returncode == 0, done.stderr
+    assert words(tmp_path) == [
+        "docker login one.example.com --username me --password-stdin",
+        "helm registry login two.example.com --username me --password-stdin",
+    ]
+
+
+def writes_down(folder: Path, *names: str) -> str:
+    """A PATH with programs of these names that only write down what they were asked."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name in names:
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/words\n')
+        path.chmod(0o755)
+    return f"{folder / 'bin'}:{os.environ['PATH']}"
+
+
+def words(folder: Path) -> list[str]:
+    return (folder / "words").read_text().splitlines()
 
 
 def test_the_image_is_built_on_a_base_that_is_named_by_digest(tmp_path: Path) -> None:
@@ -132,7 +175,8 @@ def test_the_image_is_built_on_a_base_that_is_named_by_digest(tmp_path: Path) ->
     )
     jq.chmod(0o755)
     said = {
-        "BASE": RELEASE["env"]["BASE"], "VERSION": "1.2.3", "REGISTRY": "ghcr.io/someone",
+        "BASE": RELEASE["env"]["BASE"], "VERSION": "1.2.3",
+        "IMAGE_NAME": "ghcr.io/someone/vision-predictors",
         "GITHUB_SHA": "abc", "GITHUB_SERVER_URL": "https://example.com",
         "GITHUB_REPOSITORY": "someone/something",
         "PATH": f"{docker.parent}:{os.environ['PATH']}",
@@ -148,30 +192,42 @@ def test_the_image_is_built_on_a_base_that_is_named_by_digest(tmp_path: Path) ->
 
 
 def test_the_chart_that_is_published_names_the_image_by_digest(tmp_path: Path) -> None:
-    """With the real `helm package`; `helm push` and `cosign` write down their words."""
-    (tmp_path / "charts").symlink_to(ROOT / "charts")
-    real, folder = binary("helm"), tmp_path / "bin"
-    folder.mkdir()
-    for name, script in {
-        "helm": f'case "$1" in push) echo "Digest: {DIGEST}" >&2;; *) exec {real} "$@";; esac',
-        "cosign": 'echo "$@" >>signed',
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
+    """The step's words for `make release`; what that makes of them is shown by test_release.py."""
     image = "ghcr.io/someone/vision-predictors"
     done = run(
-        named("Package, push and sign"), tmp_path, NAME=image, DIGEST=DIGEST,
-        REGISTRY="ghcr.io/someone", PATH=f"{folder}:{os.environ['PATH']}",
+        named("Pack the release"), tmp_path, NAME=image, DIGEST=DIGEST,
+        GITHUB_SERVER_URL="https://github.example.com", GITHUB_REPOSITORY="someone/something",
+        GITHUB_WORKFLOW_REF="someone/something/.github/workflows/release.yaml@refs/tags/v1",
+        PATH=writes_down(tmp_path, "make"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "signed").read_text() == (
-        f"sign --yes ghcr.io/someone/charts/predictors@{DIGEST}\n"
+    (line,) = words(tmp_path)
+    flags = line.partition("RELEASE=")[2].split()
+    said = dict(itertools.pairwise(flags))
+    assert "--no-image" in flags
+    assert (said["--image"], said["--digest"]) == (image, DIGEST)
+    assert said["--url"] == "https://github.example.com/someone/something"
+    assert said["--builder"].endswith("release.yaml@refs/tags/v1")
+
+
+def test_the_packed_chart_is_pushed_and_signed_by_digest(tmp_path: Path) -> None:
+    """`helm push` and `cosign` write down their words: no registry is within reach."""
+    path = writes_down(tmp_path, "cosign", "helm")
+    helm = tmp_path / "bin/helm"
+    helm.write_text(f'{helm.read_text()}echo "Digest: {DIGEST}" >&2\n')
+    (tmp_path / "out/release").mkdir(parents=True)
+    (tmp_path / "out/release/predictors-1.2.3.tgz").touch()
+    done = run(
+        named("Push and sign"), tmp_path, CHART_REPOSITORY="ghcr.io/someone/charts", PATH=path
     )
-    (package,) = (tmp_path / "out").glob("*.tgz")
-    shown = subprocess.run(
-        [real, "template", "x", str(package), "--kube-version", "1.34.0",
-         "-f", str(ROOT / "charts/predictors/values-laptop.yaml")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    images = set(re.findall(r"image: (\S*vision-predictors\S*)", shown.stdout))
-    assert images == {f"{image}@{DIGEST}"}
+    assert done.returncode == 0, done.stderr
+    assert words(tmp_path) == [
+        "helm push out/release/predictors-1.2.3.tgz oci://ghcr.io/someone/charts",
+        f"cosign sign --yes ghcr.io/someone/charts/predictors@{DIGEST}",
+    ]
+
+
+def test_all_files_of_the_release_are_attested_and_attached() -> None:
+    (step,) = [each for each in steps(RELEASE) if each.get("with", {}).get("subject-checksums")]
+    assert step["with"]["subject-checksums"] == f"out/release/{CHECKSUMS}"
+    assert " out/release/*" in named("Attach the files")

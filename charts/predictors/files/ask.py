@@ -1,5 +1,6 @@
-"""One V2 request to one model, by the standard library alone: what `helm test` runs in a pod. Waits
-until the model is ready, then asks in its format's own way and looks at what came back.
+"""One V2 request to one model, by the standard library alone: what `helm test` runs in a pod.
+Prints the model's state until it is ready, its pages and what the server has switched off, then
+asks in its format's own way and looks at what came back.
 
 Arguments: URL NAME FORMAT WAIT_S TIMEOUT_S PICTURE (base64). With KEYS_ARE_NEEDED set, requests
 without a key and with a wrong one must be refused, and the question is asked with API_KEY; without
@@ -38,19 +39,54 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def state_of(error: OSError) -> str:
+    """What a failed probe says of the model: refused, unresolved, too late, 503."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return f"no pod answers ({getattr(error, 'reason', error)})"
+    return "loads or warms up" if error.code == 503 else f"answers {error.code}"
+
+
 def wait_ready(url: str, name: str, wait_s: float) -> None:
-    """Return when the model says that it is ready; raises `SystemExit` when the time is up."""
-    end = time.monotonic() + wait_s
+    """Return when the model says that it is ready, and print each other state once; raises
+    `SystemExit` when the time is up."""
+    start, last = time.monotonic(), ""
     while True:
         try:
             with urllib.request.urlopen(
                 f"{url}/v2/models/{name}/ready", timeout=5, context=trusted()
             ):
+                say(f"{name} is ready at {url}, after {time.monotonic() - start:.0f} s")
                 return
-        except OSError as error:  # refused, unresolved, too late, 503: all of them are OSErrors
-            if time.monotonic() > end:
+        except OSError as error:
+            if time.monotonic() > start + wait_s:
                 raise SystemExit(f"{name} was not ready after {wait_s:g} s: {error}") from error
+            if (state := state_of(error)) != last:
+                say(f"{name}: {state}")
+                last = state
         time.sleep(1)
+
+
+def is_served(address: str) -> bool:
+    """The server has a page there, which needs no key."""
+    try:
+        with urllib.request.urlopen(address, timeout=30, context=trusted()) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError:
+        return False
+
+
+def tell_pages(url: str) -> None:
+    """Print where the server's pages are, and what it has switched off."""
+    rows = {
+        "page for browsers": ("/playground", "settings.server.playground"),
+        "page of the API": ("/docs", "settings.server.docs"),
+        "metrics on this port": ("/metrics", "metrics.port has them on another"),
+    }
+    for what, (path, key) in rows.items():
+        say(f"{what}: {url + path if is_served(url + path) else f'off ({key})'}")
+    say(f"TLS: {'on' if url.startswith('https:') else 'off (tls.secretName)'}")
+    if not os.environ.get("KEYS_ARE_NEEDED"):
+        say("API keys: off (apiKeys), whoever reaches the port is served")
 
 
 def tensor(name: str, value: str) -> dict[str, object]:
@@ -126,6 +162,7 @@ def main() -> None:
     """Wait, ask, judge."""
     url, name, model_format, wait_s, timeout_s, picture = sys.argv[1:]
     wait_ready(url, name, float(wait_s))
+    tell_pages(url)
     if os.environ.get("KEYS_ARE_NEEDED"):
         check_refused(url, name, "", "without a key")
         check_refused(url, name, "not-a-key", "with a wrong key")

@@ -17,7 +17,7 @@
 {{- if and $of.properties $values.defaults (not (hasKey $values.defaults $key)) }}{{ $gone = append $gone (print "defaults." $key) }}{{ end -}}
 {{- end -}}
 {{- with $gone -}}
-{{- include "predictors.fail" (printf "%s: null removes a key that the chart needs; leave it out" (join ", " .)) -}}
+{{- include "predictors.fail" (printf "%s: null removes a key that the chart needs; leave it out. `helm upgrade --reuse-values` removes what the chart before did not have: say --reset-then-reuse-values" (join ", " .)) -}}
 {{- end -}}
 {{- with include "predictors.check" (dict "at" "" "value" $values "schema" $schema "root" $schema "foreign" $foreign) | trim -}}
 {{- include "predictors.fail" . -}}

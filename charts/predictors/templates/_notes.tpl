@@ -19,12 +19,26 @@ WARNING: {{ . }}
 {{- range $name, $model := $models }}
 {{- $port = add1 $port }}
 {{- $host := eq $name $guest | ternary (without (default list $.Values.colocate) $guest | join "") $name }}
+{{- $local := printf "%s://127.0.0.1:%d" $scheme (int $port) }}
 == {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }}){{ if ne $host $name }}, in the pods of {{ $host }}{{ end }}
+{{ include "predictors.state" (list $ $host) }}
 kubectl -n {{ include "predictors.namespace" $ }} wait --for=condition=Ready isvc/{{ $host }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
 kubectl -n {{ include "predictors.namespace" $ }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
-{{ include "predictors.curl" (list $ $name $model (printf "%s://127.0.0.1:%d" $scheme (int $port)) $picture) }}
+{{- if eq (dig "server" "playground" "auto" $model.settings) "on" }}
+page for browsers: {{ $local }}/playground
+{{- end }}
+{{- if eq (dig "server" "docs" "auto" $model.settings) "on" }}
+page of the API: {{ $local }}/docs
+{{- end }}
+{{ include "predictors.curl" (list $ $name $model $local $picture) }}
 # in the cluster, from a pod that may call it:
 {{ include "predictors.curl" (list $ $name $model (include "predictors.address" (list $ $name)) $picture) }}
+{{ end }}
+{{- with include "predictors.off" . | fromJsonArray }}
+Off, and the value that switches it on:
+{{- range . }}
+- {{ . }}
+{{- end }}
 {{ end }}
 {{- if and .Values.tests.enabled $models }}
 One request to each model, when they are ready:
@@ -42,6 +56,48 @@ A pre-compile Job may take {{ $longest }} s, Helm waits 5 minutes for a hook: up
 
 prometheusRule.runbooks is empty: the alerts' runbook_url is a path of the repository. Say where your copy of docs/operations.md is.
 {{- end }}
+{{- end }}
+
+{{/* What KServe says of a model while these notes are written, which is before an upgrade is carried out: (list root name) */}}
+{{- define "predictors.state" -}}
+{{- $root := first . -}}
+{{- $found := dict -}}
+{{- if $root.Capabilities.APIVersions.Has "serving.kserve.io/v1beta1" -}}
+{{- $found = lookup "serving.kserve.io/v1beta1" "InferenceService" (include "predictors.namespace" $root) (last .) -}}
+{{- end -}}
+{{- $ready := dict -}}
+{{- range dig "status" "conditions" list $found -}}{{- if eq .type "Ready" }}{{ $ready = . }}{{ end -}}{{- end -}}
+{{- if not $found -}}
+state: not made yet
+{{- else if not $ready -}}
+state: KServe has said nothing of it yet
+{{- else if eq $ready.status "True" -}}
+state: ready since {{ $ready.lastTransitionTime }}, before this command
+{{- else -}}
+state: not ready before this command{{ with $ready.reason }} ({{ . }}){{ end }}{{ with $ready.message }}: {{ . }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* What the values leave off, and the key of each, as a JSON list of sentences. */}}
+{{- define "predictors.off" -}}
+{{- $off := list -}}
+{{- $models := include "predictors.models" . | fromJson -}}
+{{- range $name, $_ := .Values.models -}}
+{{- if not (hasKey $models $name) }}{{ $off = append $off (printf "model %s: models.%s.enabled" $name $name) }}{{ end -}}
+{{- end -}}
+{{- range $name, $model := $models -}}
+{{- $at := printf "models.%s.settings.server" $name -}}
+{{- if ne (dig "server" "playground" "auto" $model.settings) "on" }}{{ $off = append $off (printf "page for browsers of %s: %s.playground \"on\"" $name $at) }}{{ end -}}
+{{- if ne (dig "server" "docs" "auto" $model.settings) "on" }}{{ $off = append $off (printf "page of the API of %s: %s.docs \"on\"" $name $at) }}{{ end -}}
+{{- if not $model.autoscaling.enabled }}{{ $off = append $off (printf "autoscaling of %s: models.%s.autoscaling.enabled" $name $name) }}{{ end -}}
+{{- end -}}
+{{- if not (include "predictors.keysSecret" .) }}{{ $off = append $off "API keys: apiKeys.secretName" }}{{ end -}}
+{{- if not .Values.tls.secretName }}{{ $off = append $off "TLS between gateway and pods: tls.secretName" }}{{ end -}}
+{{- if not .Values.networkPolicy.enabled }}{{ $off = append $off "network policies, so that every pod of the cluster may call: networkPolicy.enabled" }}{{ end -}}
+{{- range $key, $what := dict "podMonitor" "scraping of the metrics by a Prometheus Operator" "prometheusRule" "alerts" "dashboard" "Grafana dashboard" "events" "Kubernetes events and warm-up progress" "tests" "helm test" -}}
+{{- if not (get $.Values $key).enabled }}{{ $off = append $off (printf "%s: %s.enabled" $what $key) }}{{ end -}}
+{{- end -}}
+{{ toJson $off }}
 {{- end }}
 
 {{/* A curl line that works: a picture from a prompt, or words from a picture: (list root name model address picture) */}}
