@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")  # of every model
+ANTHROPIC = "anthropic"  # of chat models
 REASONS = (
     "ok", "invalid_input", "too_large", "content_policy", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "overloaded",
     "deadline", "cancelled", "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
@@ -162,7 +163,7 @@ class ModelSeries:
         """Operations by protocol."""
         first, *others = self.operations
         found = {"v2_rest": (first,), "v2_grpc": (first,), "openai": tuple(others)}
-        return found | ({"anthropic": self.anthropic} if self.anthropic else {})
+        return found | ({ANTHROPIC: self.anthropic} if self.anthropic else {})
 
 
 def resolution_class(width: int, height: int) -> str:

@@ -151,5 +151,5 @@ class AnswerReader:
             return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text)]
         counts = (chunk.prompt_tokens, chunk.completion_tokens)
         cached = self._reuse.cached_tokens
-        last = (self._pictures, (), cached, None, self._stops.match)
-        return [LastDelta(tokens, *counts, text, reason, *last)]
+        given = (tokens, *counts, text, reason, self._pictures, (), cached)
+        return [LastDelta(*given, stop_text=self._stops.match)]

@@ -76,7 +76,7 @@ class MessagesEncoder:
         return b"".join(events)
 
     def _start(self, first: ChatDelta) -> bytes:
-        begun = {"content": [], "stop_reason": None, "stop_sequence": None}
+        begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         return _event("message_start", message={**self._head, **begun, "usage": _counted(first)})
 
     def _events(self, piece: Piece) -> Iterator[bytes]:

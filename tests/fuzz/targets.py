@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from predictors.errors import InvalidRequest, ServingError
+from predictors.protocol.anthropic.messages_body import decode_messages_body
 from predictors.protocol.http.bodies import MAX_DEPTH, parse_json
 from predictors.protocol.http.inflating import PIECE_BYTES, Inflation
 from predictors.protocol.http.multipart import read_form
@@ -144,6 +145,10 @@ def check_chat(raw: bytes) -> bool:
 
 def check_responses(raw: bytes) -> bool:
     return _check_body(decode_responses_body, raw)
+
+
+def check_messages(raw: bytes) -> bool:
+    return _check_body(decode_messages_body, raw)
 
 
 def check_completions(raw: bytes) -> bool:
@@ -418,6 +423,7 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "json": check_json,
     "chat": check_chat,
     "responses": check_responses,
+    "messages": check_messages,
     "completions": check_completions,
     "tokenize": check_tokenize,
     "images_body": check_images_body,

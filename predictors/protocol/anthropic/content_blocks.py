@@ -59,7 +59,7 @@ def _text(name: str, block: Any) -> str:
     return found
 
 
-_SOURCE: dict[str, DescribedRule] = {
+SOURCE: dict[str, DescribedRule] = {
     "type": said("`url` is for a data URL: this server fetches none.", one_of("base64", "url")),
     "media_type": dropped(str, why="a file's format is read from its bytes"),
     "data": text(),
@@ -67,13 +67,13 @@ _SOURCE: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_SOURCE, "type"))
+@described(object_schema(SOURCE, "type"))
 def _source(name: str, value: Any) -> bytes:
     """The bytes of an image file."""
     if isinstance(value, dict) and value.get("type") == "file":
         problem = "files are not kept; send the picture itself as base64"
         raise InvalidRequest(f"{name}.type 'file' is not supported: {problem}", param=name)
-    read = read_fields(value, _SOURCE, where=name)
+    read = read_fields(value, SOURCE, where=name)
     require(read, "type", where=name)
     held, other = ("data", "url") if read["type"] == "base64" else ("url", "data")
     require(read, held, where=name)
@@ -212,7 +212,11 @@ def _assistant(name: str, value: Any) -> list[BodyMessage]:
 
 
 def _block_schema(*tables: Mapping[str, DescribedRule]) -> dict[str, Any]:
-    needed = {"text": ("text",), "image": ("source",), "tool_result": ("tool_use_id",)}
+    needed: dict[str, tuple[str, ...]] = {
+        "text": ("text",),
+        "image": ("source",),
+        "tool_result": ("tool_use_id",),
+    }
     needed |= {"tool_use": ("id", "name", "input")}
     schemas: list[dict[str, Any]] = []
     for table in tables:
@@ -223,7 +227,7 @@ def _block_schema(*tables: Mapping[str, DescribedRule]) -> dict[str, Any]:
 
 
 def _passed(name: str, value: Any) -> Any:
-    """What depends on the role, and is checked by it."""
+    """The same value: the role says which rules it has."""
     return value
 
 

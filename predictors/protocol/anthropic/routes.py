@@ -29,7 +29,8 @@ from predictors.protocol.serves import Served, ServesChat, ServesTokens
 
 def anthropic_fault(fault: Fault) -> bytes:
     """The body of a failure, with a tool's schema called as it is in the request."""
-    return replace(fault, message=with_own_field(fault.message)).anthropic_body()
+    param = None if fault.param is None else with_own_field(fault.param)
+    return replace(fault, message=with_own_field(fault.message), param=param).anthropic_body()
 
 
 def _error_event(fault: Fault) -> bytes:

@@ -54,7 +54,7 @@ def _custom_type(name: str, value: Any) -> str:
     return "custom"
 
 
-_TOOL: dict[str, DescribedRule] = {
+TOOL: dict[str, DescribedRule] = {
     "type": _custom_type,
     "name": FUNCTION_FIELDS["name"],
     "description": FUNCTION_FIELDS["description"],
@@ -68,11 +68,11 @@ _TOOL: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_TOOL, "name", "input_schema"))
+@described(object_schema(TOOL, "name", "input_schema"))
 def _tool(name: str, value: Any) -> FunctionTool:
     if isinstance(value, dict) and value.get("type") is not None:
         _custom_type.check(f"{name}.type", value["type"])  # the other fields belong to the type
-    read = read_fields(value, _TOOL, where=name)
+    read = read_fields(value, TOOL, where=name)
     require(read, "name", "input_schema", where=name)
     shared = (read["name"], read.get("description"), read["input_schema"])
     return FunctionTool(*shared, read.get("strict", False))
