@@ -7,7 +7,6 @@ import this module, so nothing here loads gRPC.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -273,21 +272,28 @@ def messages_of_blocks(name: str, value: Any) -> tuple[BodyMessage, ...]:
     if len(value) > MAX_MESSAGES:
         message = f"{name} has {len(value)} messages; at most {MAX_MESSAGES} are taken"
         raise InvalidRequest(message, param=name)
-    messages: list[BodyMessage] = []
+    turns: list[list[BodyMessage]] = []  # neighbours of an assistant are one
     places: list[int] = []  # of the messages that they came from
     for i, each in enumerate(value):
         for found in _message(f"{name}[{i}]", each):
-            before = messages[-1] if messages else None
-            if before is not None and before.role == found.role == "assistant":
-                both = (before.parts + found.parts, before.calls + found.calls)
-                messages[-1] = replace(before, parts=both[0], calls=both[1])
-                continue
-            messages.append(found)
-            places.append(i)
+            if turns and found.role == turns[-1][0].role == "assistant":
+                turns[-1].append(found)
+            else:
+                turns.append([found])
+                places.append(i)
+    messages = [_one_message(turn) for turn in turns]
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     _check_calls(name, messages, places)
     return tuple(messages)
+
+
+def _one_message(turn: Sequence[BodyMessage]) -> BodyMessage:
+    if len(turn) == 1:
+        return turn[0]
+    parts = tuple(part for message in turn for part in message.parts)
+    calls = tuple(call for message in turn for call in message.calls)
+    return BodyMessage(turn[0].role, parts, calls)
 
 
 def _check_calls(name: str, messages: Sequence[BodyMessage], places: Sequence[int]) -> None:

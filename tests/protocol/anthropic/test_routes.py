@@ -10,11 +10,17 @@ import pytest
 
 from predictors import errors, metrics
 from predictors.protocol.anthropic.messages_body import MessagesBody
-from predictors.protocol.anthropic.routes import anthropic_routes
+from predictors.protocol.anthropic.routes import COUNT_TOKENS, anthropic_routes
+from predictors.protocol.anthropic.routes import MESSAGES as MESSAGES_OPERATION
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
+from predictors.protocol.openai.image_routes import edits_operation, images_operation
+from predictors.protocol.openai.picture_files import PictureFiles
+from predictors.protocol.openai.text_routes import CHAT, COMPLETIONS, RESPONSES
+from predictors.protocol.openai.token_routes import DETOKENIZE, TOKENIZE
 from predictors.protocol.openai.tokens_body import TokenizeBody
 from predictors.protocol.registry import Registry
+from predictors.protocol.tasks import MODULES
 from predictors.settings import Settings
 from tests.protocol.openai.doubles import Chatter, Painter, Wire, post
 
@@ -82,6 +88,14 @@ async def test_tokens_of_a_conversation_are_counted() -> None:
     wire = await post(COUNT, ASKED[COUNT]).run(application(speaker))
     assert (wire.status, wire.json) == (200, {"input_tokens": 3})
     assert isinstance(speaker.bodies[0], TokenizeBody)
+
+
+def test_large_bodies_of_every_route_are_read_by_workers() -> None:
+    files = PictureFiles(Settings().server)
+    drawn = (images_operation(files), edits_operation(files))
+    texts = (CHAT, RESPONSES, COMPLETIONS, TOKENIZE, DETOKENIZE)
+    for operation in (*texts, *drawn, MESSAGES_OPERATION, COUNT_TOKENS):
+        assert operation.decode.__module__ in MODULES, operation.name
 
 
 STATUSES = [
