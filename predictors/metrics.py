@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram
 
-PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
+PROTOCOLS = ("v2_rest", "v2_grpc", "openai")  # of every model
+ANTHROPIC = "anthropic"  # of chat models
 REASONS = (
     "ok", "invalid_input", "too_large", "content_policy", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "overloaded",
     "deadline", "cancelled", "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
@@ -162,12 +163,21 @@ class ModelSeries:
 
     operations: tuple[str, ...]
     """Values of the label `operation`: of V2 requests first, then of OpenAI requests."""
+    anthropic: tuple[str, ...] = ()
+    """Those of Anthropic's requests; empty for a model that answers none."""
     stages: tuple[str, ...] = ()
     """Values of the label `stage`, in the order of a request."""
     caches: tuple[str, ...] = ()
     """Values of the label `cache`."""
     own: Mapping[Series, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     """Series that only this kind has, with the values of their labels after `model`; `((),)` where `model` is the only label."""
+
+    @property
+    def by_protocol(self) -> dict[str, tuple[str, ...]]:
+        """Operations by protocol."""
+        first, *others = self.operations
+        found = {"v2_rest": (first,), "v2_grpc": (first,), "openai": tuple(others)}
+        return found | ({ANTHROPIC: self.anthropic} if self.anthropic else {})
 
 
 def resolution_class(width: int, height: int) -> str:
@@ -210,11 +220,10 @@ def register_model(model: str, added: ModelSeries) -> None:
         series.labels(model)
     for reason in REASONS:
         jobs_total.labels(model, reason)
-        for protocol in PROTOCOLS:
-            first, *others = added.operations
-            for operation in others if protocol == "openai" else [first]:
+        for protocol, operations in added.by_protocol.items():
+            for operation in operations:
                 requests_total.labels(model, protocol, operation, reason)
-    for protocol in PROTOCOLS:
+    for protocol in added.by_protocol:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)
     for reason in SPLITS:

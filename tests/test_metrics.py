@@ -142,11 +142,13 @@ def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -
             for s in family.samples
             if s.labels["model"] == model and s.name.endswith("_total")
         }
-        openai = operations - {"infer"}
+        served = {"openai": operations - {"infer"}}
+        if model == QWEN_VL:
+            served["anthropic"] = {"messages", "count_tokens"}
         expected = {
             (protocol, operation, reason)
-            for protocol in metrics.PROTOCOLS
-            for operation in (openai if protocol == "openai" else {"infer"})
+            for protocol in {*metrics.PROTOCOLS, *served}
+            for operation in served.get(protocol, {"infer"})
             for reason in metrics.REASONS
         }
         assert found == expected

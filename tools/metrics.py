@@ -136,7 +136,7 @@ def values() -> list[str]:
     """One entry per label with a fixed set of values."""
     (attention,) = (knob for knob in fields(ComputeSettings) if knob.name == "attention")
     closed = {
-        "protocol": metrics.PROTOCOLS,
+        "protocol": (*metrics.PROTOCOLS, metrics.ANTHROPIC),
         "reason": (*metrics.REASONS, *metrics.SPLITS),
         "stage": (*DIFFUSION.stages, *CHAT.stages),
         "resolution": metrics.RESOLUTIONS,

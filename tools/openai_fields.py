@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from predictors.protocol.anthropic import content_blocks, messages_body, tool_blocks
 from predictors.protocol.openai import (
     chat_body,
     clients,
@@ -20,9 +21,9 @@ from predictors.protocol.openai import (
 from predictors.protocol.openai.fields import DescribedRule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
-HEAD = """# Fields of the OpenAI routes
+HEAD = """# Fields of the OpenAI and Anthropic routes
 
-<!-- Written by `make docs` from predictors/protocol/openai; edit the tables there. -->
+<!-- Written by `make docs` from predictors/protocol/openai and /anthropic: edit the tables. -->
 
 Every field that a body may have, by who sends it. "Ignored" are fields that can't change the
 answer, "only" those that are ignored at the values that ask for what is done anyway, and refused
@@ -61,7 +62,24 @@ def files() -> dict[Path, str]:
         lines += _table(f"A message, {client}", table)
     lines += _table("Every part", clients.PART_FIELDS)
     lines += _table("`image_url`", clients.URL_FIELDS)
+    lines += _anthropic()
     return {PAGE: "\n".join(lines)}
+
+
+def _anthropic() -> list[str]:
+    lines = ["## POST /v1/messages", "", *_table("Anthropic, and our own", messages_body.FIELDS)]
+    lines += _table("Of `count_tokens`", messages_body.COUNT_FIELDS)
+    for title, rules in (
+        ("A message", content_blocks.MESSAGE),
+        ("Block `text`", content_blocks.TEXT_BLOCK),
+        ("Block `image`", content_blocks.IMAGE_BLOCK),
+        ("`source` of an image", content_blocks.SOURCE),
+        ("Block `tool_use`", tool_blocks.TOOL_USE),
+        ("Block `tool_result`", content_blocks.TOOL_RESULT),
+        ("A tool", tool_blocks.TOOL),
+    ):
+        lines += _table(title, rules)
+    return lines
 
 
 def _sent_by_clients() -> set[str]:

@@ -64,6 +64,8 @@ class StopFinder:
         self._is_shown = is_shown
         self._held = ""
         self.found = False
+        self.match: str | None = None
+        """The stop string that was found."""
 
     def feed(self, text: str) -> str:
         """The text that can be passed on now; empty once `found`."""
@@ -72,10 +74,11 @@ class StopFinder:
         if not self._stops:  # most requests have none, and this runs for every token
             return text
         text = self._held + text
-        cut = self._first_match(text)
-        if cut is not None:
-            self.found, self._held = True, ""
-            return text[:cut]
+        match = self._first_match(text)
+        if match is not None:
+            end, start = match
+            self.found, self.match, self._held = True, text[start:end], ""
+            return text[: end if self._is_shown else start]
         keep = self._may_begin(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -84,9 +87,10 @@ class StopFinder:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
+    def _first_match(self, text: str) -> tuple[int, int] | None:
+        """Its end and its beginning."""
         found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
-        return min(found)[0 if self._is_shown else 1] if found else None
+        return min(found, default=None)
 
     def _may_begin(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
@@ -147,4 +151,5 @@ class AnswerReader:
             return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text)]
         counts = (chunk.prompt_tokens, chunk.completion_tokens)
         cached = self._reuse.cached_tokens
-        return [LastDelta(tokens, *counts, text, reason, self._pictures, (), cached)]
+        given = (tokens, *counts, text, reason, self._pictures, (), cached)
+        return [LastDelta(*given, stop_text=self._stops.match)]

@@ -11,12 +11,14 @@ from predictors.chat.chunks import ChatAnswer, ChunkEncoder
 from predictors.chat.codec import ChatCodec, with_row_seeds
 from predictors.chat.completions import CompletionsEncoder
 from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.messages import MessagesEncoder
 from predictors.chat.request import ChatDelta, ChatRequest
 from predictors.chat.responses import ResponsesEncoder
+from predictors.protocol.anthropic.messages_body import MessagesBody
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
 from predictors.protocol.openai.completions_body import CompletionsBody
 from predictors.protocol.openai.responses_body import ResponsesBody
-from predictors.protocol.openai.text_body import TextBody
+from predictors.protocol.text_body import TextBody
 
 
 class AnswerEncoder(Protocol):
@@ -41,7 +43,7 @@ def requests_of(
     body: TextBody, codec: ChatCodec, adapters: AdapterAccess = ANY_ADAPTER
 ) -> list[ChatRequest]:
     """One request per choice. Raises `InvalidRequest`."""
-    if isinstance(body, ResponsesBody):
+    if isinstance(body, ResponsesBody | MessagesBody):
         return codec.decode_chat(body.chat, adapters)
     if isinstance(body, CompletionsBody):
         (common,) = codec.decode_chat(replace(body.chat, n=1), adapters)
@@ -64,4 +66,6 @@ def encoder_of(
         return ResponsesEncoder(body, call, precision, requests, writers)
     if isinstance(body, CompletionsBody):
         return CompletionsEncoder(body, call, precision, requests, writers)
+    if isinstance(body, MessagesBody):
+        return MessagesEncoder(body, call, precision, requests)
     return ChunkEncoder(body, call, precision, requests, writers)

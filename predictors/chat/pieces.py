@@ -47,8 +47,7 @@ class PieceReader:
     def __init__(self, request: ChatRequest) -> None:
         self._tags: TagReader | None = None
         if request.tools is not None:
-            names = [tool.name for tool in request.tools.called]
-            self._tags = TagReader(names, is_guarded=True)
+            self._tags = TagReader([tool.name for tool in request.tools.called])
         self._ids: list[str] = []
         self._scores: tuple[TokenLogprob, ...] = ()
         self.finish_reason: str | None = None

@@ -45,8 +45,8 @@ from predictors.compute.device.placement import announce, place
 from predictors.compute.device.sharing import SharedCard
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
+from predictors.protocol.text_body import TextBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
 from predictors.settings import Settings

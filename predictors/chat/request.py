@@ -260,6 +260,8 @@ class LastDelta(ChatDelta):
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
     boxes: tuple[PictureBox, ...] | None = None
+    stop_text: str | None = None
+    """The stop string that ended the answer; None where something else did."""
 
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
@@ -276,3 +278,7 @@ def pictures_of(last: ChatDelta) -> tuple[PromptSize, ...]:
 
 def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
     return last.boxes if isinstance(last, LastDelta) else None
+
+
+def stop_text_of(last: ChatDelta) -> str | None:
+    return last.stop_text if isinstance(last, LastDelta) else None

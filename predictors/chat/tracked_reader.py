@@ -110,7 +110,8 @@ class TrackedReader(AnswerReader):
         counts = (chunk.prompt_tokens, chunk.completion_tokens)
         if reason is not None:
             cached = self._reuse.cached_tokens
-            return LastDelta(sent, *counts, text, reason, self._pictures, known, cached)
+            given = (sent, *counts, text, reason, self._pictures, known, cached)
+            return LastDelta(*given, stop_text=self._stops.match)
         if known:
             return ScoredDelta(sent, *counts, text, None, known)
         return ChatDelta(sent, *counts, text)

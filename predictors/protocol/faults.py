@@ -1,4 +1,4 @@
-"""Errors on the wire: HTTP status, gRPC code, headers, V2 and OpenAI bodies.
+"""Errors on the wire: HTTP status, gRPC code, headers, bodies of V2, OpenAI and Anthropic.
 
 `fault_of` is the only place where an exception becomes something that a caller sees. An exception
 that is not a `ServingError` is our bug: the caller reads "internal error" and the request id, and
@@ -30,7 +30,7 @@ the log has the traceback.
     anything else      500         INTERNAL            internal_error
 
 OpenAI's `type` is `invalid_request_error` below 500 and for 501, `rate_limit_error` for 429, else
-`server_error`.
+`server_error`. Anthropic's is in `ANTHROPIC_TYPES`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ from predictors import errors
 
 log = logging.getLogger(__name__)
 
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""By status. Others are `invalid_request_error` below 500 and for 501, else `api_error`."""
 MAX_MESSAGE = 2000  # characters of a message that leave the process
 INTERNAL = "internal error"
 
@@ -145,6 +155,16 @@ class Fault:
             "code": self.code,
         }
         return orjson.dumps({"error": error})
+
+    def anthropic_body(self) -> bytes:
+        """`{"type": "error", "error": {"type", "message"}}`. The message names the field."""
+        usual = "api_error" if self.type == _SERVER else "invalid_request_error"
+        kind, message = ANTHROPIC_TYPES.get(self.status, usual), self.message
+        if self.code == "context_length_exceeded":
+            message = f"prompt is too long: {message}"  # the words that clients look for
+        elif self.param is not None and self.param not in message:
+            message = f"{self.param}: {message}"
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
 def fault_of(error: BaseException, *, overload_status: int = 503, request_id: str = "-") -> Fault:

@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute
 from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.protocol.addresses import is_loopback
+from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
@@ -203,7 +204,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _data_routes(self) -> list[BaseRoute]:
         others = [*self._routes, *([metrics_route()] if self.metrics_port < 0 else [])]
         own = {getattr(route, "path", "") for route in self._routes}
-        routes = [*v2_routes(self.registry), *openai_routes(self.registry)]
+        makers = (v2_routes, openai_routes, anthropic_routes)
+        routes = [route for make in makers for route in make(self.registry)]
         made = [*routes, *openapi_routes(self.registry, others)]
         return [*(route for route in made if getattr(route, "path", "") not in own), *others]
 

@@ -19,8 +19,8 @@ from predictors.errors import EngineFailed
 from predictors.protocol.call import Call
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
-from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
+from predictors.protocol.text_body import TextBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
 

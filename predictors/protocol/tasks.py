@@ -33,6 +33,7 @@ MODULES = (
     "predictors.protocol.openai.tokens_body",
     "predictors.protocol.openai.images_body",
     "predictors.protocol.openai.edits_body",
+    "predictors.protocol.anthropic.messages_body",
 )
 """Modules that a worker imports; tasks are functions of these."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from predictors.chat.detokenize import AnswerReader, StopFinder, Vocabulary, byte_alphabet
-from predictors.chat.request import ChatDelta
+from predictors.chat.request import ChatDelta, stop_text_of
 from tests.chat.room import CHECKPOINT
 
 
@@ -113,6 +113,8 @@ def test_a_stop_string_ends_the_answer_wherever_chunks_are_cut(
     wanted, found = expected_stop(text, stops)
     assert text_of(deltas) == wanted
     assert deltas[-1].finish_reason == ("stop" if found else "length")
+    stop = stop_text_of(deltas[-1])
+    assert (stop in stops and text[len(wanted) :].startswith(stop)) if found else stop is None
     assert all(delta.finish_reason is None for delta in deltas[:-1])
 
 

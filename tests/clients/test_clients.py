@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.clients.conftest import Ask
 from tests.clients.report import MODEL, QUESTION, TOKENS
 from tests.clients.shapes import SHAPES
 
-CLIENTS = ("openai", "langchain", "litellm", "agents", "pydantic_ai")
+CLIENTS = ("openai", "langchain", "litellm", "agents", "pydantic_ai", "anthropic")
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +84,43 @@ def test_a_prompt_beyond_the_context_is_recognised(ask: Ask, client: str, error:
 def test_agents_take_instructions_and_conversations(ask: Ask) -> None:
     assert ask("agents")["instructions"] is True, ask("agents")
     assert ask("pydantic_ai")["conversation"] is True, ask("pydantic_ai")
+
+
+def test_anthropics_client_counts_stops_and_goes_on(ask: Ask, expected: dict[str, Any]) -> None:
+    found = ask("anthropic")
+    used = found["chat"]["usage"]
+    prompt = used["input_tokens"] + used["cache_read_input_tokens"]
+    assert (prompt, found["chat"]["counted"]) == (expected["prompt_tokens"],) * 2
+    assert found["chat"]["stop"] == found["stream"]["stop"] == "end_turn"
+    assert found["stream"]["final"] == expected["text"]
+    assert found["stream"]["pieces"] > 1
+    assert found["stream"]["usage"]["output_tokens"] == used["output_tokens"]
+    stopped = found["stopped"]
+    assert (stopped["stop"], stopped["sequence"]) == ("stop_sequence", "red"), stopped
+    assert stopped["whole"] == expected["text"]
+
+
+def test_anthropics_client_calls_a_tool_and_keeps_a_form(ask: Ask) -> None:
+    found = ask("anthropic")
+    call = found["streamed call"]
+    assert call.get("input", {}).get("shape") in SHAPES, call
+    assert (call["reason"], call["answered"]) == ("tool_use", True)
+    assert "input_json" in call["events"]
+    assert json.loads(found["form"])["shape"] in SHAPES, found["form"]
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "words"),
+    [
+        ("overflow", "BadRequestError", "prompt is too long"),
+        ("unknown model", "NotFoundError", "there is no model 'claude'"),
+        ("unknown field", "BadRequestError", "did you mean 'seed'"),
+    ],
+)
+def test_anthropics_client_reads_failures(ask: Ask, case: str, error: str, words: str) -> None:
+    found = ask("anthropic")[case]
+    assert error in found["raised"], found
+    assert words in found["text"]
 
 
 # -- tools and structured output -------------------------------------------------------------------

@@ -208,6 +208,32 @@ def responses() -> Iterator[bytes]:
     yield _text(model="m", input="a", text={"format": form}, include=[], store=True, stream=True)
 
 
+def messages() -> Iterator[bytes]:
+    image = {"type": "base64", "media_type": "image/png", "data": "aGVsbG8="}
+    url = {"type": "url", "url": "data:image/png;base64,aGVsbG8="}
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": [1, None]}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "3", "is_error": False}
+    text = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    asked = {
+        "role": "user",
+        "content": [text, *({"type": "image", "source": x} for x in (image, url))],
+    }
+    thought = {"type": "thinking", "thinking": "", "signature": ""}
+    tool = {"name": "f", "input_schema": {"type": "object"}, "strict": True}
+    yield _text(
+        model="m", max_tokens=3, system=[text], tools=[tool],
+        tool_choice={"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+        messages=[asked, {"role": "assistant", "content": [thought, text, use]},
+                  {"role": "user", "content": [result, text]}],
+    )  # fmt: skip
+    hello, begun = ({"role": role, "content": "a"} for role in ("user", "assistant"))
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    yield _text(
+        model="m", max_tokens=3, messages=[hello, begun], stop_sequences=["x"], stream=True,
+        thinking={"type": "disabled"}, metadata={"user_id": "u"}, output_config={"format": form},
+    )  # fmt: skip
+
+
 def completions() -> Iterator[bytes]:
     yield _text(model="m", prompt="a", n=2, echo=True, stop="x", logit_bias={"1": -2})
     yield _text(model="m", prompt=["a", [1, 2]], logprobs=2, stream=True)
@@ -260,7 +286,8 @@ def _text(**body: Any) -> bytes:
 SEEDS = {
     "head": heads, "inflating": inflating, "json": jsons, "chat": chats,
     "images_body": images_bodies, "v2": v2, "proto": protos, "image": images, "png": pngs,
-    "data_url": data_urls, "form": forms, "responses": responses, "completions": completions,
+    "data_url": data_urls, "form": forms, "responses": responses, "messages": messages,
+    "completions": completions,
     "tokenize": tokenized, "tools": tools, "calls": calls,
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.serving.hostile_cases import field, varint
+from predictors.protocol.anthropic import messages_body
 from predictors.protocol.openai import (
     chat_body,
     completions_body,
@@ -305,6 +306,39 @@ ITEMS = st.lists(
     ),
     max_size=4,
 )
+BLOCKS = st.lists(
+    nearly(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["text", "image", "tool_use", "tool_result", "thinking"])},
+            optional={
+                "text": nearly(st.text(max_size=3)),
+                "source": nearly(
+                    st.fixed_dictionaries(
+                        {"type": st.sampled_from(["base64", "url", "file"])},
+                        optional={"data": st.text(max_size=5), "url": st.just("data:,a")},
+                    )
+                ),
+                "id": st.sampled_from(["c", "d"]),
+                "tool_use_id": st.sampled_from(["c", "d"]),
+                "name": st.sampled_from(["f", "f g"]),
+                "input": nearly(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)),
+                "content": nearly(st.text(max_size=3)),
+            },
+        )
+    ),
+    max_size=3,
+)
+TURNS = st.lists(
+    nearly(
+        st.fixed_dictionaries(
+            {
+                "role": st.sampled_from(["user", "assistant", "system"]),
+                "content": nearly(st.text(max_size=3) | BLOCKS),
+            }
+        )
+    ),
+    max_size=4,
+)
 PROMPTS = st.text(max_size=3) | st.lists(st.integers(-1, 9) | st.text(max_size=2), max_size=3)
 
 
@@ -317,6 +351,17 @@ PROMPTS = st.text(max_size=3) | st.lists(st.integers(-1, 9) | st.text(max_size=2
 )
 def test_responses_bodies(body: Any) -> None:
     check("responses", as_json(body))
+
+
+@MANY
+@given(
+    bodies(
+        messages_body.FIELDS,
+        {"model": st.just("m"), "max_tokens": st.integers(-1, 3), "messages": nearly(TURNS)},
+    )
+)
+def test_messages_bodies(body: Any) -> None:
+    check("messages", as_json(body))
 
 
 @MANY

@@ -183,7 +183,7 @@ ANSWERS = {
 @pytest.mark.parametrize("repeated", ANSWERS.values(), ids=ANSWERS)
 def test_answers_with_calls(before: str, repeated: str) -> None:
     def work(n: int) -> int:
-        reader = TagReader(("f",), is_guarded=True)
+        reader = TagReader(("f",))
         pieces = (before + repeated * (n // 16), *repeated * (n // 16))
         return steps(lambda: [reader.feed(piece) for piece in pieces] and reader.end())
 

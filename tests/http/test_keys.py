@@ -21,6 +21,7 @@ from starlette.routing import Route
 from predictors import metrics
 from predictors.observe.sampling import SampledLines
 from predictors.protocol import outcomes
+from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.openai.routes import openai_routes
@@ -94,7 +95,7 @@ PARAMETERS = {"model": "echo", "name": "echo", "version": "1", "file": "none.png
 
 
 def routes(running: Running) -> list[Route]:
-    makers = (v2_routes, openai_routes, openapi_routes)
+    makers = (v2_routes, openai_routes, anthropic_routes, openapi_routes)
     found = [route for make in makers for route in make(running.server.registry)]
     assert all(isinstance(route, Route) for route in found)
     return [*found, Route("/metrics", lambda: None, methods=["GET"])]  # type: ignore[list-item]

@@ -26,6 +26,8 @@ from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.operators.page_routes import page_routes
+from predictors.protocol.anthropic import messages_body
+from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.openai import (
     chat_body,
@@ -58,6 +60,7 @@ FIELDS = {
     "Chat": set(chat_body.OWN_FIELDS),
     "Responses": set(responses_body.OWN_FIELDS),
     "Completions": set(completions_body.OWN_FIELDS),
+    "Messages": set(messages_body.FIELDS),
 }
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -83,12 +86,17 @@ def read_completions(**fields: Any) -> completions_body.CompletionsBody:
     return completions_body.read_completions_body({"model": "m", "prompt": "x"} | fields)
 
 
+def read_messages(**fields: Any) -> messages_body.MessagesBody:
+    return messages_body.read_messages_body(HELLO | {"max_tokens": 1} | fields)
+
+
 READERS: dict[str, Callable[..., object]] = {
     "Pictures": read_pictures,
     "Edits": read_edits,
     "Chat": read_chat,
     "Responses": read_responses,
     "Completions": read_completions,
+    "Messages": read_messages,
 }
 """By heading, a body of the required fields and some more, as the server reads it."""
 
@@ -120,7 +128,7 @@ def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
         f"{method} {MODEL.sub('{model}', route.path)}".replace("{version}", "1")
-        for make in (v2_routes, openai_routes, openapi_routes, playground)
+        for make in (v2_routes, openai_routes, anthropic_routes, openapi_routes, playground)
         for route in make(registry)
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
@@ -178,6 +186,8 @@ def test_the_only_values_that_the_page_allows_are_taken() -> None:
         | {"top_logprobs": 0, "logit_bias": {}, "tools": [], "functions": []}
         | {"tool_choice": "auto", "function_call": "auto", "reasoning_effort": "none"}
         | {"verbosity": "medium"},
+        "Messages": {"thinking": {"type": "disabled"}, "mcp_servers": [], "speed": "standard"}
+        | {"context_management": {"edits": []}, "output_config": {"effort": "high"}},
     }.items():
         read = READERS[title]
         assert read(**fragment) == read()
@@ -221,7 +231,7 @@ def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> No
     Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     with ThreadPoolExecutor(2) as pool:
         ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
         for block, done in zip(blocks, ran, strict=True):

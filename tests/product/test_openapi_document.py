@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from predictors import __version__
 from predictors.operators.page_routes import page_routes
+from predictors.protocol.anthropic import messages_body
 from predictors.protocol.openai import (
     chat_body,
     completions_body,
@@ -34,6 +35,8 @@ FIELDS = {
     "qwen_vl_chat": chat_body.FIELDS,
     "qwen_vl_responses": responses_body.FIELDS,
     "qwen_vl_completions": completions_body.FIELDS,
+    "qwen_vl_messages": messages_body.FIELDS,
+    "qwen_vl_count_tokens": messages_body.COUNT_FIELDS,
     "flux_images": images_body.FIELDS,
     "flux_edits": edits_body.FIELDS,
     "qwen_vl_tokenize": tokens_body.TOKENIZE_FIELDS,

@@ -50,14 +50,12 @@ class TagReader:
     """Splits one answer into text and calls of the functions `names`. One thread at a time.
 
     White space that touches a call belongs to the format and is left out. A block that is no call
-    of one of them stays text, unchanged. `is_guarded`: a grammar made the answer, so that a call
-    that begins rightly goes on rightly, and its arguments are passed on while they grow; else once
-    the whole call is there.
+    of one of them stays text, unchanged. A grammar has made the answer, so that a call that begins
+    rightly goes on rightly: its arguments are passed on while they grow.
     """
 
-    def __init__(self, names: Collection[str], *, is_guarded: bool) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
-        self._is_guarded = is_guarded
         self._within = _Within.TEXT
         self._spaces: list[str] = []  # not passed on yet: a call may follow
         self._cut = ""  # the end of what came, where it may begin a tag
@@ -131,7 +129,7 @@ class TagReader:
         """Reads on to the call's name, or to the end of the block."""
         self._block.append(text)
         self._block_chars += len(text)
-        if self._is_guarded and self._block_chars - len(text) < MAX_HEADER:
+        if self._block_chars - len(text) < MAX_HEADER:
             block = "".join(self._block)
             found = _HEADER.match(block)
             if found and found[1] in self._names:

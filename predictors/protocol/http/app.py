@@ -27,7 +27,8 @@ from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates
-from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.error_formats import error_format
+from predictors.protocol.faults import fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.connection import HttpConnection
@@ -36,7 +37,6 @@ from predictors.protocol.http.exchange import CALL_KEY, STATUS_KEY, Scope
 from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.http.responses import JSON_TYPE, Response, Send, send_response
 from predictors.protocol.http.tls import TlsListener
-from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
 
@@ -44,7 +44,6 @@ access_log = logging.getLogger("predictors.access")
 _sampled = SampledLines(access_log)
 _REFUSALS = (401, 429, 503)  # statuses whose lines are sampled
 
-OPENAI_PREFIXES = ("/v1/", "/openai/", "/tokenize", "/detokenize")
 CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
@@ -132,8 +131,7 @@ class RestApp:
         if error is None and callers is not None and is_checked:
             error = callers.refusal(call, scope["path"])
             if error is not None:
-                is_openai = scope["path"].startswith(OPENAI_PREFIXES)
-                log_refused_key(call, "openai" if is_openai else "v2_rest")
+                log_refused_key(call, error_format(scope["path"]).protocol)
         if error is None:
             run = self._preflight if is_preflight else self._router
             error = await result_or_error(run(scope, receive, send_with_id))
@@ -202,9 +200,7 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
     else:
         fault = fault_of(error, request_id=call.request_id)
         status = fault.status
-    is_openai = path.startswith(OPENAI_PREFIXES) and not path.endswith(V1_ACTIONS)
-    body = Fault.openai_body(fault) if is_openai else Fault.v2_body(fault)
-    return Response(body, status, (*headers, *fault.headers))
+    return Response(error_format(path).body_of(fault), status, (*headers, *fault.headers))
 
 
 class HttpServer(uvicorn.Server):

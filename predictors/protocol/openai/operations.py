@@ -1,7 +1,7 @@
-"""Endpoints of OpenAI's POST routes: each reads a body, finds its model and answers.
+"""Endpoints of the POST routes below `/v1`: each reads a body, finds its model and answers.
 
-A failure is `{"error": {"message", "type", "param", "code"}}`: the response's body, or the last
-event of a stream that has begun.
+OpenAI's failures are `{"error": {"message", "type", "param", "code"}}`: the response's body, or the
+last event of a stream that has begun.
 """
 
 from __future__ import annotations
@@ -43,9 +43,17 @@ class Operation:
     """False: a body without a model is for the only one that serves this route."""
 
 
-def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, ...]) -> Endpoint:
+def endpoint(
+    registry: Registry,
+    operation: Operation,
+    every: tuple[Operation, ...],
+    *,
+    protocol: str = "openai",
+    body_of: Callable[[Fault], bytes] | None = None,
+) -> Endpoint:
     """Of `every` operation, those that serve it are named to a caller whose model is of another
-    kind."""
+    kind. `protocol` is a metric label; `body_of` makes the body of a failure, by default
+    OpenAI's."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
         check_only_model(registry, operation, exchange)
@@ -67,9 +75,8 @@ def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, .
         exchange.admit(model)
         return await operation.reply(model, body, exchange.call)
 
-    return Endpoint(
-        handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
-    )
+    name, made = operation.name, body_of or openai_body
+    return Endpoint(handle, registry, protocol=protocol, operation=name, body_of=made)
 
 
 def _only_name(registry: Registry, operation: Operation, call: Call) -> str:

@@ -21,8 +21,8 @@ from predictors.protocol.openai.operations import Operation, openai_body
 from predictors.protocol.openai.response_object import failure_events
 from predictors.protocol.openai.responses_body import ResponsesBody, decode_responses_body
 from predictors.protocol.openai.spelling import respell, respelt_events
-from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.serves import Served, ServesChat, offers
+from predictors.protocol.text_body import TextBody
 
 _RESPONSES = "/responses"
 NOT_KEPT = "answers are not kept: there is no response of this id, neither to read nor to cancel"

@@ -181,6 +181,48 @@ def response_schemas() -> Json:
     }
 
 
+def message_schemas() -> Json:
+    """Of `/v1/messages`; the events differ in what they have beside the type."""
+    whole = complete_object(
+        {
+            "id": _TEXT,
+            "type": {"type": "string", "enum": ["message"]},
+            "role": {"type": "string", "enum": ["assistant"]},
+            "model": _TEXT,
+            "content": {"type": "array", "items": schema_ref("MessageBlock")},
+            "stop_reason": {
+                "type": "string",
+                "enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"],
+            },
+            "stop_sequence": {"type": ["string", "null"]},
+            "usage": schema_ref("MessageUsage"),
+        }
+    )
+    whole["properties"] |= {**_EFFORT, "boxes": {"type": "array", "items": {"type": "object"}}}
+    counts = ("input_tokens", "output_tokens")
+    cached = ("cache_creation_input_tokens", "cache_read_input_tokens")
+    usage = complete_object(dict.fromkeys((*counts, *cached), _COUNT))
+    usage["properties"]["prompt_images"] = {"type": "array", "items": _SIZE}
+    return {
+        "MessageBlock": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {"type": "string", "enum": ["text", "tool_use"]},
+                "text": _TEXT,
+                "id": _TEXT,
+                "name": _TEXT,
+                "input": {"type": "object"},
+                "partial_json": {**_TEXT, "description": "The input of a call that was cut off."},
+            },
+        },
+        "MessageUsage": usage,
+        "MessageAnswer": whole,
+        "MessageEvent": complete_object({"type": _TEXT}),
+        "MessageTokens": complete_object({"input_tokens": _COUNT}),
+    }
+
+
 def token_schemas() -> Json:
     tokens = {
         "count": _COUNT,

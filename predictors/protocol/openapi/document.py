@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from predictors import __version__
+from predictors.protocol.error_formats import ERROR_FORMATS, error_format
 from predictors.protocol.http.access import is_open
-from predictors.protocol.http.app import OPENAI_PREFIXES
 from predictors.protocol.openapi.openai import openai_paths, openai_schemas
 from predictors.protocol.openapi.parts import (
     Json,
@@ -25,12 +25,14 @@ from predictors.protocol.openapi.v2 import V2_SCHEMAS, model_paths, server_paths
 from predictors.protocol.serves import Served
 
 _DESCRIPTION = (
-    "V2 inference over REST and the OpenAI API. What is under /v1 is under /openai/v1 as well. "
+    "V2 inference over REST, the OpenAI API and Anthropic's messages. What is under /v1 is under "
+    "/openai/v1 as well, but for the messages. "
     "V2 parameters may come as numeric strings. A field that is not in a schema is refused."
 )
 TAGS = {
     "Pictures": "Drawing and editing, as OpenAI has it.",
     "Text": "Chats, responses, completions and tokens, as OpenAI and vLLM have them.",
+    "Messages": "Conversations as Anthropic has them.",
     "Models": "The models, as OpenAI lists them.",
     "V2": "KServe's Open Inference Protocol.",
     "Health": "Probes, which need no key.",
@@ -106,7 +108,7 @@ def _redirect(operation: str) -> Json:
 def _completed(paths: Json) -> Json:
     """The paths, which are changed, with tags, and with the failures that precede any route."""
     for path, item in paths.items():
-        schema = "OpenAIError" if path.startswith(OPENAI_PREFIXES) else "V2Error"
+        schema = error_format(path).schema
         for operation in (each for each in item.values() if isinstance(each, dict)):
             operation["tags"] = [_tag(path)]
             operation["description"] = f"{operation['summary']}."
@@ -122,6 +124,7 @@ def _tag(path: str) -> str:
     for start, tag in (
         ("/v1/images", "Pictures"),
         ("/v1/models", "Models"),
+        ("/v1/messages", "Messages"),
         ("/v1/", "Text"),
         ("/tokenize", "Text"),
         ("/detokenize", "Text"),
@@ -135,8 +138,8 @@ def _tag(path: str) -> str:
 def _used(paths: Json, schemas: Json) -> Json:
     """The schemas that paths or each other refer to."""
     found: dict[str, Json] = {}
-    waiting: list[object] = [paths, *(schemas[name] for name in ("V2Error", "OpenAIError"))]
-    found |= {name: schemas[name] for name in ("V2Error", "OpenAIError")}
+    waiting: list[object] = [paths, *(schemas[each.schema] for each in ERROR_FORMATS)]
+    found |= {each.schema: schemas[each.schema] for each in ERROR_FORMATS}
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):

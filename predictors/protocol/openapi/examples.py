@@ -22,6 +22,20 @@ _LOOK: Json = {
         {"type": "text", "text": "Which colour is this?"},
     ],
 }
+_SEE: Json = {
+    "role": "user",
+    "content": [
+        {
+            "type": "image",
+            "source": {
+                "type": "base64",
+                "media_type": "image/png",
+                "data": _PICTURE.partition(",")[2],
+            },
+        },
+        {"type": "text", "text": "Which colour is this?"},
+    ],
+}
 _FEW: Json = {"max_tokens": 16}
 _BODIES: Mapping[str, Mapping[str, Json]] = {
     "chat": {
@@ -46,6 +60,12 @@ _BODIES: Mapping[str, Mapping[str, Json]] = {
         "text": {"input": _ASK["content"], "max_output_tokens": 16},
         "stream": {"input": _ASK["content"], "max_output_tokens": 16, "stream": True},
     },
+    "messages": {
+        "text": {"messages": [_ASK], **_FEW},
+        "picture": {"messages": [_SEE], **_FEW, "temperature": 0},
+        "stream": {"messages": [_ASK], **_FEW, "stream": True},
+    },
+    "count_tokens": {"text": {"system": "Be brief.", "messages": [_ASK]}},
     "completions": {
         "text": {"prompt": "a red", **_FEW},
         "stream": {"prompt": "a red", **_FEW, "stream": True},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from predictors.protocol.error_formats import error_format
 from predictors.protocol.http.access import needs_key
-from predictors.protocol.http.app import OPENAI_PREFIXES
 from predictors.protocol.openapi.parts import Json, error_answers
 
 MAX_PAGES = 16
@@ -19,7 +19,7 @@ def with_keys(document: Json) -> Json:
     document["components"]["securitySchemes"] = SCHEMES
     document["security"] = [{name: []} for name in SCHEMES]
     for path, item in document["paths"].items():
-        schema = "OpenAIError" if path.startswith(OPENAI_PREFIXES) else "V2Error"
+        schema = error_format(path).schema
         for operation in (each for each in item.values() if isinstance(each, dict)):
             if needs_key(path):
                 answers = error_answers(schema, 401, 403)

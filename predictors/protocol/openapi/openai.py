@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from predictors.protocol.anthropic import messages_body
+from predictors.protocol.error_formats import ANTHROPIC_ERRORS, error_format
 from predictors.protocol.http.multipart import FORM_MEDIA
 from predictors.protocol.openai import (
     chat_body,
@@ -22,6 +24,7 @@ from predictors.protocol.openapi.answers import (
     chat_answer_schemas,
     completion_schemas,
     listing_schemas,
+    message_schemas,
     picture_schemas,
     response_schemas,
     token_schemas,
@@ -72,6 +75,14 @@ _ROUTES = {
         "completions", "Go on with a text", completions_body.FIELDS, ("model", "prompt"),
         ServesChat, "CompletionAnswer", "CompletionChunk",
     ),
+    "/v1/messages": _Described(
+        "messages", "Answer a conversation, as Anthropic", messages_body.FIELDS,
+        ("model", "max_tokens", "messages"), ServesChat, "MessageAnswer", "MessageEvent",
+    ),
+    "/v1/messages/count_tokens": _Described(
+        "count_tokens", "Tokens of a conversation", messages_body.COUNT_FIELDS,
+        ("model", "messages"), ServesTokens, "MessageTokens",
+    ),
     "/v1/images/generations": _Described(
         "images", "Draw pictures", images_body.FIELDS, ("model", "prompt"), ServesImages,
         "PicturesAnswer", "PictureEvent",
@@ -98,13 +109,20 @@ def openai_schemas() -> Json:
     error = {"message": _STRING, "type": _STRING, "param": _OPTIONAL, "code": _OPTIONAL}
     return {
         "OpenAIError": complete_object({"error": complete_object(error)}),
+        "AnthropicError": _anthropic_error(),
         **chat_answer_schemas(),
         **completion_schemas(),
         **response_schemas(),
+        **message_schemas(),
         **token_schemas(),
         **picture_schemas(),
         **listing_schemas(),
     }
+
+
+def _anthropic_error() -> Json:
+    error = complete_object({"type": _STRING, "message": _STRING})
+    return complete_object({"type": {"type": "string", "enum": ["error"]}, "error": error})
 
 
 def openai_paths(
@@ -129,7 +147,7 @@ def openai_paths(
             if route.kind is ServesEdits:
                 schemas[name] |= _one_of_fields(*_PICTURES)
             refs.append(schema_ref(name))
-        post = _openai_post(route, refs[0] if len(refs) == 1 else {"oneOf": refs})
+        post = _openai_post(path, route, refs[0] if len(refs) == 1 else {"oneOf": refs})
         post["requestBody"]["content"][JSON_TYPE]["examples"] = examples(route.name, served, names)
         if route.kind is ServesEdits:
             schemas["EditsForm"] = _form_schema(fields, route.required)
@@ -142,14 +160,16 @@ def openai_paths(
 
 def _servers(path: str) -> list[Json]:
     """The addresses below which a path is served, relative to the document's own."""
-    if path.startswith("/v1/"):
+    if error_format(path) is ANTHROPIC_ERRORS:
+        bases = [""]
+    elif path.startswith("/v1/"):
         bases = [prefix.removesuffix("/v1") for prefix in PREFIXES]
     else:
         bases = ["", *PREFIXES]
     return [{"url": f".{base}"} for base in sorted(bases, key=len)]
 
 
-def _openai_post(route: _Described, body: Json) -> Json:
+def _openai_post(path: str, route: _Described, body: Json) -> Json:
     answer = json_content(schema_ref(route.answer))
     if route.event:
         chunk = {"contentMediaType": JSON_TYPE, "contentSchema": schema_ref(route.event)}
@@ -164,7 +184,7 @@ def _openai_post(route: _Described, body: Json) -> Json:
         "requestBody": json_content(body, required=True),
         "responses": {
             "200": {"description": "The answer", **answer},
-            **error_answers("OpenAIError"),
+            **error_answers(error_format(path).schema),
         },
     }
 

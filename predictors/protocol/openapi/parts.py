@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from predictors.protocol.error_formats import ERROR_FORMATS
 from predictors.protocol.faults import RENDERINGS
 
 Json = dict[str, Any]
@@ -58,7 +59,7 @@ def error_responses() -> Json:
     for status, names in sorted(codes.items()):
         waits = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
         head = {"headers": waits} if status in (429, 503) else {}
-        for schema in ("V2Error", "OpenAIError"):
+        for schema in (each.schema for each in ERROR_FORMATS):
             body = json_content(schema_ref(schema))
             found[f"{schema}{status}"] = {"description": ", ".join(names), **head, **body}
     return found

@@ -207,7 +207,7 @@ def test_whatever_a_model_draws_is_calls_that_are_valid(grammars: Grammars, seed
     else:
         assert not offered["required"]
     text = grammars.tokenizer.decode(tokens, skip_special_tokens=False)
-    reader = TagReader(("count", "now"), is_guarded=True)
+    reader = TagReader(("count", "now"))
     found = joined(reader.feed(text) + reader.end())
     calls = [each for each in found if isinstance(each, tuple)]
     assert calls or not offered["required"]

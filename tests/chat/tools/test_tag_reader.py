@@ -37,8 +37,8 @@ def joined(parts: Sequence[Part]) -> Read:
     return found
 
 
-def read(*pieces: str, is_guarded: bool = True) -> Read:
-    reader = TagReader(NAMES, is_guarded=is_guarded)
+def read(*pieces: str) -> Read:
+    reader = TagReader(NAMES)
     parts = [part for piece in pieces for part in reader.feed(piece)]
     return joined(parts + reader.end())
 
@@ -92,10 +92,9 @@ NO_CALLS = {
 
 @pytest.mark.parametrize("text", NO_CALLS.values(), ids=NO_CALLS)
 def test_a_block_that_is_no_call_is_given_back_unchanged(text: str) -> None:
-    for is_guarded in (True, False):
-        whole = f"before\n {text} \n"
-        assert read(whole, is_guarded=is_guarded) == [whole]
-        assert read(*whole, is_guarded=is_guarded) == [whole]
+    whole = f"before\n {text} \n"
+    assert read(whole) == [whole]
+    assert read(*whole) == [whole]
 
 
 def test_a_call_behind_a_block_that_is_none_is_read() -> None:
@@ -105,13 +104,12 @@ def test_a_call_behind_a_block_that_is_none_is_read() -> None:
 
 def test_a_call_in_another_order_is_read_once_it_is_whole() -> None:
     text = '<tool_call>{"arguments": {"a" : "é"}, "name": "f"}</tool_call>'
-    for is_guarded in (True, False):
-        assert read(text, is_guarded=is_guarded) == [("f", '{"a": "é"}')]
-        assert read(*text, is_guarded=is_guarded) == [("f", '{"a": "é"}')]
+    assert read(text) == [("f", '{"a": "é"}')]
+    assert read(*text) == [("f", '{"a": "é"}')]
 
 
-def test_a_guarded_calls_name_comes_first_and_its_arguments_as_they_grow() -> None:
-    reader = TagReader(NAMES, is_guarded=True)
+def test_a_calls_name_comes_first_and_its_arguments_as_they_grow() -> None:
+    reader = TagReader(NAMES)
     assert reader.feed('<tool_call>\n{"name": "f", "arguments": ') == []
     assert reader.feed('{"a": "tw') == [CallPart(0, "f", ""), CallPart(0, None, '{"a": "tw')]
     assert not reader.is_complete
@@ -123,15 +121,8 @@ def test_a_guarded_calls_name_comes_first_and_its_arguments_as_they_grow() -> No
     assert reader.num_calls == 1
 
 
-def test_a_call_without_a_guard_comes_whole() -> None:
-    reader = TagReader(NAMES, is_guarded=False)
-    assert reader.feed(CALL[:-1]) == []
-    assert reader.feed(">") == [CallPart(0, "f", ARGUMENTS)]
-
-
 def test_an_answer_that_is_cut_in_a_call_keeps_what_came() -> None:
     assert read(CALL[:45]) == [("f", '{"a": ')]
-    assert read(CALL[:45], is_guarded=False) == [CALL[:45]]
 
 
 HOSTILE = ("<tool_call>", "<tool_call", " ", "\n<", '{"', "</tool_call", "}", '{"name": "f"')
@@ -140,7 +131,7 @@ HOSTILE = ("<tool_call>", "<tool_call", " ", "\n<", '{"', "</tool_call", "}", '{
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_is_looked_at_twice(text: str) -> None:
     """Little is held back and looked at again for each character."""
-    reader = TagReader(NAMES, is_guarded=True)
+    reader = TagReader(NAMES)
     for before in ("", "<tool_call>", CALL[:39]):
         reader.feed(before)
         for character in text * 40:
@@ -171,15 +162,13 @@ _ANSWER = st.lists(_CALLS | _SHREDS | st.text(max_size=5), max_size=8).map("".jo
 
 
 @settings(max_examples=25)
-@given(st.data(), _ANSWER, st.booleans())
-def test_the_parts_do_not_depend_on_how_the_text_is_cut(
-    data: st.DataObject, text: str, is_guarded: bool
-) -> None:
+@given(st.data(), _ANSWER)
+def test_the_parts_do_not_depend_on_how_the_text_is_cut(data: st.DataObject, text: str) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
     borders = [0, *cuts, len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(borders)]
-    assert read(*pieces, is_guarded=is_guarded) == read(text, is_guarded=is_guarded)
-    assert read(*text, is_guarded=is_guarded) == read(text, is_guarded=is_guarded)
+    assert read(*pieces) == read(text)
+    assert read(*text) == read(text)
 
 
 @settings(max_examples=25)
@@ -201,6 +190,6 @@ def test_what_was_called_is_what_is_read(calls: list[tuple[str, dict[str, object
 @settings(max_examples=25)
 @given(_ANSWER)
 def test_an_answer_without_a_call_is_its_text(text: str) -> None:
-    found = read(text, is_guarded=False)
+    found = read(text)
     if not any(isinstance(each, tuple) for each in found):
         assert "".join(map(str, found)) == text

@@ -201,6 +201,7 @@ KEYLESS = [
 ]  # fmt: skip
 KEYED = [
     "/version", "/tokenize", "/detokenize", "/v1/responses", "/v1/responses/x", "/health/x",
+    "/v1/messages", "/v1/messages/count_tokens",
     "/v2", "/v2/", "/v2/models", "/v2/models/flux", "/v2/models/flux/infer", "/v1/models",
     "/v2/models/flux/ready/infer", "/openapi.json", "/v2/repository/index", "//", "", "*",
     "/v1/chat/completions", "/openai/v1/chat/completions", "/metrics/x", "/v2/health",

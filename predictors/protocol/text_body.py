@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from predictors.protocol.anthropic.messages_body import MessagesBody
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.completions_body import CompletionsBody
 from predictors.protocol.openai.responses_body import ResponsesBody
 
-TextBody = ChatBody | ResponsesBody | CompletionsBody
+TextBody = ChatBody | ResponsesBody | CompletionsBody | MessagesBody
 """Each has a `model`, `stream`, and `n`, the number of its jobs."""

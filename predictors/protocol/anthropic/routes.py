@@ -1,0 +1,85 @@
+"""Anthropic's routes: messages, whole or as a stream of events, and their tokens counted.
+
+A failure is `{"type": "error", "error": {"type", "message"}}`: the response's body, or the last
+event of a stream that has begun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from starlette.routing import BaseRoute, Route
+
+from predictors.protocol.anthropic.messages_body import (
+    MessagesBody,
+    decode_count_body,
+    decode_messages_body,
+)
+from predictors.protocol.anthropic.tool_blocks import with_own_field
+from predictors.protocol.call import Call
+from predictors.protocol.error_formats import ANTHROPIC_ERRORS
+from predictors.protocol.faults import Fault
+from predictors.protocol.http.responses import EventStream, Response, json_response
+from predictors.protocol.openai.events import STREAM_HEADERS
+from predictors.protocol.openai.operations import Operation, endpoint
+from predictors.protocol.openai.tokens_body import TokenizeBody
+from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Served, ServesChat, ServesTokens
+
+
+def anthropic_fault(fault: Fault) -> bytes:
+    """The body of a failure, with a tool's schema called as it is in the request."""
+    param = None if fault.param is None else with_own_field(fault.param)
+    return replace(fault, message=with_own_field(fault.message), param=param).anthropic_body()
+
+
+def _error_event(fault: Fault) -> bytes:
+    return b"event: error\ndata: %b\n\n" % anthropic_fault(fault)
+
+
+async def _reply(model: ServesChat, body: MessagesBody, call: Call) -> Response | EventStream:
+    if not body.stream:
+        return json_response(await model.chat(body, call))
+    events = model.chat_stream(body, call)
+    return EventStream(events, encode_error=_error_event, headers=STREAM_HEADERS)
+
+
+async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> Response:
+    counted = await model.tokenize(body, call)
+    return json_response({"input_tokens": counted["count"]})
+
+
+def _serves_chat(model: Served) -> bool:
+    return isinstance(model, ServesChat)
+
+
+def _serves_tokens(model: Served) -> bool:
+    return isinstance(model, ServesTokens)
+
+
+MESSAGES = Operation(
+    name="messages",
+    route="/messages",
+    decode=decode_messages_body,
+    serves=_serves_chat,
+    reply=_reply,
+)
+COUNT_TOKENS = Operation(
+    name="count_tokens",
+    route="/messages/count_tokens",
+    decode=decode_count_body,
+    serves=_serves_tokens,
+    reply=_reply_count,
+)
+
+
+def anthropic_routes(registry: Registry) -> list[BaseRoute]:
+    every, own = (MESSAGES, COUNT_TOKENS), ANTHROPIC_ERRORS.protocol
+    return [
+        Route(
+            f"/v1{each.route}",
+            endpoint(registry, each, every, protocol=own, body_of=anthropic_fault),
+            methods=["POST"],
+        )
+        for each in every
+    ]

@@ -1,0 +1,152 @@
+"""Tools in the words of `POST /v1/messages`: definitions, the choice among them, calls and results.
+
+Names, schemas and calls are checked by a chat's rules. Worker processes import this module, so
+nothing here loads gRPC.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.openai.clients import PART_FIELDS
+from predictors.protocol.openai.fields import (
+    DescribedRule,
+    described,
+    dropped,
+    flag,
+    list_of,
+    object_schema,
+    one_of,
+    only_values,
+    read_fields,
+    require,
+    said,
+    wrong,
+)
+from predictors.protocol.openai.tool_calls import MAX_ARGUMENTS, ToolCall, call_id_rule
+from predictors.protocol.openai.tool_fields import (
+    AUTO,
+    FUNCTION_FIELDS,
+    MAX_TOOLS,
+    NONE,
+    REQUIRED,
+    FunctionTool,
+    ToolChoice,
+    checked_tools,
+    parameters_rule,
+    tool_name,
+)
+
+CACHE_MARK = PART_FIELDS["cache_control"]
+NO_SERVER_TOOLS = "this server has no tools of its own"
+_CHATS_FIELD = re.compile(r"(tools\[[0-9]+\])\.function\.parameters")
+
+
+@described({"const": "custom"})
+def _custom_type(name: str, value: Any) -> str:
+    if value != "custom":
+        message = f"{name} {str(value)[:40]!a} is not supported: {NO_SERVER_TOOLS}"
+        raise InvalidRequest(f"{message}; it may only be 'custom'", param=name)
+    return "custom"
+
+
+TOOL: dict[str, DescribedRule] = {
+    "type": _custom_type,
+    "name": FUNCTION_FIELDS["name"],
+    "description": FUNCTION_FIELDS["description"],
+    "input_schema": parameters_rule,
+    "strict": said("`input` is valid against `input_schema` in every case.", flag, default=False),
+    "cache_control": CACHE_MARK,
+    "input_examples": only_values([], why="write them into the description"),
+    "eager_input_streaming": dropped(bool, why="inputs are sent as they grow"),
+    "defer_loading": only_values(False, why="there is no search for tools"),
+    "allowed_callers": only_values(["direct"], why=NO_SERVER_TOOLS),
+}
+
+
+@described(object_schema(TOOL, "name", "input_schema"))
+def _tool(name: str, value: Any) -> FunctionTool:
+    if isinstance(value, dict) and value.get("type") is not None:
+        _custom_type.check(f"{name}.type", value["type"])  # the other fields belong to the type
+    read = read_fields(value, TOOL, where=name)
+    require(read, "name", "input_schema", where=name)
+    shared = (read["name"], read.get("description"), read["input_schema"])
+    return FunctionTool(*shared, read.get("strict", False))
+
+
+_TOOLS = list_of(_tool, at_most=MAX_TOOLS, noun="tools")
+
+
+@described(_TOOLS.schema)
+def anthropic_tools(name: str, value: Any) -> tuple[FunctionTool, ...]:
+    return checked_tools(name, _TOOLS.check(name, value))
+
+
+def with_own_field(message: str) -> str:
+    """A message about a tool's schema with the name that the schema has here."""
+    return _CHATS_FIELD.sub(r"\1.input_schema", message)
+
+
+# -- choice ----------------------------------------------------------------------------------------
+_MODES = {"auto": AUTO, "any": REQUIRED, "tool": REQUIRED, "none": NONE}
+_CHOICE: dict[str, DescribedRule] = {
+    "type": one_of(*_MODES),
+    "name": tool_name,
+    "disable_parallel_tool_use": said("An answer has one call at most.", flag, default=False),
+}
+
+
+@dataclass(frozen=True)
+class AnthropicChoice:
+    """A choice among tools. `parallel`: an answer may have several calls."""
+
+    choice: ToolChoice
+    parallel: bool
+
+
+@described(object_schema(_CHOICE, "type"))
+def anthropic_choice(name: str, value: Any) -> AnthropicChoice:
+    read = read_fields(value, _CHOICE, where=name)
+    require(read, "type", where=name)
+    kind, called = read["type"], read.get("name")
+    if (kind == "tool") != (called is not None):
+        problem = "is for the type 'tool'" if called else "is required"
+        raise InvalidRequest(f"{name}.name {problem}", param=f"{name}.name")
+    names = () if called is None else (called,)
+    parallel = not read.get("disable_parallel_tool_use", False)
+    return AnthropicChoice(ToolChoice(_MODES[kind], names, only_one=bool(names)), parallel)
+
+
+# -- calls -----------------------------------------------------------------------------------------
+@described({"type": "object"})
+def _input(name: str, value: Any) -> str:
+    """The arguments as a JSON text."""
+    if not isinstance(value, dict):
+        raise wrong(name, "an object", value)
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) > MAX_ARGUMENTS:
+        message = f"{name} has {len(text)} characters as JSON; at most {MAX_ARGUMENTS} are taken"
+        raise InvalidRequest(message, param=name)
+    return text
+
+
+TOOL_USE: dict[str, DescribedRule] = {
+    "type": one_of("tool_use"),
+    "id": call_id_rule,
+    "name": tool_name,
+    "input": _input,
+    "cache_control": CACHE_MARK,
+    "caller": dropped(dict, why="it came with the answer that is sent back"),
+    "partial_json": only_values(why="the call was cut off; leave its block out"),
+}
+
+
+def read_call(name: str, value: Any) -> ToolCall:
+    """The call of a `tool_use` block. Raises `InvalidRequest`."""
+    read = read_fields(value, TOOL_USE, where=name)
+    require(read, "id", "name", "input", where=name)
+    return ToolCall(read["id"], read["name"], read["input"])
