@@ -1,5 +1,5 @@
-"""Prints the report of the verb `keys`: as JSON, or as lines. Only the key itself and the list go to
-standard output, so that a script can keep them.
+"""Prints the report of the verb `keys`: as JSON, or as lines. Standard output has the key itself or
+the list alone, so that a script can keep them.
 """
 
 from __future__ import annotations
