@@ -32,6 +32,7 @@ setup: $(STAMP) ## the environment in .venv: names and versions of constraints.t
 
 $(STAMP): pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	@echo "making $(VENV): 6 GB, most of them torch with CUDA's libraries; some minutes, in which nothing is printed"
 	$(PYTHON) -m venv $(VENV)
 	@# uv's own entry: pip ignores hashes of constraints, but not of requirements
 	sed -n '/^uv==/,/[^\]$$/p' hashes.txt >$(VENV)/uv.txt

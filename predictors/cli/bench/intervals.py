@@ -38,8 +38,6 @@ def ratio_interval(ratios: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of paired ratios; two pairs at least."""
     logs = [math.log(ratio) for ratio in ratios]
     freedom = len(logs) - 1
-    middle, half = (
-        statistics.fmean(logs),
-        t_975(freedom) * statistics.stdev(logs) / math.sqrt(len(logs)),
-    )
+    middle = statistics.fmean(logs)
+    half = t_975(freedom) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(middle - half), math.exp(middle + half)
