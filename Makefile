@@ -32,6 +32,7 @@ setup: $(STAMP) ## the environment in .venv: names and versions of constraints.t
 
 $(STAMP): pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	@echo "making $(VENV): 6 GB, most of them torch with CUDA's libraries; some minutes, in which nothing is printed"
 	$(PYTHON) -m venv $(VENV)
 	@# uv's own entry: pip ignores hashes of constraints, but not of requirements
 	sed -n '/^uv==/,/[^\]$$/p' hashes.txt >$(VENV)/uv.txt
@@ -99,19 +100,22 @@ soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors,
 test-clients: $(CLIENTS)/.ready $(INSTRUCTOR)/.ready $(OPENAPI_CLIENT)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server; the examples of the pages
 	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python INSTRUCTOR_PYTHON=$(abspath $(INSTRUCTOR))/bin/python OPENAPI_PYTHON=$(abspath $(OPENAPI_CLIENT))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients tests/examples
 
-# Playwright drives Debian's Chromium, and axe-core judges the page
+# Playwright drives Debian's Chromium, axe-core judges the pages, and TypeScript's compiler reads JavaScript
 PAGE := out/page
 AXE := axe-core-4.14.1
-$(PAGE)/.ready: tests/page/requirements.txt tests/page/axe-core.sha512 $(STAMP)
+TYPESCRIPT := typescript-5.9.3
+$(PAGE)/.ready: tests/page/requirements.txt tests/page/npm.sha512 $(STAMP)
 	rm -rf $(PAGE)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target $(PAGE)/site -r $<
-	cd $(PAGE) && npm pack --silent $(subst axe-core-,axe-core@,$(AXE)) >/dev/null
-	cd $(PAGE) && sha512sum --quiet -c $(abspath tests/page/axe-core.sha512) && tar xzf $(AXE).tgz package/axe.min.js
+	cd $(PAGE) && npm pack --silent $(subst axe-core-,axe-core@,$(AXE)) $(subst typescript-,typescript@,$(TYPESCRIPT)) >/dev/null
+	cd $(PAGE) && sha512sum --quiet -c $(abspath tests/page/npm.sha512) && tar xzf $(AXE).tgz package/axe.min.js
+	mkdir $(PAGE)/typescript && tar xzf $(PAGE)/$(TYPESCRIPT).tgz -C $(PAGE)/typescript --strip-components 1 package/package.json package/lib
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 	@touch $@
 
-TEST_PAGE = PYTHONPATH=$(PAGE)/site AXE_CORE=$(abspath $(PAGE))/package/axe.min.js OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/page
-test-page: $(PAGE)/.ready ## the playground in Chromium: draw, edit, ask, cancel, refusals, keys, phone, keyboard, axe-core
+TEST_PAGE = PYTHONPATH=$(PAGE)/site AXE_CORE=$(abspath $(PAGE))/package/axe.min.js TYPESCRIPT=$(abspath $(PAGE))/typescript/lib/tsc.js \
+  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/page
+test-page: $(PAGE)/.ready ## the playground and /docs in Chromium: draw, edit, ask, cancel, refusals, keys, phone, keyboard, axe-core; types of all JavaScript
 	$(TEST_PAGE)
 
 page-pictures: $(PAGE)/.ready ## the same, and draw docs/pictures/page-*.png

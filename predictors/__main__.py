@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import sys
@@ -33,7 +32,7 @@ from predictors.cli.arguments import (
     read_file,
     read_size,
 )
-from predictors.cli.outcomes import run_verb
+from predictors.cli.outcomes import print_report, run_verb
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
 from predictors.compute.checkpoint.folder import check_entries, read_json, reading
@@ -117,8 +116,7 @@ def warm(arguments: argparse.Namespace) -> int:
     named, make, verification = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
-    from predictors.operators.offline import warm_model
-    from predictors.operators.starting import follow_start
+    from predictors.operators.offline import warm_models
 
     verification.finish()
     keep_code(settings.compute, os.environ)
@@ -128,12 +126,8 @@ def warm(arguments: argparse.Namespace) -> int:
         )
     models = [make(name, path, settings) for name, path in named]
     logs.redirect_library_handlers()
-    for model in models:
-        follow_start(model)
-        # all on this thread: torch does not survive two threads that compile one after the other
-        warm_model(model)
-        model.stop()
-        sys.stdout.write(f"{model.name} is warm\n")
+    report = {"models": [{"name": name, "seconds": s} for name, s in warm_models(models)]}
+    print_report(arguments, report, lambda _: [f"{model.name} is warm" for model in models])
     return 0
 
 
@@ -171,9 +165,8 @@ def profile(arguments: argparse.Namespace) -> int:
             model.stop()
         report = profiler.report()
         file.write(report.trace)
-    for line in profile_table.table_lines(report.table, steps):
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.write(f"\n{steps} steps in {seconds:.2f} s; trace: {arguments.out}\n")
+    shown = {"steps": steps, "seconds": round(seconds, 3), "trace": str(arguments.out)}
+    print_report(arguments, {**shown, **report.table}, profile_table.profile_lines)
     return 0
 
 
@@ -183,7 +176,9 @@ def quantize(arguments: argparse.Namespace) -> int:
     from predictors.models.flux.quantize import quantize_checkpoint
 
     num_bytes = quantize_checkpoint(source, arguments.target, _wanted_variant())
-    sys.stdout.write(f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights\n")
+    report = {"target": str(arguments.target), "transformer_bytes": num_bytes}
+    line = f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights"
+    print_report(arguments, report, lambda _: [line])
     return 0
 
 
@@ -208,30 +203,28 @@ def check(arguments: argparse.Namespace) -> int:
     verify = partial(verify_folders, [(folder, components or {})], settings.compute)
     report = check_report(folder, architecture_of(folder), describe, verify, card)
     report["loras"] = [check_lora(name, look) for (_, name), look in adapters.looks.items()]
-    if arguments.json:
-        sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in check_lines(report))
+    print_report(arguments, report, check_lines)
     return exit_code(report)
 
 
 def keys(arguments: argparse.Namespace) -> int:
     """Make, list and remove API keys in a file for PREDICTORS_ACCESS_KEYS_FILE. The file has
     hashes; a key itself is printed once, when it is made."""
+    from predictors.cli.keys_report import print_keys
     from predictors.operators.keys import run_keys
 
-    return run_keys(arguments)
+    return print_keys(arguments, run_keys(arguments))
 
 
 def convert(arguments: argparse.Namespace) -> int:
     """Make a folder that can be served of a FLUX checkpoint in one file (BFL's or ComfyUI's
     layout). What the file does not hold is copied from --base."""
     base = _flux_folder(arguments.base)
-    from predictors.models.flux.convert import convert_checkpoint
+    from predictors.models.flux.convert import convert_checkpoint, part_lines
 
-    variant = _wanted_variant()
-    for line in convert_checkpoint(arguments.source, arguments.target, base, variant):
-        sys.stdout.write(f"{line}\n")
+    parts = convert_checkpoint(arguments.source, arguments.target, base, _wanted_variant())
+    report = {"target": str(arguments.target), "parts": [vars(part) for part in parts]}
+    print_report(arguments, report, lambda _: part_lines(parts))
     return 0
 
 

@@ -278,7 +278,7 @@ def test_profile_says_that_it_takes_one_model(capsys: pytest.CaptureFixture[str]
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Sequence[str], Path, Mapping[str, Path]]] = []
-    monkeypatch.setattr(demo, "run_demo", lambda *given: calls.append(given) or 3)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(demo, "run_demo", lambda *given, as_json: calls.append(given) or 3)  # type: ignore[func-returns-value]
     assert root.main(["demo"]) == 3
     assert root.main(["demo", "a red star", "--out", "elsewhere", "--lora", "a=b"]) == 3
     assert calls == [

@@ -2,19 +2,23 @@
 // In a page of another origin the server needs PREDICTORS_SERVER_ALLOWED_ORIGINS=https://that.page
 const url = globalThis.process?.env.PREDICTORS_URL ?? "http://127.0.0.1:8080";
 
-/** The JSON of each server-sent event, as it comes. */
+/**
+ * The JSON of each server-sent event, as it comes.
+ * @param {string} path
+ * @param {object} body
+ */
 async function* events(path, body) {
   const answer = await fetch(url + path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
   });
-  if (!answer.ok) throw new Error(`${answer.status}: ${(await answer.json()).error.message}`);
+  if (!answer.ok || !answer.body) throw new Error(`${answer.status}: ${(await answer.json()).error.message}`);
   let text = "";
   for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
     text += piece;
     const lines = text.split("\n");
-    text = lines.pop();
+    text = lines.pop() ?? "";
     for (const line of lines)
       if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
   }

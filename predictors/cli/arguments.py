@@ -163,7 +163,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _serve_flags(verb: argparse.ArgumentParser) -> None:
-    _warm_flags(verb)
+    _model_flags(verb)
     verb.add_argument(
         "--served-model-name",
         "--alias",
@@ -183,7 +183,12 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _warm_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
+def _warm_flags(verb: argparse.ArgumentParser) -> None:
+    _model_flags(verb)
+    client_flags.json_flag(verb)
+
+
+def _model_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
     verb.add_argument("--model", action="append", metavar="NAME=PATH", help=model)
     _component_flag(verb)
     _lora_flag(verb)
@@ -217,7 +222,7 @@ def _lora_flag(verb: argparse.ArgumentParser) -> None:
 
 
 def _profile_flags(verb: argparse.ArgumentParser) -> None:
-    _warm_flags(verb, model="the model; once")
+    _model_flags(verb, model="the model; once")
     verb.add_argument(
         "--steps", type=int, default=8, help="engine steps to record, 1 to 200 (default: 8)"
     )
@@ -242,6 +247,7 @@ def _profile_flags(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file for the trace (default: out/profile.trace.json.gz)",
     )
+    client_flags.json_flag(verb)
 
 
 def _demo_flags(verb: argparse.ArgumentParser) -> None:
@@ -252,6 +258,7 @@ def _demo_flags(verb: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
     )
     _lora_flag(verb)
+    client_flags.json_flag(verb)
 
 
 def _quantize_flags(verb: argparse.ArgumentParser) -> None:
@@ -259,6 +266,7 @@ def _quantize_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "target", type=Path, metavar="TARGET", help="a folder that does not exist yet"
     )
+    client_flags.json_flag(verb)
 
 
 def _check_flags(verb: argparse.ArgumentParser) -> None:
@@ -268,7 +276,7 @@ def _check_flags(verb: argparse.ArgumentParser) -> None:
     )
     _component_flag(verb)
     _lora_flag(verb)
-    verb.add_argument("--json", action="store_true", help="print the report as JSON")
+    client_flags.json_flag(verb)
 
 
 def _convert_flags(verb: argparse.ArgumentParser) -> None:
@@ -286,6 +294,7 @@ def _convert_flags(verb: argparse.ArgumentParser) -> None:
         help="a FLUX folder in diffusers layout with all that the file lacks: configs, tokenizers, "
         "text encoders, VAE",
     )
+    client_flags.json_flag(verb)
 
 
 KEY_TERMS: Mapping[str, tuple[str, str]] = {
@@ -310,6 +319,7 @@ def _keys_flags(verb: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--file", type=Path, required=True, metavar="FILE", help="the keys file"
         )
+        client_flags.json_flag(action)
     for name, (metavar, about) in KEY_TERMS.items():
         add.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=about)
     add.add_argument("--rotate", action="store_true", help="one more key of a name in the file")

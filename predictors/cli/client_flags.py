@@ -53,6 +53,11 @@ def request_flags(verb: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for one answer, or silence within one (default: 600)",
     )
+    json_flag(verb)
+
+
+def json_flag(verb: argparse.ArgumentParser) -> None:
+    """The flag of every verb that has a report."""
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
@@ -167,7 +172,7 @@ def status_flags(verb: argparse.ArgumentParser) -> None:
         "--timeout", type=positive_number, default=10.0, metavar="SECONDS",
         help="for one answer of the API server (default: 10)",
     )  # fmt: skip
-    verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    json_flag(verb)
 
 
 def completion_flags(verb: argparse.ArgumentParser) -> None:

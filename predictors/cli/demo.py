@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO, Any
 
 import httpx
 
 from predictors.cli.child import ServerFailed, ServerProcess
+from predictors.cli.outcomes import DONE, FAILED, VerbFailed, print_json
 
 IMAGE_MODEL, CHAT_MODEL = "flux", "qwen-vl"
 MODELS = {
@@ -35,32 +38,68 @@ def run_demo(
     prompts: Sequence[str] = PROMPTS,
     out: Path = Path("out"),
     loras: Mapping[str, Path] = MappingProxyType({}),
+    *,
+    as_json: bool = False,
 ) -> int:
-    """Write `out/1.png`, `out/2.png` ... and `out/server.log`, drawn with all `loras`; returns the
-    exit code."""
-    started = time.monotonic()
+    """Write `out/1.png`, `out/2.png` ... and `out/server.log`, drawn with all `loras`, and say what
+    happens as it does; `as_json` prints a report at the end, and the rest goes to standard error.
+
+    Returns the exit code. Raises `VerbFailed` if the server or a request fails.
+    """
+    say = Teller(sys.stderr if as_json else sys.stdout)
     try:
-        given = {f"{IMAGE_MODEL}:{name}": path for name, path in loras.items()}
-        with ServerProcess(MODELS, out / "server.log", given) as server:
-            say(f"starting {' and '.join(MODELS)} on {server.url} (log: {out / 'server.log'})")
-            server.wait_ready(START_TIMEOUT_S, lambda what: say(f"  warm: {what}"))
-            say(f"ready after {time.monotonic() - started:.1f} s\n")
-            with httpx.Client(base_url=server.url, timeout=ANSWER_TIMEOUT_S) as client:
-                for prompt, picture in zip(
-                    prompts, draw_rows(client, prompts, out, list(loras)), strict=True
-                ):
-                    describe(client, prompt, picture)
+        report = serve_and_ask(prompts, out, loras, say)
     except (ServerFailed, httpx.HTTPError, OSError) as error:
-        say(f"the demo failed: {error}")
-        return 1
-    say(f"stopped cleanly after {time.monotonic() - started:.1f} s")
-    return 0
+        raise VerbFailed(f"the demo failed: {error}", FAILED) from error
+    say(f"stopped cleanly after {report['seconds']:.1f} s")
+    if as_json:
+        print_json(report)
+    return DONE
+
+
+class Teller:
+    """Prints to one stream without buffering, so that progress and streamed text show at once."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __call__(self, text: str, end: str = "\n") -> None:
+        print(text, end=end, flush=True, file=self._stream)
+
+
+def serve_and_ask(
+    prompts: Sequence[str], out: Path, loras: Mapping[str, Path], say: Teller
+) -> dict[str, Any]:
+    """Start the server, draw and describe, stop it; returns the report of all that. Raises
+    `ServerFailed`, `httpx.HTTPError` and `OSError`."""
+    started = time.monotonic()
+    given = {f"{IMAGE_MODEL}:{name}": path for name, path in loras.items()}
+    with ServerProcess(MODELS, out / "server.log", given) as server:
+        say(f"starting {' and '.join(MODELS)} on {server.url} (log: {out / 'server.log'})")
+        server.wait_ready(START_TIMEOUT_S, lambda what: say(f"  warm: {what}"))
+        ready_s = time.monotonic() - started
+        say(f"ready after {ready_s:.1f} s\n")
+        with httpx.Client(base_url=server.url, timeout=ANSWER_TIMEOUT_S) as client:
+            drawn, files = draw_rows(client, prompts, out, list(loras), say)
+            pictures = [
+                {"prompt": prompt, "file": str(picture), **describe(client, prompt, picture, say)}
+                for prompt, picture in zip(prompts, files, strict=True)
+            ]
+    return {
+        "models": list(MODELS),
+        "log": str(out / "server.log"),
+        "ready_seconds": round(ready_s, 3),
+        "drawn": drawn,
+        "pictures": pictures,
+        "seconds": round(time.monotonic() - started, 3),
+    }
 
 
 def draw_rows(
-    client: httpx.Client, prompts: Sequence[str], out: Path, loras: Sequence[str] = ()
-) -> list[Path]:
-    """Draw all prompts with one V2 request. Each row is a job, and they share steps."""
+    client: httpx.Client, prompts: Sequence[str], out: Path, loras: Sequence[str], say: Teller
+) -> tuple[dict[str, Any], list[Path]]:
+    """Draw all prompts with one V2 request. Each row is a job, and they share steps. Returns how
+    they were drawn, and the files."""
     rows = len(prompts)
     body: dict[str, object] = {
         "inputs": [
@@ -80,7 +119,8 @@ def draw_rows(
         f"{used['num_inference_steps']} steps, {used['precision']}: {seconds:.2f} s"
     )
     images = next(tensor["data"] for tensor in answer["outputs"] if tensor["name"] == "image")
-    return [save(out / f"{row}.png", image) for row, image in enumerate(images, start=1)]
+    files = [save(out / f"{row}.png", image) for row, image in enumerate(images, start=1)]
+    return {**used, "seconds": round(seconds, 3)}, files
 
 
 def save(path: Path, image: str) -> Path:
@@ -88,13 +128,17 @@ def save(path: Path, image: str) -> Path:
     return path
 
 
-def describe(client: httpx.Client, prompt: str, picture: Path) -> None:
+def describe(client: httpx.Client, prompt: str, picture: Path, say: Teller) -> dict[str, Any]:
+    """Caption a picture; returns the caption, and the seconds that it took."""
     say(f"\nprompt   {prompt}\npicture  {picture}")
     say("caption  ", end="")
-    started = time.monotonic()
+    started, caption = time.monotonic(), ""
     for text in answers(client, picture.read_bytes()):
         say(text, end="")
-    say(f"  ({time.monotonic() - started:.2f} s)")
+        caption += text
+    seconds = time.monotonic() - started
+    say(f"  ({seconds:.2f} s)")
+    return {"caption": caption, "caption_seconds": round(seconds, 3)}
 
 
 def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
@@ -133,8 +177,3 @@ def raise_for_error(response: httpx.Response) -> httpx.Response:
             f"{response.url.path} answered {response.status_code}: {response.text[:300]}"
         )
     return response
-
-
-def say(text: str, end: str = "\n") -> None:
-    """Print without buffering, so that progress and streamed text are shown at once."""
-    print(text, end=end, flush=True)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from predictors.errors import ServingError
@@ -58,16 +58,31 @@ def run_verb(arguments: argparse.Namespace) -> int:
 
 
 def report_failure(failure: VerbFailed, arguments: argparse.Namespace) -> int:
-    """Print the failure, with `--json` as an object on stdout; returns the exit code."""
-    if logs.is_json():
-        log.critical(failure.message)
-    elif getattr(arguments, "json", False):
+    """Print the failure, with `--json` as an object on stdout, and as a record where the log is
+    JSON; returns the exit code."""
+    as_json = getattr(arguments, "json", False)
+    if as_json:
         error = {"message": failure.message, "exit_code": failure.exit_code}
         print_json({"error": error | ({"status": failure.status} if failure.status else {})})
-    else:
+    if logs.is_json():
+        log.critical(failure.message)
+    elif not as_json:
         sys.stdout.flush()
         sys.stderr.write(f"error: {failure.message}\n")
     return failure.exit_code
+
+
+def print_report(
+    arguments: argparse.Namespace,
+    report: Mapping[str, Any],
+    lines: Callable[[Mapping[str, Any]], Iterable[str]],
+) -> None:
+    """Print `report` as JSON with `--json`, or else the `lines` of it."""
+    if arguments.json:
+        print_json(report)
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines(report))
+        sys.stdout.flush()
 
 
 def print_json(report: Mapping[str, Any]) -> None:

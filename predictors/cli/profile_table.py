@@ -13,6 +13,12 @@ CPU = (("cpu ms", "cpu_us"), ("own cpu ms", "self_cpu_us"))
 DEVICE = (("device ms", "device_us"), ("own device ms", "self_device_us"))
 
 
+def profile_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the report of the verb `profile`: its table, and where the trace is."""
+    yield from table_lines(report, report["steps"])
+    yield f"\n{report['steps']} steps in {report['seconds']:.2f} s; trace: {report['trace']}"
+
+
 def table_lines(table: Mapping[str, Any], steps: int) -> Iterator[str]:
     """The lines for the `table` of a report of `steps` steps."""
     columns = (*DEVICE, *CPU) if table["sorted_by"] == "self_device_us" else CPU

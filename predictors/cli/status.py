@@ -33,7 +33,8 @@ def run_status(arguments: argparse.Namespace) -> int:
         finally:
             api.close()
     except ApiUnavailable as error:
-        raise VerbFailed(unavailable_words(error), NO_SERVER) from error
+        exit_code = REFUSED if is_about_kubeconfig(error) else NO_SERVER
+        raise VerbFailed(unavailable_words(error), exit_code) from error
     except ApiRefusal as error:
         raise VerbFailed(refusal_words(error), FAILED, status=error.status) from error
     if arguments.json:
@@ -43,8 +44,12 @@ def run_status(arguments: argparse.Namespace) -> int:
     return DONE if services and all(each.is_ready for each in services) else FAILED
 
 
+def is_about_kubeconfig(error: ApiUnavailable) -> bool:
+    return "kubeconfig" in str(error)
+
+
 def unavailable_words(error: ApiUnavailable) -> str:
-    if "kubeconfig" in str(error):
+    if is_about_kubeconfig(error):
         return "there is no usable kubeconfig, or no such context in it; see --kubeconfig"
     return "the Kubernetes API server does not answer, or does not take these credentials"
 

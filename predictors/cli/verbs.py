@@ -15,7 +15,8 @@ def demo(arguments: argparse.Namespace) -> int:
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
     loras = named_paths(arguments.lora, "--lora")
-    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out, loras)
+    prompts = arguments.prompt or client.PROMPTS
+    return client.run_demo(prompts, arguments.out, loras, as_json=arguments.json)
 
 
 def draw(arguments: argparse.Namespace) -> int:

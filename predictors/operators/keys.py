@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,19 +25,19 @@ from predictors.protocol.key_file import (
 )
 
 
-def run_keys(arguments: argparse.Namespace) -> int:
-    """Run `keys add`, `keys list` or `keys remove`. Raises `InvalidRequest`."""
-    actions: Mapping[str, Callable[[argparse.Namespace], None]] = {
+def run_keys(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run `keys add`, `keys list` or `keys remove`; returns its report, that of `add` with the new
+    key. Raises `InvalidRequest`."""
+    actions: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "add": _add,
         "list": _list,
         "remove": _remove,
     }
-    actions[arguments.action](arguments)
-    return 0
+    return actions[arguments.action](arguments)
 
 
-def _add(arguments: argparse.Namespace) -> None:
-    """Print a new key, and write its hash to the file."""
+def _add(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make a new key, and write its hash to the file."""
     keys = _read(arguments.file, may_be_missing=True)
     before = [key for key in keys if key.name == arguments.name]
     given = {name: text for name in TERMS if (text := getattr(arguments, name, None)) is not None}
@@ -57,31 +56,31 @@ def _add(arguments: argparse.Namespace) -> None:
     base = before[-1] if before else ApiKey(name, b"")
     key = replace(base, digest=digest_of(secret), **{"expires": math.inf, **values})
     _write(arguments.file, [*keys, key])
-    sys.stdout.write(f"{secret}\n")
-    sys.stdout.flush()
-    sys.stderr.write(f"this is the only time that the key of {name!r} is shown\n")
+    return {**_terms(key), "key": secret}
 
 
-def _list(arguments: argparse.Namespace) -> None:
-    now = time.time()
-    for key in _read(arguments.file):
-        limits = [
-            f"weight {key.weight:g}",
-            f"models {', '.join(sorted(key.models)) or 'all'}",
-            *(
-                f"{name.replace('_', ' ')} {value:g}"
-                for name in ("max_jobs", "requests_per_minute", "engine_seconds_per_minute")
-                if (value := getattr(key, name))
-            ),
-        ]
-        if key.expires < math.inf:
-            word = "expired" if key.expires <= now else "expires"
-            moment = datetime.fromtimestamp(key.expires, UTC)
-            limits.append(f"{word} {moment:%Y-%m-%d %H:%M:%S} UTC")
-        sys.stdout.write(f"{key.name}: {'; '.join(limits)}\n")
+def _list(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"keys": [_terms(key) for key in _read(arguments.file)]}
 
 
-def _remove(arguments: argparse.Namespace) -> None:
+def _terms(key: ApiKey) -> dict[str, Any]:
+    """Name and terms as JSON values; None for a limit that it does not have."""
+    ends = key.expires < math.inf
+    return {
+        "name": key.name,
+        "weight": key.weight,
+        "models": sorted(key.models) or None,
+        "max_jobs": key.max_jobs or None,
+        "requests_per_minute": key.requests_per_minute or None,
+        "engine_seconds_per_minute": key.engine_seconds_per_minute or None,
+        "expires": f"{datetime.fromtimestamp(key.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        if ends
+        else None,
+        "is_expired": key.expires <= time.time(),
+    }
+
+
+def _remove(arguments: argparse.Namespace) -> dict[str, Any]:
     keys = _read(arguments.file)
     named = [key for key in keys if key.name == arguments.name]
     if not named:
@@ -93,7 +92,7 @@ def _remove(arguments: argparse.Namespace) -> None:
     if not kept:
         raise InvalidRequest("it is the last key; a file without keys can't be used: delete it")
     _write(arguments.file, kept)
-    sys.stderr.write(f"removed {len(gone)} of {len(named)} keys of {arguments.name!r}\n")
+    return {"name": arguments.name, "removed": len(gone), "kept": len(named) - len(gone)}
 
 
 def _read(path: Path, *, may_be_missing: bool = False) -> tuple[ApiKey, ...]:

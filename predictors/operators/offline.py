@@ -15,6 +15,7 @@ from typing import Any
 
 from predictors.base import BasePredictor
 from predictors.errors import EngineFailed, ServingError
+from predictors.operators.starting import follow_start
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request
 from predictors.serving.loop import try_call
 from predictors.serving.recording import Recorder, Recording
@@ -49,6 +50,21 @@ def warm_model(model: Predictor) -> None:
     log.error("%s can't be warmed", model.name, exc_info=error)
     reason = error.message if isinstance(error, ServingError) else type(error).__name__
     raise EngineFailed(f"{model.name} can't be warmed: {reason}") from error
+
+
+def warm_models(models: Sequence[Predictor]) -> Iterator[tuple[str, float]]:
+    """Load, warm and stop one model after the other; yields the name of each, and the seconds that
+    it took.
+
+    All on this thread: torch does not survive two threads that compile one after the other. Raises
+    `EngineFailed` as `warm_model`.
+    """
+    for model in models:
+        began_s = time.monotonic()
+        follow_start(model)
+        warm_model(model)
+        model.stop()
+        yield model.name, round(time.monotonic() - began_s, 3)
 
 
 def record_steps(model: Predictor, request: V2Request, recorder: Recorder, steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import socket
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from predictors.__main__ import main
 from predictors.cli import child
 from predictors.cli import demo as module
 from predictors.cli.child import ServerFailed, ServerProcess, free_ports, held_ports
-from predictors.cli.demo import answers, describe, draw_rows
+from predictors.cli.demo import Teller, answers, describe, draw_rows
+from predictors.cli.outcomes import FAILED, VerbFailed
 from tests.fakes import PATIENCE_S
 
+SAY = Teller(io.StringIO())
 PNG = b"\x89PNG\r\n\x1a\n not really"
 WELL = """
 import http.server, signal, sys
@@ -79,13 +83,14 @@ def delta(text: str | None) -> dict[str, object]:
 def test_one_v2_request_carries_all_prompts(tmp_path: Path) -> None:
     seen: list[httpx.Request] = []
     with client_of(lambda request: (seen.append(request), drawn(request))[1]) as client:
-        pictures = draw_rows(client, ["first", "second"], tmp_path)
+        used, pictures = draw_rows(client, ["first", "second"], tmp_path, [], SAY)
     assert [request.url.path for request in seen] == ["/v2/models/flux/infer"]
     sent = {tensor["name"]: tensor for tensor in json.loads(seen[0].content)["inputs"]}
     assert sent["prompt"]["data"] == ["first", "second"]
     assert sent["seed"]["shape"] == [2]
     assert [picture.name for picture in pictures] == ["1.png", "2.png"]
     assert [picture.read_bytes() for picture in pictures] == [PNG + b"\x01", PNG + b"\x02"]
+    assert (used["width"], used["num_inference_steps"]) == (128, 20)
 
 
 def test_a_picture_is_sent_as_a_data_url_and_the_answer_read_as_a_stream() -> None:
@@ -109,7 +114,8 @@ def test_prompt_picture_and_caption_are_printed(
     picture = tmp_path / "1.png"
     picture.write_bytes(PNG)
     with client_of(lambda _: sse(delta("A red "), delta("circle."))) as client:
-        describe(client, "a red circle", picture)
+        said = describe(client, "a red circle", picture, Teller(sys.stdout))
+    assert said["caption"] == "A red circle."
     printed = capsys.readouterr().out
     assert "prompt   a red circle" in printed
     assert f"picture  {picture}" in printed
@@ -120,7 +126,7 @@ def test_an_error_status_is_shown_with_the_servers_message(tmp_path: Path) -> No
     refused = httpx.Response(503, json={"error": "the queue is full"})
     with client_of(lambda _: refused) as client:
         with pytest.raises(httpx.HTTPError, match=r"503: .*the queue is full"):
-            draw_rows(client, ["x"], tmp_path)
+            draw_rows(client, ["x"], tmp_path, [], SAY)
         with pytest.raises(httpx.HTTPError, match=r"503: .*the queue is full"):
             list(answers(client, PNG))
 
@@ -182,16 +188,21 @@ def test_a_server_that_ends_with_an_error_code_raises(tmp_path: Path) -> None:
         server.wait_ready(PATIENCE_S, lambda _: None)
 
 
-def test_the_demo_prints_its_failure_in_one_line(
+DIED = "the demo failed: the server ended while it started\nno such checkpoint"
+
+
+def test_the_demos_failure_is_said_with_the_end_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Scripted, "script", DIES)
     monkeypatch.setattr(module, "ServerProcess", Scripted)
-    assert module.run_demo(out=tmp_path) == 1
-    assert (
-        "the demo failed: the server ended while it started\nno such checkpoint"
-        in capsys.readouterr().out
-    )
+    with pytest.raises(VerbFailed) as failed:
+        module.run_demo(out=tmp_path)
+    assert (failed.value.message, failed.value.exit_code) == (DIED, FAILED)
+    capsys.readouterr()
+    assert main(["demo", "--out", str(tmp_path), "--json"]) == FAILED
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"message": DIED, "exit_code": FAILED}
 
 
 def test_free_ports_are_different() -> None:

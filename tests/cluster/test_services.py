@@ -154,10 +154,10 @@ def test_a_cluster_that_is_not_there_is_one_sentence(
     assert error["exit_code"] == NO_SERVER
     assert main(["status", "--kubeconfig", str(file), "-n", "../x"]) == REFUSED
     assert "is no name of a namespace" in capsys.readouterr().err
-    assert main(["status", "--kubeconfig", str(file), "--context", "y"]) == NO_SERVER
-    assert main(["status", "--kubeconfig", str(tmp_path / "none")]) == NO_SERVER
+    assert main(["status", "--kubeconfig", str(file), "--context", "y"]) == REFUSED
+    assert main(["status", "--kubeconfig", str(tmp_path / "none")]) == REFUSED
     (tmp_path / "bad").write_text("[1")
-    assert main(["status", "--kubeconfig", str(tmp_path / "bad")]) == NO_SERVER
+    assert main(["status", "--kubeconfig", str(tmp_path / "bad")]) == REFUSED
     assert capsys.readouterr().err.count("no usable kubeconfig") == 3
 
 

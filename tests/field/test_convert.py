@@ -96,6 +96,25 @@ def test_a_transformer_in_one_file_gives_the_folder_it_was_made_of(
     assert made == {k: v for k, v in original.items() if k != "_diffusers_version"}
 
 
+def test_the_report_says_where_each_part_is_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = prefixed(COMFY, transformer()) | prefixed("vae.", vae())
+    source, target = saved(tmp_path / "in" / "one.safetensors", tensors), tmp_path / "made"
+    convert_it = ["convert", str(source), str(target), "--base", str(FLUX), "--json"]
+    assert main(convert_it) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["target"] == str(target)
+    parts = {each.pop("part"): each for each in report["parts"]}
+    copy = {"source": FLUX.name, "is_copied": True, "bytes": None, "quantisation": ""}
+    assert parts["text_encoder"] == parts["text_encoder_2"] == copy
+    assert (parts["vae"]["source"], parts["vae"]["is_copied"]) == ("one.safetensors", False)
+    assert 0 < parts["transformer"]["bytes"] < source.stat().st_size
+    assert main(convert_it) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == "made exists already; nothing was written"
+
+
 def test_an_all_in_one_file_and_a_base_without_weights_draw_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,18 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def prefixed(keyed: Running, tmp_path: Path) -> Iterator[str]:
-    """The address of that server behind nginx, below `/vision/`."""
+    """The address of that server behind nginx."""
+    with behind_nginx(keyed, tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def behind_nginx(running: Running, tmp_path: Path) -> Iterator[str]:
+    """The address of a server behind nginx, below `/vision/`."""
     assert shutil.which("nginx") or Path(NGINX).exists(), "nginx is not installed"
     (port,) = free_ports(1)
-    text = CONFIG.format(folder=tmp_path, port=keyed.server.http_port, front=port, buffering="off")
+    front = running.server.http_port
+    text = CONFIG.format(folder=tmp_path, port=front, front=port, buffering="off")
     text = text.replace("location / {", "location /vision/ {")
     text = text.replace("http://server;", "http://server/;")
     text = text.replace("Host localhost", "Host $http_host")

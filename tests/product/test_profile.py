@@ -64,8 +64,11 @@ def test_a_chat_about_a_picture_is_profiled_by_two_rows_at_once(tmp_path: Path) 
     picture, out = tmp_path / "x.png", tmp_path / "qwen.trace.json.gz"
     picture.write_bytes(png(size=(56, 56)))
     rows = ("--prompt=What is this?", "--prompt=Which colour has it?", f"--image={picture}")
-    done = profile(QWEN, *rows, "--parameter=max_tokens=20", "--steps=12", f"--out={out}")
+    done = profile(QWEN, *rows, "--parameter=max_tokens=20", "--steps=12", f"--out={out}", "--json")
     assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["steps"], report["trace"]) == (12, str(out))
+    assert {row["name"]: row["calls"] for row in report["stages"]} == dict(stages_in(out))
     found = stages_in(out)
     assert found["engine_step"] == 12
     assert found["vision"] >= 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,21 @@ def test_what_is_drawn_is_described_and_the_server_passes_its_smoke_test(
     assert "known answer" in checks["OpenAI chat qwen-vl"]["detail"]
     assert "known answer" in checks["OpenAI images flux"]["detail"]
     assert {"gRPC flux", "gRPC qwen-vl", "V2 REST flux", "V2 REST qwen-vl"} <= checks.keys()
+
+
+def test_the_demos_report_is_json_and_its_progress_is_apart_from_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "predictors", "demo", "a large red circle", "--json"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=CHECKPOINTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (picture,) = report["pictures"]
+    assert "red circle" in picture["caption"]
+    with Image.open(picture["file"]) as drawn:
+        assert drawn.size == (report["drawn"]["width"], report["drawn"]["height"])
+    assert 0 < report["ready_seconds"] < report["seconds"]
+    assert "stopped cleanly after" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["chat", "images", "v2"])

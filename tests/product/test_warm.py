@@ -5,6 +5,7 @@ That a start which may only read what was kept compiles nothing is in test_compi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -69,6 +70,15 @@ def test_every_model_is_warmed_and_nothing_listens(kept: Path) -> None:
         assert steps
         assert steps[-1][0] == steps[-1][1]
     assert len(list(kept.iterdir())) == 1  # this machine's
+
+
+def test_the_report_of_a_warm_up_is_json_and_the_log_is_apart_from_it() -> None:
+    done = warm(QWEN, "--json")
+    assert done.returncode == 0, done.stderr
+    (warmed,) = json.loads(done.stdout)["models"]
+    assert warmed["name"] == "qwen-vl"
+    assert warmed["seconds"] > 0
+    assert "warming: qwen-vl" in done.stderr
 
 
 def test_a_folder_that_would_keep_nothing_is_refused(kept: Path) -> None:

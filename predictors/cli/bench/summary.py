@@ -79,7 +79,8 @@ def spread_ms(values: Sequence[float]) -> dict[str, float] | None:
 def compared_rounds(
     first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The ratio other / first of each figure, by round, with its mean and 95 % interval."""
+    """The ratio other / first of each figure, by round, with its mean and 95 % interval. A round in
+    which one of the two has no such figure is left out, and counted."""
     ratios: dict[str, Any] = {}
     for name, path in COMPARED:
         pairs = [
@@ -94,6 +95,7 @@ def compared_rounds(
                 "ratio": round(statistics.geometric_mean(by_round), 4),
                 "interval_95": [round(low, 4), round(high, 4)],
                 "rounds": [round(ratio, 4) for ratio in by_round],
+                "rounds_left_out": len(first) - len(by_round),
             }
     return {"method": RATIO_METHOD, "ratios": ratios}
 

@@ -41,8 +41,9 @@ def ratio_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for name, each in report["ratios"].items():
         low, high = each["interval_95"]
         rounds = " ".join(f"{ratio:.3f}" for ratio in each["rounds"])
-        yield f"{name:<14}{each['ratio']:>8.3f}   {low:.3f} to {high:.3f}   {rounds}"
-    yield f"({report['method']})"
+        left_out = f"   ({each['rounds_left_out']} left out)" if each["rounds_left_out"] else ""
+        yield f"{name:<14}{each['ratio']:>8.3f}   {low:.3f} to {high:.3f}   {rounds}{left_out}"
+    yield f"({report['method']}; of equal servers each misses 1 once in 20 times)"
 
 
 def load_plot(times: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

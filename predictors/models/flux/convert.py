@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,36 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 
 
-def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = "") -> list[str]:
-    """Write the new folder `target` from the file `source` and the folder `base`; returns a line
-    for each part that says where its weights are from. `variant` is the wanted one of the base's.
+@dataclass(frozen=True)
+class ConvertedPart:
+    """Where the weights of a part of the new folder are from."""
+
+    part: str
+    source: str
+    """The name of the file, or of the base from which they were copied."""
+    is_copied: bool
+    bytes: int | None = None
+    """Of the weights that were written; None for a copy."""
+    quantisation: str = ""
+    """The method by which the file stores them, empty for none. They are written dequantised."""
+
+
+def part_lines(parts: Sequence[ConvertedPart]) -> list[str]:
+    """A line for each part that says where its weights are from."""
+    lines = []
+    for each in parts:
+        method = f", {each.quantisation}" if each.quantisation else ""
+        written = f"from {each.source}, {(each.bytes or 0) / 1e6:,.1f} MB{method}"
+        copied = f"copied from {each.source}"
+        lines.append(f"{each.part}: {copied if each.is_copied else written}")
+    return lines
+
+
+def convert_checkpoint(
+    source: Path, target: Path, base: Path, variant: str = ""
+) -> list[ConvertedPart]:
+    """Write the new folder `target` from the file `source` and the folder `base`; returns where
+    the weights of each part are from. `variant` is the wanted one of the base's.
 
     Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint that is served,
     and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
@@ -64,7 +92,7 @@ def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = ""
         _copy(base, growing, file)
         text = json.dumps(config, indent=2)
         (growing / "transformer" / "config.json").write_text(text, encoding="utf-8")
-        lines = [_write_part(file, part, growing / part) for part in file.parts]
+        written = [_write_part(file, part, growing / part) for part in file.parts]
         settings = Settings(compute=ComputeSettings(weights_variant=variant))
         summarise(growing, settings, CardFacts())  # raises as the start would
         growing.rename(target)
@@ -73,7 +101,7 @@ def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = ""
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     copied = [part for part in WEIGHTED_PARTS if part not in file.parts]
-    return [*lines, *(f"{part}: copied from {base.name}" for part in copied)]
+    return [*written, *(ConvertedPart(part, base.name, is_copied=True) for part in copied)]
 
 
 def _transformer_config(file: SingleFile, base: Path) -> dict[str, Any]:
@@ -133,11 +161,13 @@ def _copy(base: Path, target: Path, file: SingleFile) -> None:
             config.write_text(json.dumps(kept, indent=2), encoding="utf-8")
 
 
-def _write_part(file: SingleFile, part: str, folder: Path) -> str:
+def _write_part(file: SingleFile, part: str, folder: Path) -> ConvertedPart:
     stored = file.parts[part]
     num_bytes = write_tensors(folder / WEIGHTS[part], _headers(stored), _tensors(file, stored))
-    method = next((f", {layer.method}" for layer in stored.layers.values()), "")
-    return f"{part}: from {file.path.name}, {num_bytes / 1e6:,.1f} MB{method}"
+    method = next((layer.method for layer in stored.layers.values()), "")
+    return ConvertedPart(
+        part, file.path.name, is_copied=False, bytes=num_bytes, quantisation=method
+    )
 
 
 def _by_source(part: StoredPart) -> list[tuple[str, Cut]]:

@@ -43,6 +43,7 @@ export async function call(path, options = {}) {
   }
 }
 
+/** @returns {never} */
 function explain(error) {
   if (error.name === "AbortError") throw error;
   throw new Error("The server can't be reached. Is it still running?", { cause: error });

@@ -6,6 +6,7 @@ const KEY = "predictors.history";
 const MOST = 24;
 const SIDE = 96; // pixels of a kept preview
 const MOST_TEXT = 2000; // characters of a prompt
+/** @type {(body: Record<string, any>) => void} */
 let recall = () => {};
 
 /** `use(body)` fills the form with an earlier request. */

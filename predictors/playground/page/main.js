@@ -33,7 +33,7 @@ async function start() {
     startDraw(draw, describe);
     show(notice, false);
     show(byId("panels"), true);
-    byId("panels").dataset.count = String(Boolean(draw.length) + Boolean(chat.length));
+    byId("panels").dataset.count = String([draw, chat].filter((each) => each.length).length);
     if (draw.length) startHistory(recall);
     startLive();
     callJson("v2")

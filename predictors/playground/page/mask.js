@@ -105,6 +105,7 @@ export class Mask {
     event.preventDefault();
   }
 
+  /** @param {GlobalCompositeOperation} operation */
   #paint(from, to = from, operation = "source-over") {
     const pen = this.#pen();
     pen.globalCompositeOperation = operation;
@@ -134,8 +135,8 @@ export class Mask {
     pen.fillRect(0, 0, width, height);
     if (!this.cursor) return;
     pen.globalCompositeOperation = "source-over";
-    for (const [color, lineWidth] of [["#fff", 3], ["#111", 1]]) {
-      Object.assign(pen, { strokeStyle: color, lineWidth: (lineWidth * width) / 400 });
+    for (const { color, size } of [{ color: "#fff", size: 3 }, { color: "#111", size: 1 }]) {
+      Object.assign(pen, { strokeStyle: color, lineWidth: (size * width) / 400 });
       pen.beginPath();
       pen.arc(this.cursor.x, this.cursor.y, this.#radius, 0, 2 * Math.PI);
       pen.stroke();

@@ -24,7 +24,7 @@ from predictors.protocol.openai.events import STREAM_HEADERS
 from predictors.protocol.openai.operations import Operation, endpoint
 from predictors.protocol.openai.tokens_body import TokenizeBody
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served, ServesChat, ServesTokens
+from predictors.protocol.serves import Served, ServesChat, ServesTokens, offers
 
 
 def anthropic_fault(fault: Fault) -> bytes:
@@ -50,7 +50,7 @@ async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> R
 
 
 def _serves_chat(model: Served) -> bool:
-    return isinstance(model, ServesChat)
+    return offers(model, ServesChat)
 
 
 def _serves_tokens(model: Served) -> bool:

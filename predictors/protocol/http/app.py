@@ -37,6 +37,7 @@ from predictors.protocol.http.exchange import CALL_KEY, STATUS_KEY, Scope
 from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.http.responses import JSON_TYPE, Response, Send, send_response
 from predictors.protocol.http.tls import TlsListener
+from predictors.protocol.http.unoffered import reason_of
 from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
 
@@ -166,7 +167,7 @@ class RestApp:
             scope["path"] = path[:-1]
             await self._router(scope, receive, send)
         else:
-            raise NotFound(f"there is no route {path[:_SHOWN_PATH]!r}")
+            raise NotFound(f"there is no route {path[:_SHOWN_PATH]!r}{reason_of(path)}")
 
     def _log(self, scope: Scope, call: Call, seconds: float) -> None:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded

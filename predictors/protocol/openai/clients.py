@@ -76,6 +76,8 @@ ROUTER_FIELDS: Mapping[str, DescribedRule] = {
 }
 """LiteLLM's; on both POST routes."""
 
+LLAMA = "llama.cpp and what is built on it"
+
 CHAT_CLIENTS: Tables = {
     "Open WebUI": {
         "id": dropped(str, why=_IDENTITY),
@@ -121,7 +123,7 @@ CHAT_CLIENTS: Tables = {
         "documents": only_values([], why=_TEMPLATE),
         "guided_decoding_backend": dropped(str, why="there is one way to keep a format"),
         "guided_whitespace_pattern": only_values(why="spaces between values are bounded anyway"),
-        "logits_processors": only_values([], why=_SAMPLER),
+        "logits_processors": only_values([], why="no code of a caller is run"),
         "return_token_ids": only_values(False, why="use logprobs with return_tokens_as_token_ids"),
         "priority": only_values(
             0, why="the header `x-request-priority` orders a caller's own requests"
@@ -143,7 +145,7 @@ CHAT_CLIENTS: Tables = {
         "stream_reasoning": dropped(bool, why=NO_REASONING),
         "return_hidden_states": only_values(False, why="answers are text"),
     },
-    "llama.cpp and what is built on it": {
+    LLAMA: {
         "cache_prompt": dropped(bool, why="the operator sets the prefix cache"),
         "id_slot": only_values(-1, why="the engine picks the slot"),
         "n_keep": dropped(float, why="a prompt is never shortened"),
@@ -171,7 +173,7 @@ CHAT_CLIENTS: Tables = {
         "return_progress": only_values(False, why="chunks are text"),
         "return_tokens": only_values(False, why="answers are text"),
         "post_sampling_probs": only_values(False, why=_BY_LOGPROBS),
-        "lora": only_values([], why="no adapters are loaded"),
+        "lora": only_values([], why="use loras"),
     },
     "Ollama": {
         "keep_alive": dropped(str, float, why="a served model stays loaded"),

@@ -12,7 +12,13 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.chat_body import MAX_TOKENS, ChatBody, chat_of
-from predictors.protocol.openai.clients import ROUTER_FIELDS, Tables, merged
+from predictors.protocol.openai.clients import (
+    CHAT_CLIENTS,
+    LLAMA,
+    ROUTER_FIELDS,
+    Tables,
+    merged,
+)
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DecodedBody,
@@ -176,5 +182,20 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "suffix": only_values("", why="the models here were not trained to fill in a text"),
 }
 """OpenAI's and our own fields."""
-CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}
+_PROMPTS = (
+    "truncate_prompt_tokens", "prompt_logprobs", "allowed_token_ids", "bad_words",
+    "logits_processors", "cache_salt", "use_beam_search", "length_penalty", "early_stopping",
+)  # fmt: skip
+_SAMPLERS = (
+    "mirostat", "mirostat_tau", "mirostat_eta", "typical_p", "tfs_z", "top_a", "top_n_sigma",
+    "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold", "dry_multiplier",
+    "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
+    "repeat_penalty", "repeat_last_n",
+)  # fmt: skip
+CLIENTS: Tables = {
+    "LiteLLM": ROUTER_FIELDS,
+    "vLLM": {name: CHAT_CLIENTS["vLLM"][name] for name in _PROMPTS},
+    LLAMA: {name: CHAT_CLIENTS[LLAMA][name] for name in _SAMPLERS},
+}
+"""Of `POST /v1/completions`: what other servers take there, with the rules of chat."""
 FIELDS: dict[str, DescribedRule] = {**merged(CLIENTS), **OWN_FIELDS}

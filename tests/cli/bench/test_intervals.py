@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 
 import pytest
 
-from predictors.cli.bench.intervals import quantile, ratio_interval
+from predictors.cli.bench.intervals import quantile, ratio_interval, t_975
 
 
 def test_a_quantile_is_a_value_of_the_sample() -> None:
@@ -26,6 +27,30 @@ def test_the_interval_of_ratios_is_students_on_logarithms() -> None:
     low, high = ratio_interval(ratios)
     assert low == pytest.approx(math.exp(statistics.fmean(logs) - half), abs=1e-5)
     assert high == pytest.approx(math.exp(statistics.fmean(logs) + half), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile_975"),
+    [(1, 12.706), (20, 2.0860), (21, 2.0796), (30, 2.0423), (60, 2.0003), (120, 1.9799)],
+)
+def test_students_quantile_is_that_of_the_tables(freedom: int, quantile_975: float) -> None:
+    assert t_975(freedom) == pytest.approx(quantile_975, abs=3e-4)
+
+
+@pytest.mark.parametrize("rounds", [2, 6, 7, 25])
+def test_an_interval_of_equal_servers_holds_one_in_95_of_100_runs(rounds: int) -> None:
+    """Also while the machine gets slower, since the one that begins changes with each round."""
+    rng, held, runs = random.Random(7), 0, 4000
+    for _ in range(runs):
+        ratios, slower = [], 0.0
+        for number in range(rounds):
+            first = rng.gauss(slower, 0.05)
+            other = rng.gauss(slower + 0.02, 0.05)
+            slower += 0.04
+            ratios.append(math.exp(first - other if number % 2 else other - first))
+        low, high = ratio_interval(ratios)
+        held += low <= 1 <= high
+    assert 0.935 < held / runs < 0.975
 
 
 def test_equal_pairs_have_a_ratio_of_one_without_width() -> None:

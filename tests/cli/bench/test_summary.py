@@ -6,7 +6,7 @@ import pytest
 
 from predictors.cli.bench.load import Sample
 from predictors.cli.bench.summary import compared_rounds, is_good, summarise_load
-from predictors.cli.bench.tables import load_lines, load_plot
+from predictors.cli.bench.tables import load_lines, load_plot, ratio_lines
 
 
 def answered(latency_s: float, first_s: float | None = None, tokens: int = 0) -> Sample:
@@ -51,6 +51,17 @@ def test_ratios_are_paired_by_round() -> None:
     assert ratios["latency p50"]["interval_95"] == pytest.approx([1.1, 1.1])
     assert ratios["rate"]["ratio"] == 1.0
     assert "ttft p50" not in ratios  # neither has one
+
+
+def test_a_round_that_one_of_both_did_not_answer_is_left_out_and_counted() -> None:
+    first = [summarise_load([answered(x)], 1.0, {}) for x in (1.0, 2.0, 4.0)]
+    other = [summarise_load([answered(x)], 1.0, {}) for x in (1.1, 2.2)]
+    other.append(summarise_load(SAMPLES[3:], 1.0, {}))
+    report = {"first": {"url": "http://a"}, "other": {"url": "http://b"}}
+    report |= compared_rounds(first, other)
+    found = report["ratios"]["latency p50"]
+    assert (found["rounds"], found["rounds_left_out"]) == ([1.1, 1.1], 1)
+    assert "1.100 1.100   (1 left out)" in "\n".join(ratio_lines(report))
 
 
 def test_a_load_without_any_answer_has_a_table_and_a_plot() -> None:

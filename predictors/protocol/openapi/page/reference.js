@@ -248,7 +248,7 @@ function fill(box, method, path, operation) {
   for (const [media, content] of Object.entries(operation.requestBody?.content ?? {})) {
     box.append(...bodyTables(content.schema, media));
   }
-  box.append(answerTable(operation), make("h4", "Try it"), tryForm(method, path, operation, id));
+  box.append(answerTable(operation), make("h3", "Try it"), tryForm(method, path, operation, id));
 }
 
 function operationBox(method, path, operation) {
@@ -291,7 +291,8 @@ async function load() {
   try {
     const response = await fetch(new URL("openapi.json", root), { headers: headers() });
     if (response.status === 401) {
-      state.textContent = "This server needs an API key.";
+      const given = sessionStorage.getItem(KEY) !== null;
+      state.textContent = given ? "The server does not take this key." : "This server needs an API key.";
       document.getElementById("key-value").focus();
       return;
     }
