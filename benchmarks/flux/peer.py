@@ -36,7 +36,7 @@ from benchmarks.flux.cases import (
     summed_up,
 )
 from benchmarks.flux.random_weights import Models, twin
-from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sampling import draw_noise
 from predictors.models.flux.config import FluxConfig, Tokenizers
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
@@ -97,7 +97,7 @@ class Peer:
     def timestep(self, case: Case, index: int) -> Tensor:
         """Of one step, float32 (1,), as the scheduler gives it to the pipeline."""
         patches = case.height * case.width // self._config.patch_pixels**2
-        sigmas = Schedule.of(self._config.scheduler).sigmas(case.steps, patches)
+        sigmas = self._config.schedule.sigmas(case.steps, patches)
         return 1000 * torch.from_numpy(sigmas[index : index + 1])
 
     def run(self, case: Case, noise: Tensor, **options: Any) -> Any:

@@ -52,7 +52,7 @@ def test_schnell_has_its_own_tokens_and_no_guidance(tmp_path: Path) -> None:
     facts, _ = read_checkpoint(write_folder(tmp_path / "schnell", FULL, SCHNELL))
     assert not facts.shape.has_guidance
     assert facts.default_text_tokens == 256
-    assert facts.scheduler["use_dynamic_shifting"] is False
+    assert facts.schedule.use_dynamic_shifting is False
 
 
 def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig) -> None:
