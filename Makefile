@@ -23,7 +23,7 @@ FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_setting
 PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
   tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py
 
-.PHONY: help setup demo serve check test test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-newest test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -63,6 +63,14 @@ test-benchmarks: $(STAMP) ## the benchmarks' and the training's own code, with s
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
+
+# torch, Triton, transformers and the rest as new as pyproject.toml allows: tells what an upgrade would break
+NEWEST := out/newest
+test-newest: $(STAMP) ## models and engines with the newest torch, Triton and transformers that PyPI has, on the CPU; decides nothing
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(NEWEST)
+	$(BIN)/uv pip install -q --python $(NEWEST)/bin/python -r pyproject.toml --extra dev
+	$(BIN)/uv pip list -q --python $(NEWEST)/bin/python | grep -E '^(torch|torchvision|triton|transformers|diffusers|kserve) '
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(NEWEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/models tests/chat tests/diffusion
 
 # the clients have an environment of their own, made of what PyPI has
 CLIENTS := out/clients

@@ -49,6 +49,7 @@ E2E = (.05, .1, .2, *IMG[2:], 480, 960)
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PIX = (4096, 16384, 65536, 131072, 262144, 524288, 1048576, 1572864, 2097152, 4194304)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+JOULES = (.5, 1, 2, 5, 10, 20, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 6000, 10000, 20000)  # fmt: skip
 
 P = "predictors"
 
@@ -95,6 +96,8 @@ image_pixels = Histogram(f"{P}_image_pixels", "Pixels per generated picture.", [
 loras_loaded = Gauge(f"{P}_loras_loaded", "Adapters (LoRA) that requests may use.", ["model"])
 lora_images_total = Counter(f"{P}_lora_images_total", "Pictures generated with an adapter (LoRA), by its name. A picture with several counts for each.", ["model", "lora"])
 inference_steps = Histogram(f"{P}_inference_steps", "Denoise steps per picture.", ["model"], buckets=INPUT_STEPS)
+request_energy_joules = Histogram(f"{P}_request_energy_joules", "Energy of the GPU per answered job: its engine seconds at the mean power of each window.", ["model"], buckets=JOULES)
+energy_joules_total = Counter(f"{P}_energy_joules_total", "Energy of the GPU that jobs took. Idle time is not in it.", ["model"])
 ttft_seconds = Histogram(f"{P}_time_to_first_token_seconds", "Time from submission to the first token.", ["model"], buckets=TTFT)
 itl_seconds = TokenHistogram(f"{P}_inter_token_latency_seconds", "Time between two tokens of one sequence.", ["model"], buckets=ITL)
 ttfi_seconds = Histogram(f"{P}_time_to_first_image_seconds", "Time from submission to the picture.", ["model"], buckets=IMG)
@@ -123,6 +126,7 @@ gpu_utilization_ratio = Gauge(f"{P}_gpu_utilization_ratio", "Share of the driver
 gpu_temperature_celsius = Gauge(f"{P}_gpu_temperature_celsius", "Temperature of the GPU.", ["device"])
 gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["device"])
 gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
+gpu_energy_joules_total = Counter(f"{P}_gpu_energy_joules_total", "Energy that the GPU took since the start, idle time included, of all processes.", ["device"])
 gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process. The log has the numbers.", ["device", "kind"])
 tls_certificate_expiry_timestamp_seconds = Gauge(f"{P}_tls_certificate_expiry_timestamp_seconds", "Unix time at which the first certificate served by TLS expires; 0 without TLS.")
 c2pa_certificate_expiry_timestamp_seconds = Gauge(f"{P}_c2pa_certificate_expiry_timestamp_seconds", "Unix time at which the certificate that signs pictures expires; 0 without one.")

@@ -200,7 +200,8 @@ def test_names_have_one_prefix_base_units_and_a_help_text() -> None:
         name, kind = series._name, series._type
         assert name.startswith("predictors_")
         assert series._documentation.endswith(".")
-        assert kind != "histogram" or re.search(r"_(seconds|pixels|tokens|size|steps)$", name), name
+        units = r"_(seconds|pixels|tokens|size|steps|joules)$"
+        assert kind != "histogram" or re.search(units, name), name
         assert not re.search(r"_(ms|us|milliseconds|kb|mb)(_|$)", name), name
 
 

@@ -113,6 +113,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Utilisation", "percentunit", gpu("utilization_ratio"), "Share of time in which a kernel ran, of any process.", "{{pod}}"),
         Panel("Temperature", "celsius", gpu("temperature_celsius"), "The driver slows a hot card down.", "{{pod}}"),
         Panel("Power", "watt", gpu("power_watts"), "At its limit the card slows down.", "{{pod}}", ((gpu("power_limit_watts"), "{{pod}} limit"),)),
+        Panel("Energy per answer, p95", "joule", p95("request_energy_joules"), "Engine seconds of a picture or a text at the mean power of half seconds. Absent on slices.", "{{model}}"),
+        Panel("Power by model", "watt", rate("energy_joules_total", "model"), "Energy that jobs took, and below it the whole card's, idle time included.", "{{model}}", ((f"rate({gpu('energy_joules_total')}[$__rate_interval])", "{{pod}} card"),)),
         Panel("XID errors", "none", f"increase({gpu('xid_errors_total')}[$__range])", "Errors that the driver reports for the card. The log has the numbers. Must stay 0.", "{{pod}} {{kind}}"),
     ],
     "Compile and capture": [

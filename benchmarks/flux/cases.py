@@ -86,6 +86,8 @@ class Row:
     is_fp8: bool
     peak_bytes: int | None
     """Most memory while drawing, this engine's weights included, others' not."""
+    joules: float | None = None
+    """Energy of the card per picture; None where its driver counts none."""
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,7 +99,9 @@ def summed_up(
     passes: int,
     is_fp8: bool = False,
     peak_bytes: int | None = None,
+    joules: float | None = None,
 ) -> Row:
+    """The row of timed runs; `joules` are those of all of them together."""
     encoders = runs[0].encode_s
     gaps = [gap for run in runs for gap in run.step_ms]
     return Row(
@@ -108,6 +112,7 @@ def summed_up(
         passes=passes,
         is_fp8=is_fp8,
         peak_bytes=peak_bytes,
+        joules=None if joules is None else joules / (len(runs) * case.batch),
         notes={
             "encode_s": {name: Spread.of([r.encode_s[name] for r in runs]) for name in encoders}
         },

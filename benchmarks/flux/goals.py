@@ -10,6 +10,8 @@ from benchmarks.common.goals import Goal
 RATIOS = {"here lossless": 1.25, "here high": 1.75, "here turbo": 2.8}
 """Times faster than diffusers compiled: 1024x1024, 28 steps, one picture, embeddings to PNG."""
 WIDTH, STEPS = 1024, 28
+JOULES = {"here lossless": 2350.0, "here high": 1450.0, "here turbo": 750.0}
+"""Of the card per picture, in the case of `RATIOS`."""
 SCHNELL_S = 0.50
 VAE_MS = 32.0
 VAE_STAGE = "vae, with uint8 and its copy"
@@ -23,7 +25,14 @@ Results = Iterator[dict[str, Any]]
 def held(found: Found) -> list[dict[str, Any]]:
     rows, stages = found.get("rows", ()), found.get("stages", ())
     large = [row for row in rows if row["case"]["width"] == row["case"]["height"] == WIDTH]
-    made = (_ratios(large), _schnell(large), _vae(stages), _start(found), _steady(found))
+    made = (
+        _ratios(large),
+        _joules(large),
+        _schnell(large),
+        _vae(stages),
+        _start(found),
+        _steady(found),
+    )
     return [result for results in made for result in results]
 
 
@@ -34,6 +43,14 @@ def _ratios(rows: list[Found]) -> Results:
         if is_it and times is not None and row["engine"] in RATIOS:
             what = f"{row['engine']}, times faster than diffusers compiled"
             yield Goal(what, RATIOS[row["engine"]], is_least=True).result(times)
+
+
+def _joules(rows: list[Found]) -> Results:
+    for row in rows:
+        case, joules = row["case"], row.get("joules")
+        is_it = (case["model"], case["steps"], case["batch"]) == ("dev", STEPS, 1)
+        if is_it and joules is not None and row["engine"] in JOULES:
+            yield Goal(f"{row['engine']}, J per picture", JOULES[row["engine"]]).result(joules)
 
 
 def _schnell(rows: list[Found]) -> Results:

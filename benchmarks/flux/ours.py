@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.clock import Clock, Marks, no_synchronising
+from benchmarks.common.energy import first_card, joules_of
 from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import (
     GUIDANCE,
@@ -278,7 +279,8 @@ class Ours:
     def measure(self, case: Case, tier: str, runs: int) -> tuple[Row, Drawn]:
         """`runs` timed runs of a case that was drawn before; the row, and the last run."""
         before = self._clock.reset_peak()
-        drawn = [self.draw(case, tier) for _ in range(runs)]
+        card = first_card() if self._clock.is_cuda else None
+        joules, drawn = joules_of(lambda: [self.draw(case, tier) for _ in range(runs)], card)
         peak = self._clock.peak_bytes()
         row = summed_up(
             f"here {tier}",
@@ -287,6 +289,7 @@ class Ours:
             passes=len(self.prepare(case, tier).plan.timesteps),
             is_fp8=self.is_fp8(tier),
             peak_bytes=None if peak is None else peak - before + self._opening.held_bytes,
+            joules=joules,
         )
         return row, drawn[-1]
 

@@ -23,6 +23,7 @@ from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from benchmarks.common.clock import Clock, Marks
+from benchmarks.common.energy import first_card, joules_of
 from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import (
     GUIDANCE,
@@ -36,7 +37,7 @@ from benchmarks.flux.cases import (
     summed_up,
 )
 from benchmarks.flux.random_weights import Models, twin
-from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sampling import draw_noise
 from predictors.models.flux.config import FluxConfig, Tokenizers
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
@@ -97,7 +98,7 @@ class Peer:
     def timestep(self, case: Case, index: int) -> Tensor:
         """Of one step, float32 (1,), as the scheduler gives it to the pipeline."""
         patches = case.height * case.width // self._config.patch_pixels**2
-        sigmas = Schedule.of(self._config.scheduler).sigmas(case.steps, patches)
+        sigmas = self._config.schedule.sigmas(case.steps, patches)
         return 1000 * torch.from_numpy(sigmas[index : index + 1])
 
     def run(self, case: Case, noise: Tensor, **options: Any) -> Any:
@@ -142,10 +143,12 @@ class Peer:
     def measure(self, case: Case, runs: int) -> tuple[Row, Drawn]:
         """Timed runs of a case that was warmed; the row, and the last run."""
         before = self._clock.reset_peak()
-        drawn = [self.draw(case) for _ in range(runs)]
+        card = first_card() if self._clock.is_cuda else None
+        joules, drawn = joules_of(lambda: [self.draw(case) for _ in range(runs)], card)
         peak = self._clock.peak_bytes()
         own = None if peak is None else peak - before + num_bytes(self.models)
-        return summed_up(self.name, case, drawn, passes=case.passes, peak_bytes=own), drawn[-1]
+        row = summed_up(self.name, case, drawn, passes=case.passes, peak_bytes=own, joules=joules)
+        return row, drawn[-1]
 
     def stages(self, case: Case, row: Row) -> Stages:
         vae, clock = self.models.vae, self._clock

@@ -59,6 +59,20 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
+def energy(found: Found) -> Rows:
+    """Energy of the card per picture, where its driver counts it."""
+    rows = [row for row in found.get("rows", ()) if row.get("joules") is not None]
+    if not rows:
+        return
+    yield "energy", "engine", "kJ per picture", "mean W"
+    for row in rows:
+        case = row["case"]
+        watts = row["joules"] * case["batch"] / row["seconds"]["median"]
+        batch = f", {case['batch']} pictures" if case["batch"] > 1 else ""
+        name = f"{case['model']} {case['width']}x{case['height']}, {case['steps']} steps{batch}"
+        yield name, row["engine"], f"{row['joules'] / 1e3:.2f}", f"{watts:.0f}"
+
+
 def stages(found: Found) -> Rows:
     """Each stage of one picture by every engine; `-` where an engine has no such stage."""
     by_engine = {each["engine"]: each["ms"] for each in found.get("stages", ())}
@@ -189,6 +203,7 @@ def readme(found: Found) -> Rows:
 
 OF_A_RUN: Tables = {
     "clock": clock,
+    "energy": energy,
     "stages": stages,
     "goals": goals,
     "velocity": velocity,

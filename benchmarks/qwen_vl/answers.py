@@ -79,6 +79,19 @@ def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:
     }
 
 
+def energy_of(answers: Sequence[Answered], joules: float | None) -> dict[str, float]:
+    """Energy of the card per answer and per 1,000 tokens written; empty if it is not known. Prompts
+    and pictures are read with it, and failed requests take of it too."""
+    good = [answer for answer in answers if answer.error is None and answer.texts]
+    tokens = sum(answer.tokens for answer in good)
+    if joules is None or not tokens:
+        return {}
+    return {
+        "joules_per_request": joules / len(good),
+        "joules_per_1000_tokens": 1000 * joules / tokens,
+    }
+
+
 def _tpot(answers: Sequence[Answered]) -> list[float]:
     return [a.tpot_ms for a in answers if a.tpot_ms is not None]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import server as servers
+from benchmarks.common.energy import first_card, joules_of
 from benchmarks.common.run import PartialResults
 from benchmarks.common.server import MODEL, Server
 from benchmarks.qwen_vl import client
-from benchmarks.qwen_vl.answers import summed_up
+from benchmarks.qwen_vl.answers import energy_of, summed_up
 from benchmarks.qwen_vl.cases import Case
 from benchmarks.qwen_vl.options import QwenVLOptions
 from predictors.cli.child import free_ports
@@ -100,11 +101,14 @@ def one_case(case: Case, first: int, server: Server, results: PartialResults) ->
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
         client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
-        answers = client.measure(case, server.port, MODEL, first, CASE_S)
+        joules, answers = joules_of(
+            lambda: client.measure(case, server.port, MODEL, first, CASE_S), first_card()
+        )
     except Exception as error:  # noqa: BLE001 - the next case may still work
         results.add(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
         return
-    results.add(str(case), {"case": asdict(case), **summed_up(answers)})
+    figures = {"case": asdict(case), **summed_up(answers)}
+    results.add(str(case), {**figures, **energy_of(answers, joules)})
 
 
 def soak(options: QwenVLOptions, results: PartialResults) -> None:

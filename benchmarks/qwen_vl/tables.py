@@ -102,6 +102,20 @@ def clients(found: Found) -> Rows:
         yield name, *latencies(row), *rates(row), cell
 
 
+def energy(found: Found) -> Rows:
+    """Energy of the card, where its driver counts it."""
+    rows = [
+        (f"{lead}{name}", row)
+        for part, lead in (("http", ""), ("vllm", "vLLM: "))
+        for name, row in cases(found, part).items()
+        if "joules_per_request" in row
+    ]
+    if rows:
+        yield "energy, clients x prompt", "J per request", "J per 1,000 tokens written"
+    for name, row in rows:
+        yield name, f"{row['joules_per_request']:.1f}", f"{row['joules_per_1000_tokens']:.0f}"
+
+
 def goals(found: Found) -> Rows:
     held = qwen_vl_goals.held(found)
     if not held:
@@ -274,6 +288,7 @@ def readme(found: Found) -> Rows:
 TABLES: Tables = {
     "machine": machine,
     "clients": clients,
+    "energy": energy,
     "goals": goals,
     "compiling": compiling,
     "syncing": syncing,

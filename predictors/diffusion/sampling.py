@@ -26,7 +26,8 @@ GROWTH = (1 / 6, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A checkpoint's noise schedule. Fields have the names of its scheduler config."""
+    """A checkpoint's noise schedule. Names and defaults of its fields are those of diffusers'
+    `FlowMatchEulerDiscreteScheduler`."""
 
     num_train_timesteps: int = 1000
     shift: float = 1.0
@@ -40,8 +41,9 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Schedule:
-        """The schedule of a config of `FlowMatchEulerDiscreteScheduler`, defaults filled in."""
-        return cls(**{field.name: config[field.name] for field in fields(cls)})
+        """The schedule of a config of `FlowMatchEulerDiscreteScheduler`."""
+        names = (field.name for field in fields(cls))
+        return cls(**{name: config[name] for name in names if name in config})
 
     def sigmas(self, num_steps: int, num_patches: int) -> NDArray[np.float32]:
         """Noise levels from 1 down to 0: float32 (num_steps + 1,)."""

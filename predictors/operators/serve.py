@@ -34,6 +34,7 @@ from predictors.operators.starting import (
 from predictors.protocol.http.connection_limits import raise_file_limit
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.tasks import make_workers
+from predictors.serving.energy import EnergySplit
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -68,7 +69,7 @@ def serve_models(
     tracing.configure_tracing(environ)
     with (
         lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
-        watch_gpu(settings.compute),
+        watch_gpu(settings.compute, EnergySplit([model.host for model in models]).split),
     ):
         server = PredictorServer(
             models,

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from predictors.errors import EngineFailed
+from predictors.serving.job import Job
 
 
 class State(Enum):
@@ -61,6 +63,7 @@ class HostEvents:
     on_progress: list[Callable[[StartProgress], object]] = field(default_factory=list)
     on_warm: list[Callable[[], object]] = field(default_factory=list)
     on_failed: list[Callable[[EngineFailed], object]] = field(default_factory=list)
+    on_ended: list[Callable[[Job[Any, Any]], object]] = field(default_factory=list)
 
     def subscribe(
         self,
@@ -69,6 +72,7 @@ class HostEvents:
         on_progress: Callable[[StartProgress], object] | None = None,
         on_warm: Callable[[], object] | None = None,
         on_failed: Callable[[EngineFailed], object] | None = None,
+        on_ended: Callable[[Job[Any, Any]], object] | None = None,
     ) -> None:
         """Add callbacks. Call it before the host starts.
 
@@ -79,6 +83,8 @@ class HostEvents:
         the host.
         `on_failed(error)`: engine thread, once, after all jobs were answered. The process should
         end. What it raises is logged.
+        `on_ended(job)`: engine thread, for each job that held a slot, after its last charge and
+        before it is removed. It must not raise.
         """
         if on_state is not None:
             self.on_state.append(on_state)
@@ -88,6 +94,8 @@ class HostEvents:
             self.on_warm.append(on_warm)
         if on_failed is not None:
             self.on_failed.append(on_failed)
+        if on_ended is not None:
+            self.on_ended.append(on_ended)
 
 
 class Lifecycle:

@@ -133,7 +133,12 @@ class EngineLoop(Generic[W, C]):
                 job.abandon()
             if job.done:
                 self._engine.evict(job)
-                self._jobs.remove(job)
+                self._remove(job)
+
+    def _remove(self, job: Job[W, C]) -> None:
+        for on_ended in self._events.on_ended:
+            on_ended(job)
+        self._jobs.remove(job)
 
     def _admit_waiting(self) -> None:
         if not self._jobs.has_room():
@@ -230,7 +235,7 @@ class EngineLoop(Generic[W, C]):
         failure.__cause__ = error if failure is not error else error.__cause__
         job.fail(failure)
         self._engine.evict(job)
-        self._jobs.remove(job)
+        self._remove(job)
 
     # -- start and end ---------------------------------------------------------------------------
     def prepare(self) -> None:

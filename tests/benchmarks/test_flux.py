@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_schnell_has_its_own_tokens_and_no_guidance(tmp_path: Path) -> None:
     facts, _ = read_checkpoint(write_folder(tmp_path / "schnell", FULL, SCHNELL))
     assert not facts.shape.has_guidance
     assert facts.default_text_tokens == 256
-    assert facts.scheduler["use_dynamic_shifting"] is False
+    assert facts.schedule.use_dynamic_shifting is False
 
 
 def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig) -> None:
@@ -123,6 +124,28 @@ def test_the_table_has_a_line_per_row_and_compares_with_the_fastest_peer() -> No
     assert found["rows"][0]["share_of_floor"] == pytest.approx(4 * 0.3 / 8)
     assert found["rows"][2]["tflops"] == pytest.approx(3 * 0.3 / 2)
     assert "here turbo (3 calls)" in journal.as_text(tables.OF_A_RUN, found)
+
+
+def test_energy_is_per_picture_and_a_goal_and_absent_where_it_was_not_counted() -> None:
+    case, two = Case("dev", 1024, 1024, 28), Case("dev", 512, 512, 28, batch=2)
+    runs = [Drawn(3.0, [1.0], {"here": 0.1}, [])] * 3
+    per_picture = summed_up("here high", two, runs, passes=28, joules=3000.0).joules
+    assert per_picture == 500.0
+    found = results_of(
+        replace(row("here lossless", 4.0, case), joules=2300.0),
+        replace(row("here turbo", 2.0, case), joules=900.0),
+        summed_up("here high", two, runs, passes=28, joules=3000.0),
+        row("diffusers compiled", 4.0, case),
+    )
+    assert list(tables.energy(found)) == [
+        ("energy", "engine", "kJ per picture", "mean W"),
+        ("dev 1024x1024, 28 steps", "here lossless", "2.30", "575"),
+        ("dev 1024x1024, 28 steps", "here turbo", "0.90", "450"),
+        ("dev 512x512, 28 steps, 2 pictures", "here high", "0.50", "333"),
+    ]
+    held = {goal["what"]: goal["held"] for goal in goals.held(found) if "J per" in goal["what"]}
+    assert held == {"here lossless, J per picture": True, "here turbo, J per picture": False}
+    assert not list(tables.energy(results_of(row("here lossless", 4.0, case))))
 
 
 def test_goals_are_held_or_not_by_what_was_measured_and_absent_without_a_figure() -> None:

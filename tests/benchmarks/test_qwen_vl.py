@@ -20,7 +20,7 @@ from benchmarks.common.run import BenchmarkRun, rounded
 from benchmarks.qwen_vl import __main__ as qwen_vl
 from benchmarks.qwen_vl import floors, goals, random_weights, tables
 from benchmarks.qwen_vl.accuracy import agreement, regret, verdict
-from benchmarks.qwen_vl.answers import Answered, summed_up
+from benchmarks.qwen_vl.answers import Answered, energy_of, summed_up
 from benchmarks.qwen_vl.cases import NUM_TOKENS, Case, Conversations, Pictures, text
 from benchmarks.qwen_vl.client import Events, shares
 from benchmarks.qwen_vl.floors import Rates
@@ -258,6 +258,20 @@ def found() -> dict[str, Any]:
     }
 
 
+def test_energy_is_per_request_and_per_tokens_and_absent_where_it_was_not_counted() -> None:
+    good = Answered(0.0, [0.05, 0.06], 0.07, 1433, 128)
+    assert energy_of([good, good, Answered(0.0, error="gone")], None) == {}
+    assert energy_of([Answered(0.0, error="gone")], 5.0) == {}
+    figures = energy_of([good, good, Answered(0.0, error="gone")], 64.0)
+    assert figures == {"joules_per_request": 32.0, "joules_per_1000_tokens": 250.0}
+    assert not list(tables.energy(found()))
+    one = Case(1, "1024x1024", 16)
+    assert list(tables.energy({"http": {str(one): clients(one, **figures)}})) == [
+        ("energy, clients x prompt", "J per request", "J per 1,000 tokens written"),
+        (str(one), "32.0", "250"),
+    ]
+
+
 def test_goals_are_held_from_the_right_side_or_not_told() -> None:
     held = {goal["what"]: (goal["held"], goal.get("wish_held")) for goal in goals.held(found())}
     assert held["1 x 1024x1024: ttft_ms_p50"] == (True, False)
@@ -287,7 +301,9 @@ def test_tables_show_measured_figures_beside_vllms() -> None:
 def test_every_table_can_be_made() -> None:
     step = {"rows": 1, "prompt": "text", "tokens": 128, "step_ms": 2.0, "p99_ms": 2.1}
     cell = {"ms": 0.5, "tflops": 400.0}
+    case = Case(1, "text", 1)
     everything = found() | {
+        "http": {str(case): clients(case, joules_per_request=9.0, joules_per_1000_tokens=70.0)},
         "options": {"settings": {"QWEN_VL_PREFILL_CHUNK": "2048"}},
         "make": {"machine": {"gpu": "NVIDIA H200", "cores": 16}},
         "ours": {

@@ -23,10 +23,10 @@ from benchmarks.flux.tiers_plans import (
     skipping,
     ways,
 )
-from predictors.diffusion.sampling import Schedule, plan_calls
+from predictors.diffusion.sampling import plan_calls
 from predictors.models.flux.config import read_checkpoint
 
-SCHEDULE = Schedule.of(read_checkpoint(CHECKPOINT)[0].scheduler)
+SCHEDULE = read_checkpoint(CHECKPOINT)[0].schedule
 NUM_PATCHES = 64
 
 

@@ -44,7 +44,10 @@ GPU_SERIES = {
     "predictors_gpu_power_watts",
     "predictors_gpu_power_limit_watts",
     "predictors_gpu_xid_errors_total",
+    "predictors_gpu_energy_joules_total",
 }
+ENERGY_OF_JOBS = {"predictors_energy_joules_total", "predictors_request_energy_joules_bucket"}
+"""Of a card's driver, by model."""
 
 
 @dataclass
@@ -122,7 +125,7 @@ def as_grafana_asks(observed: Observed, expression: str) -> str:
 def is_expected(expression: str) -> bool:
     """True if this machine has what the expression asks for."""
     named = set(re.findall(r"\bpredictors[_:][\w:]+", expression))
-    return torch.cuda.is_available() or not named or not named <= GPU_SERIES
+    return torch.cuda.is_available() or not named or not named <= GPU_SERIES | ENERGY_OF_JOBS
 
 
 def data_of(observed: Observed, expression: str) -> list[float]:
@@ -143,7 +146,7 @@ def test_what_may_be_absent_is_every_declared_series_of_the_gpu_and_none_else() 
     asked = {target["expr"] for panel in PANELS for target in panel["targets"]}
     shown = {name for text in asked for name in re.findall(r"predictors_gpu_\w+", text)}
     assert shown == GPU_SERIES, "a series that no panel shows"
-    assert len([text for text in asked if GPU_SERIES & set(re.findall(r"\w+", text))]) == 6
+    assert len([text for text in asked if GPU_SERIES & set(re.findall(r"\w+", text))]) == 7
 
 
 def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> None:

@@ -1,17 +1,20 @@
 """Updates the metrics of this process's GPU: torch's memory, the driver's values, XID errors.
 
-One daemon thread reads every few seconds, another one waits for errors, so a slow driver delays
-neither a request nor a scrape. A driver that never answers leaves the last values in place. Nothing
-is read before CUDA is initialised elsewhere, and without a GPU there are no threads.
+Daemon threads read values every few seconds and energy twice a second, and wait for errors, so a
+slow driver delays neither a request nor a scrape. A driver that never answers leaves the last
+values in place. Nothing is read before CUDA is initialised elsewhere, and without a GPU there are
+no threads.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +35,8 @@ from predictors.settings import ComputeSettings
 log = logging.getLogger(__name__)
 
 READ_EVERY_S = 5.0
+ENERGY_EVERY_S = 0.5
+"""Drivers count energy on every 20 to 100 ms, so that a shorter window would be wrong by more."""
 WAIT_S = 0.5  # per wait for an error, which is also how long it may delay the end of the process
 RETRY_AFTER_S = 30.0  # if the driver does not report errors
 JOIN_TIMEOUT_S = 2.0  # for a thread that is inside a driver call when the process ends
@@ -39,6 +44,14 @@ JOIN_TIMEOUT_S = 2.0  # for a thread that is inside a driver call when the proce
 # caused by the program and not by the card, by NVIDIA's catalogue: engine exception, page fault,
 # stopped, clean-up after another error, video exception, context switch timeout
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
+
+
+OnEnergy = Callable[[float, float], object]
+"""Takes the joules of a window and its seconds. Called on a thread of the watch."""
+
+
+def ignore_energy(joules: float, seconds: float) -> None:
+    """The `OnEnergy` of a process without models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +80,16 @@ def torch_memory(device: torch.device) -> TorchMemory | None:
 
 
 class GpuWatch:
-    """Metrics of one device. `read_torch` gives torch's memory, `library` opens NVML."""
+    """Metrics of one device. `read_torch` gives torch's memory, `library` opens NVML, `on_energy`
+    learns what the device takes."""
 
     def __init__(
         self,
         read_torch: Callable[[], TorchMemory | None],
         library: Callable[[], Any] = open_library,
+        on_energy: OnEnergy = ignore_energy,
     ) -> None:
+        self._on_energy = on_energy
         self._read_torch = read_torch
         self._open = library
         self._ending = threading.Event()
@@ -123,10 +139,25 @@ class GpuWatch:
                 log.error("XID %d on %s", xid, self._name)
         errors.close()
 
+    def follow_energy(self, card: Card, clock: Callable[[], float] = time.monotonic) -> None:
+        """Count the energy of `card` until `stop`. Runs on a thread of its own."""
+        counted = metrics.gpu_energy_joules_total.labels(self._name)
+        before, began = card.energy_joules(), clock()
+        while not self._ending.wait(ENERGY_EVERY_S):
+            joules, now = card.energy_joules(), clock()
+            if joules is None or before is None or joules < before:  # or the driver was reloaded
+                before, began = joules, now
+            elif joules > before:  # else its counter has not moved yet
+                counted.inc(joules - before)
+                self._on_energy(joules - before, now - began)
+                before, began = joules, now
+
     def _find(self, uuid: str) -> None:
         library = self._open()
         self._card = find_card(library, uuid) if library is not None else None
         self._name = f"GPU-{uuid}" if self._card is None else self._card.name
+        if self._card is not None and self._card.energy_joules() is not None:
+            self._run(partial(self.follow_energy, self._card), "gpu-energy")
         errors = self._card.errors() if self._card is not None else None
         if self._card is None:
             log.info("NVML tells nothing of %s: its gauges are torch's alone", self._name)
@@ -149,14 +180,14 @@ class GpuWatch:
 
 
 @contextmanager
-def watch_gpu(settings: ComputeSettings) -> Iterator[None]:
+def watch_gpu(settings: ComputeSettings, on_energy: OnEnergy = ignore_energy) -> Iterator[None]:
     """Update the metrics of the GPU of `settings` while the block runs. Without a GPU it does
     nothing. Raises `InvalidSetting` as `place` does."""
     device = chosen_device(settings)
     if device.type != "cuda":
         yield
         return
-    watch = GpuWatch(lambda: torch_memory(device))
+    watch = GpuWatch(lambda: torch_memory(device), on_energy=on_energy)
     watch.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Reads memory, load, temperature, power and XID errors of one GPU from NVIDIA's driver, by NVML.
+"""Reads memory, load, heat, power, energy and XID errors of a GPU from NVIDIA's driver, by NVML.
 
 `nvidia-ml-py` (the extra `gpu`) is NVIDIA's ctypes binding, which releases the interpreter's lock
 during calls. A value that the driver, the container or a MIG slice does not give is None. NVML is
@@ -89,6 +89,11 @@ class Card:
             power_watts=None if power is None else power / 1000,
             power_limit_watts=None if limit is None else limit / 1000,
         )
+
+    def energy_joules(self) -> float | None:
+        """Energy that the card took since its driver was loaded; None for a slice."""
+        energy = self._ask("nvmlDeviceGetTotalEnergyConsumption")  # millijoules
+        return None if energy is None else energy / 1000
 
     def errors(self) -> XidErrors | None:
         """The device's XID errors from now on, or None if the driver does not report them."""

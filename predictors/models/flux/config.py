@@ -1,7 +1,7 @@
 """Reads the configs and tokenizers of a FLUX.1 checkpoint, without weights.
 
-They are read through diffusers' and transformers' own classes, so that defaults and old spellings
-are theirs.
+Tokenizers and encoders' configs are read through transformers' own classes. What the other configs
+leave out is filled in from `tensors.DEFAULTS`, since importing diffusers for it takes seconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import (  # type: ignore[attr-defined]
     CLIPTextConfig,
     CLIPTokenizer,
@@ -23,12 +21,14 @@ from transformers import (  # type: ignore[attr-defined]
 
 from predictors.compute.checkpoint.folder import read_json, reading
 from predictors.diffusion.request import FILL
+from predictors.diffusion.sampling import Schedule
 from predictors.models.flux.fit import check_fit, kind_of
 from predictors.models.flux.folder import check_folder, is_quantised, part_folders
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.encoder import EncoderShape, encoder_shape
 from predictors.models.flux.modules.transformer import Shape
 from predictors.models.flux.stored import stores_encoder
+from predictors.models.flux.tensors import with_defaults
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 
 MAX_TEXT_TOKENS = 512  # the model was trained on no more, whatever the tokenizer allows
@@ -45,8 +45,7 @@ class FluxConfig:
     """The wanted variant of the weights files, or an empty string."""
     shape: Shape
     decoder: DecoderShape
-    scheduler: Mapping[str, Any]
-    """The config of the noise schedule, defaults filled in."""
+    schedule: Schedule
     latent_channels: int
     patch_pixels: int
     """Pixels per side of one latent patch: 16, since 2 x 2 latents are packed to a patch."""
@@ -108,13 +107,7 @@ def read_checkpoint(
     folders = part_folders(folder, replaced)
     is_narrow = is_quantised(folders["transformer"], variant)
     raw = check_folder(folder, replaced)
-    for part in ("transformer", "vae"):
-        raw[part].pop("quantization_config", None)
-    # instances fill in the defaults of absent fields; meta costs nothing
-    with torch.device("meta"):
-        transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")
-        vae = _filled(AutoencoderKL, raw["vae"], "vae")
-    scheduler = _filled(FlowMatchEulerDiscreteScheduler, raw["scheduler"], "scheduler")
+    transformer, vae = (with_defaults(part, raw[part]) for part in ("transformer", "vae"))
     tokenizers = Tokenizers(
         clip=_tokenizer(CLIPTokenizer, folders["tokenizer"]),
         t5=_tokenizer(T5TokenizerFast, folders["tokenizer_2"]),
@@ -123,7 +116,9 @@ def read_checkpoint(
         clip = CLIPTextConfig.from_pretrained(folders["text_encoder"])
     with reading("text_encoder_2/config.json"):
         t5 = T5Config.from_pretrained(folders["text_encoder_2"])
-    check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
+    with reading("the configs of the parts"):
+        check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
+        shape, decoder = _shape(transformer), decoder_shape(vae)
     index = read_json(folder, "model_index.json", "model_index.json")
     check_clip_tokenizer(
         tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
@@ -132,14 +127,14 @@ def read_checkpoint(
     config = FluxConfig(
         folders=folders,
         variant=variant,
-        shape=_shape(transformer),
-        decoder=decoder_shape(vae),
-        scheduler=dict(scheduler),
-        latent_channels=vae.latent_channels,
-        patch_pixels=2 * decoder_shape(vae).pixels_per_latent,
-        sample_size=vae.sample_size,
-        latent_scale=vae.scaling_factor,
-        latent_shift=vae.shift_factor or 0.0,
+        shape=shape,
+        decoder=decoder,
+        schedule=Schedule.of(raw["scheduler"]),
+        latent_channels=vae["latent_channels"],
+        patch_pixels=2 * decoder.pixels_per_latent,
+        sample_size=vae["sample_size"],
+        latent_scale=vae["scaling_factor"],
+        latent_shift=vae["shift_factor"] or 0.0,
         is_quantized=is_narrow,
         max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
         kind=kind_of(index, transformer, vae, kind),
@@ -148,26 +143,21 @@ def read_checkpoint(
     return config, tokenizers
 
 
-def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:
-    with reading(f"the config of {part}"):
-        return kind.from_config(dict(raw)).config
-
-
 def _tokenizer(kind: Any, folder: Path) -> Any:
     with reading(f"the tokenizer in {folder.name}"):
         return kind.from_pretrained(folder, local_files_only=True)
 
 
-def _shape(config: Any) -> Shape:
+def _shape(config: Mapping[str, Any]) -> Shape:
     return Shape(
-        num_double=config.num_layers,
-        num_single=config.num_single_layers,
-        num_heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels or config.in_channels,
-        text_dim=config.joint_attention_dim,
-        pooled_dim=config.pooled_projection_dim,
-        has_guidance=config.guidance_embeds,
-        rotary_axes=tuple(config.axes_dims_rope),
+        num_double=config["num_layers"],
+        num_single=config["num_single_layers"],
+        num_heads=config["num_attention_heads"],
+        head_dim=config["attention_head_dim"],
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"] or config["in_channels"],
+        text_dim=config["joint_attention_dim"],
+        pooled_dim=config["pooled_projection_dim"],
+        has_guidance=config["guidance_embeds"],
+        rotary_axes=tuple(config["axes_dims_rope"]),
     )

@@ -18,7 +18,7 @@ from predictors.compute.device.placement import Placement
 from predictors.diffusion.adapters import AdapterPlace, AdapterWeights
 from predictors.diffusion.model import LoadOptions, Prompt
 from predictors.diffusion.request import SourcePicture
-from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sampling import draw_noise
 from predictors.diffusion.sources import SourceInputs
 from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.adapters.adapter import as_tensors
@@ -43,7 +43,7 @@ class FluxModel:
         """Raises `EngineFailed` for a folder that can't be served. `open_component` stands for the
         folder when weights are loaded; `parts`, `variant` and `kind` as in `read_checkpoint`."""
         self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant, kind)
-        self.schedule = Schedule.of(self.config.scheduler)
+        self.schedule = self.config.schedule
         # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
         self._lock = threading.Lock()
         self._open_component = open_component

@@ -37,6 +37,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "latent_channels": 4,
         "norm_num_groups": 32,
         "sample_size": 32,
+        "scaling_factor": 0.18215,
+        "shift_factor": None,
         "use_quant_conv": True,
         "use_post_quant_conv": True,
         "mid_block_add_attention": True,
@@ -61,7 +63,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "feed_forward_proj": "relu",
     },
 }
-"""diffusers' and transformers' defaults of the values that decide about tensors."""
+"""diffusers' and transformers' defaults of the values that decide about tensors, and of the
+autoencoder's that latents are scaled by."""
 MLP_RATIO = 4
 TIME_FEATURES = 256  # of a timestep, before it is embedded
 NOTHING = r"(?!)"  # no name matches

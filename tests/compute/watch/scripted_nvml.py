@@ -44,6 +44,7 @@ class ScriptedNvml:
         self.names = {f"GPU-{CARD}": "card"}
         if slices and by_slice:
             self.names[f"MIG-{SLICE}"] = "slice 0"
+        self.millijoules = 5_000_000
         self.events: queue.Queue[tuple[int, int] | Exception] = queue.Queue()
         self.freed = 0
         self.registered: list[tuple[str, int]] = []
@@ -87,6 +88,11 @@ class ScriptedNvml:
 
     def _nvmlDeviceGetGpuInstanceId(self, handle: str) -> int:  # noqa: N802
         return int(handle.removeprefix("slice "))
+
+    def _nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        if handle != "card":
+            raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return self.millijoules
 
     def _nvmlEventSetCreate(self) -> str:  # noqa: N802
         return "events"

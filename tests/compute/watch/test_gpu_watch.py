@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from prometheus_client import REGISTRY
 from predictors import metrics
 from predictors.compute.watch import gpu_watch
 from predictors.compute.watch.gpu_watch import GpuWatch, TorchMemory, torch_memory
-from predictors.compute.watch.nvml import open_library
+from predictors.compute.watch.nvml import find_card, open_library
 from predictors.settings import ComputeSettings
-from tests.compute.watch.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
+from tests.compute.watch.scripted_nvml import CARD, SLICE, WHOLE_CARD, ScriptedNvml
 from tests.fakes import PATIENCE_S
 
 NAME = f"GPU-{CARD}"
@@ -155,6 +156,39 @@ def test_a_hanging_driver_delays_neither_a_scrape_nor_the_end(
         thread.join(PATIENCE_S)
 
 
+def test_energy_is_counted_by_window_and_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_watch, "ENERGY_EVERY_S", 0.001)
+    library, windows = ScriptedNvml(), Queue[tuple[float, float]]()
+    # a reading per second; the driver's counter does not move in the third, and is reset in the
+    # fifth
+    readings = iter((5_000_000, 5_350_000, 5_350_000, 6_050_000, 10_000, 110_000))
+    seconds = iter(range(6))
+
+    def clock() -> float:
+        try:
+            return next(seconds)
+        finally:
+            library.millijoules = next(readings, library.millijoules)
+
+    library.millijoules = next(readings)
+    watch = GpuWatch(lambda: HELD, lambda: None, lambda *window: windows.put(window))
+    watch.update()  # the name without a driver
+    card = find_card(library, CARD)
+    assert card is not None
+    with pytest.raises(StopIteration):
+        watch.follow_energy(card, clock)
+    found = [windows.get(timeout=PATIENCE_S) for _ in range(3)]
+    assert found == [(350, 1), (700, 2), (100, 1)]
+    assert sample("energy_joules_total", device=NAME) == 1150
+
+
+def test_a_slice_has_no_energy() -> None:
+    library = ScriptedNvml(slices=1)
+    card = find_card(library, SLICE)
+    assert card is not None
+    assert card.energy_joules() is None
+
+
 def test_a_thread_updates_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_watch, "READ_EVERY_S", 0.01)
     library = ScriptedNvml()
@@ -168,7 +202,8 @@ def test_a_thread_updates_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPat
 
 
 def watchers() -> set[str]:
-    return {"gpu-gauges", "gpu-errors"} & {thread.name for thread in threading.enumerate()}
+    ours = {"gpu-gauges", "gpu-errors", "gpu-energy"}
+    return ours & {thread.name for thread in threading.enumerate()}
 
 
 def test_a_cpu_has_no_threads_and_no_samples() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from predictors.compute.checkpoint.headers import Header
+from predictors.diffusion.sampling import Schedule
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.modules.decoder import decoder_names
 from predictors.models.flux.modules.encoder import encoder_names
@@ -67,6 +68,7 @@ def test_defaults_are_those_of_the_libraries() -> None:
         assert {name: parameters[name].default for name in DEFAULTS[part]} == DEFAULTS[part]
     for part, config in (("text_encoder", CLIPTextConfig()), ("text_encoder_2", T5Config())):
         assert {name: getattr(config, name) for name in DEFAULTS[part]} == DEFAULTS[part]
+    assert Schedule.of({}) == Schedule.of(FlowMatchEulerDiscreteScheduler().config)
 
 
 def test_loading_asks_for_the_same_tensors() -> None:

@@ -139,4 +139,4 @@ def test_the_config_is_read_through_the_library_classes(
     assert schnell.default_text_tokens == min(schnell.max_text_tokens, 256)
     # absent fields take the class's defaults, as when a hub config predates them
     (copy / "scheduler" / "scheduler_config.json").write_text('{"shift": 2.0}')
-    assert read_checkpoint(copy)[0].scheduler["num_train_timesteps"] == 1000
+    assert read_checkpoint(copy)[0].schedule.num_train_timesteps == 1000

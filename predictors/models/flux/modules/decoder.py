@@ -7,6 +7,7 @@ height, width), in whatever memory format the operations choose.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -39,17 +40,17 @@ class DecoderShape:
         return 1 << (len(self.block_channels) - 1)
 
 
-def decoder_shape(config: Any) -> DecoderShape:
+def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
     """The shape in a diffusers `AutoencoderKL` config with its defaults filled in; raises
     `EngineFailed` for a decoder of another kind."""
     check_decoder(config)
     return DecoderShape(
-        latent_channels=config.latent_channels,
-        block_channels=tuple(config.block_out_channels),
-        resnets_per_block=config.layers_per_block + 1,
-        num_groups=config.norm_num_groups,
-        has_attention=config.mid_block_add_attention,
-        has_post_conv=config.use_post_quant_conv,
+        latent_channels=config["latent_channels"],
+        block_channels=tuple(config["block_out_channels"]),
+        resnets_per_block=config["layers_per_block"] + 1,
+        num_groups=config["norm_num_groups"],
+        has_attention=config["mid_block_add_attention"],
+        has_post_conv=config["use_post_quant_conv"],
     )
 
 

@@ -6,6 +6,7 @@ device: `PLAIN` is the reference in torch, `encoder_fused.py` takes fewer passes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,17 +49,17 @@ class EncoderShape:
     """True if a 1x1 convolution comes last (`use_quant_conv`)."""
 
 
-def encoder_shape(config: Any) -> EncoderShape:
+def encoder_shape(config: Mapping[str, Any]) -> EncoderShape:
     """The shape in a diffusers `AutoencoderKL` config with its defaults filled in; raises
     `EngineFailed` for an encoder of another kind."""
     check_encoder(config)
     return EncoderShape(
-        latent_channels=config.latent_channels,
-        block_channels=tuple(config.block_out_channels),
-        resnets_per_block=config.layers_per_block,
-        num_groups=config.norm_num_groups,
-        has_attention=config.mid_block_add_attention,
-        has_conv=config.use_quant_conv,
+        latent_channels=config["latent_channels"],
+        block_channels=tuple(config["block_out_channels"]),
+        resnets_per_block=config["layers_per_block"],
+        num_groups=config["norm_num_groups"],
+        has_attention=config["mid_block_add_attention"],
+        has_conv=config["use_quant_conv"],
     )
 
 

@@ -1,0 +1,80 @@
+"""KServe's package is the real one, and its file runs when a name is asked of it."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from predictors.protocol.kserve_sdk import put_off
+
+NAME = "package_put_off_by_a_test"
+AFTERWARDS = """
+import sys
+from predictors.protocol import kserve_sdk
+assert "kubernetes" not in sys.modules and "kserve.models" not in sys.modules
+import kserve.model
+assert kserve.model.Model is kserve_sdk.Model
+import kserve
+from kserve import InferRequest, KServeClient, V1beta1InferenceService
+assert (kserve.Model, InferRequest) == (kserve_sdk.Model, kserve_sdk.InferRequest)
+assert issubclass(kserve_sdk.ModelServer, kserve.ModelServer)
+assert (kserve.constants.__name__, kserve.utils.__name__) == (
+    "kserve.constants.constants", "kserve.utils.utils"
+)
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A package whose file counts its runs and imports a part of itself, put off."""
+    folder = tmp_path / NAME
+    folder.mkdir()
+    (folder / "part.py").write_text("VALUE = 3\n")
+    (folder / "__init__.py").write_text(
+        "runs = globals().get('runs', 0) + 1\nfrom .part import VALUE\nfrom . import other\n"
+    )
+    (folder / "other.py").write_text(f"import {NAME}.part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    spec = find_spec(NAME)
+    assert spec is not None
+    sys.modules[NAME] = made = put_off(spec)
+    yield made
+    for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+        del sys.modules[name]
+
+
+def test_a_part_is_imported_without_the_packages_file(package: ModuleType) -> None:
+    part = importlib.import_module(f"{NAME}.part")
+    assert part.VALUE == 3
+    assert "runs" not in vars(package)
+    assert package.part is part
+
+
+def test_the_file_runs_once_for_the_first_missing_name(package: ModuleType) -> None:
+    part = importlib.import_module(f"{NAME}.part")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: package.VALUE, range(8)))
+    assert (found, package.runs) == ([3] * 8, 1)
+    assert sys.modules[f"{NAME}.part"] is part
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+    assert package.runs == 1
+
+
+def test_pythons_own_questions_do_not_run_it(package: ModuleType) -> None:
+    assert not hasattr(package, "__wrapped__")
+    assert "runs" not in vars(package)
+
+
+def test_kserves_other_names_are_there_when_they_are_asked_for() -> None:
+    ended = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
