@@ -227,14 +227,15 @@ names = iter(f"model-{number}" for number in range(10_000))
 
 @contextmanager
 def activated(
-    bounds: ActivatorSettings = BRISK, grpc_target: str = "", **own: Any
+    bounds: ActivatorSettings = BRISK, grpc_target: str = "", http_port: int = 0, **own: Any
 ) -> Iterator[Rig]:
-    """An activator on free ports before a model that does not listen yet."""
+    """An activator on free ports before a model that does not listen yet, or before another server
+    that will have `http_port`."""
     model = Model()
     scale = Scale(next(names))
     server_settings = replace(ServerSettings(port=0, grpc_port=0, access_log=False), **own)
     server = ActivatorServer(
-        Upstream(scale.name, HttpAddress("127.0.0.1", model.port), grpc_target),
+        Upstream(scale.name, HttpAddress("127.0.0.1", http_port or model.port), grpc_target),
         Settings(server=server_settings, activator=bounds),
         scale.raise_from_zero,
     )
