@@ -114,7 +114,9 @@ def test_a_pod_wakes_its_deployment_answers_and_drains_at_sigterm(
         assert state.requests == []
 
         held = pool.submit(pod.post)
-        (change,) = state.wait_for(lambda: state.asked("PATCH", SCALE))
+        # the second look at the scale comes after the change was answered and counted
+        state.wait_for(lambda: len(state.asked("GET", SCALE)) == 2)
+        (change,) = state.asked("PATCH", SCALE)
         assert change == {"metadata": {"resourceVersion": "7"}, "spec": {"replicas": 1}}
         scraped = pod.get(pod.metrics, "/metrics").text
         assert 'predictors_activator_requests_in_progress{model="flux"} 1.0' in scraped

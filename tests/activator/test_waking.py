@@ -125,11 +125,11 @@ def test_nobody_asks_the_scale_api_once_nobody_waits() -> None:
 def test_replicas_that_something_sets_back_are_raised_again() -> None:
     with activated() as rig:
         reply = rig.later(rig.post)
-        rig.scale.wait_for(lambda: rig.scale.replicas == 1)
+        rig.scale.wait_for(lambda: sample("wakes_total", rig.scale.name) == 1)
         rig.scale.replicas = 0  # an autoscaler that has not seen the request yet
-        rig.scale.on_wake = rig.model.start
+        rig.scale.wait_for(lambda: sample("wakes_total", rig.scale.name) == 2)
+        rig.model.start()
         assert reply.result(PATIENCE_S).status_code == 200
-        assert sample("wakes_total", rig.scale.name) == 2
 
 
 def test_a_scale_api_that_fails_is_asked_again_and_a_model_that_starts_anyway_answers() -> None:
@@ -139,9 +139,9 @@ def test_a_scale_api_that_fails_is_asked_again_and_a_model_that_starts_anyway_an
         rig.scale.wait_for(lambda: rig.scale.calls >= 3)
         assert sample("scale_failures_total", rig.scale.name) >= 2
         rig.scale.failure = ""
-        rig.scale.on_wake = rig.model.start
+        rig.scale.wait_for(lambda: sample("wakes_total", rig.scale.name) == 1)
+        rig.model.start()
         assert reply.result(PATIENCE_S).status_code == 200
-        assert sample("wakes_total", rig.scale.name) == 1
 
 
 def test_retry_after_is_the_time_of_the_last_start_less_what_has_passed() -> None:
