@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
+from predictors.activator.command import activator
 from predictors.cli import verbs
 from predictors.cli.arguments import (
     PROMPT,
@@ -75,8 +76,7 @@ SUMMARIES = {
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
-"""Architecture -> module and function that describes a folder of it, without torch. The module's
-`describe_adapter` describes an adapter."""
+"""Module and function that describe a folder without torch. Beside it is `describe_adapter`."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -386,7 +386,7 @@ def _open_model(folder: Path) -> AbstractContextManager[OwnModel]:
 
 VERBS: Mapping[str, Verb] = {
     verb.__name__: verb
-    for verb in (serve, warm, profile, check, quantize, convert, keys, *verbs.CLIENTS)
+    for verb in (serve, activator, warm, profile, check, quantize, convert, keys, *verbs.CLIENTS)
 }
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ codes of each protocol.
     ├── Overloaded              the queue is full; a later attempt may succeed
     │   └── ServerOverloaded    ... or the process is near one of its limits
     ├── DeadlineExceeded        the caller's deadline passed before the answer
+    │   └── WakeTimeout         ... because a model without pods did not start in time
     ├── Cancelled               the caller disconnected
     ├── NotReady                loading or warming
     │   └── Draining            shutting down; accepted work is still finished
@@ -25,7 +26,8 @@ codes of each protocol.
     ├── OutOfMemory             the device had no memory even after a retry
     ├── StepFailed              this job made the engine raise; other jobs are not affected
     ├── CheckFailed             the checker gave no verdict on the picture
-    └── SigningFailed           the manifest of the picture's origin could not be signed
+    ├── SigningFailed           the manifest of the picture's origin could not be signed
+    └── UpstreamFailed          the server behind this proxy broke off before the end of its answer
 
 A message says what happened, which numbers disagree and what to do. It never has a path, an address
 or the text of another library's exception: the original is chained (`raise ... from`) and goes to
@@ -174,6 +176,15 @@ class DeadlineExceeded(ServingError):
     reason = "deadline"
 
 
+class WakeTimeout(DeadlineExceeded):
+    """The model did not start while the request was held. Nothing was computed; `retry_after_s`
+    estimates when it will be ready."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Cancelled(ServingError):
     reason = "cancelled"
 
@@ -205,3 +216,7 @@ class CheckFailed(ServingError):
 
 class SigningFailed(ServingError):
     """A picture without its mark is not sent."""
+
+
+class UpstreamFailed(ServingError):
+    """The request may have been carried out: it is not sent again."""

@@ -26,6 +26,7 @@ OUTCOME_OF = {
     **dict.fromkeys(("oom", "poisoned", "engine_failed", "internal"), "failed"),
 }  # fmt: skip
 """A request's reason -> the label `outcome` of its caller's series."""
+ACTIVATOR_OUTCOMES = ("proxied", "queue_full", "deadline", "draining", "cancelled", "failed")
 REFUSED_KEYS = ("missing", "unknown", "expired")
 OVERLOAD_MONITORS = ("memory", "connections", "busy_connections", "bodies", "loop_lag", "backlog")
 OVERLOAD_ACTIONS = ("close", "refuse_large", "refuse")  # connections; requests with a large body; all requests
@@ -144,6 +145,13 @@ overload_pressure = Gauge(f"{P}_overload_pressure", "Reading of a monitor as a s
 overload_active = Gauge(f"{P}_overload_active", "1 while the action is on: each response closes its connection, or new requests are refused.", ["action"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines dropped because stderr was read too slowly.")
+activator_requests_total = Counter(f"{P}_activator_requests_total", "Requests to an activator; the model answered those that are `proxied`.", ["model", "protocol", "outcome"])
+activator_requests_in_progress = Gauge(f"{P}_activator_requests_in_progress", "Requests that the activator holds or has passed on. An autoscaler keeps the model for them.", ["model"])
+activator_requests_held = Gauge(f"{P}_activator_requests_held", "Requests that wait in the activator for the model to be ready.", ["model"])
+activator_held_bytes = Gauge(f"{P}_activator_held_bytes", "Bytes of request bodies that wait in the activator.", ["model"])
+activator_wait_seconds = Histogram(f"{P}_activator_wait_duration_seconds", "Time that requests were held by the activator, answered or not.", ["model"], buckets=QUEUE)
+activator_wakes_total = Counter(f"{P}_activator_wakes_total", "Times that the activator set a model's replicas from 0 to 1.", ["model"])
+activator_scale_failures_total = Counter(f"{P}_activator_scale_failures_total", "Calls to the scale API that failed or were refused.", ["model"])
 build_info = Gauge(f"{P}_build_info", "Constant 1; the running version and device.", ["model", "version", "torch", "device", "dtype"])
 
 _PER_MODEL = (
@@ -206,6 +214,16 @@ def unregister_caller(caller: str) -> None:
         caller_requests_total.remove(caller, outcome)
     caller_engine_seconds_total.remove(caller)
     caller_jobs.remove(caller)
+
+
+def register_activator(model: str) -> None:
+    """Create the series of the activator of a model at zero."""
+    for series in (activator_requests_in_progress, activator_requests_held, activator_held_bytes, activator_wait_seconds, activator_wakes_total):
+        series.labels(model)
+    activator_scale_failures_total.labels(model)
+    for protocol in PROTOCOLS:
+        for outcome in ACTIVATOR_OUTCOMES:
+            activator_requests_total.labels(model, protocol, outcome)
 
 
 def register_lora(model: str, lora: str) -> None:

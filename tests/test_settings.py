@@ -158,6 +158,12 @@ DEFAULTS = {
     "qwen_vl.deterministic": "auto",
     "qwen_vl.lora_max_active": 0,
     "qwen_vl.lora_max_rank": 16,
+    "activator.max_held": 100,
+    "activator.max_held_bytes": 256 * 2**20,
+    "activator.max_wait_s": 300.0,
+    "activator.probe_s": 0.25,
+    "activator.scale_s": 2.0,
+    "activator.connect_timeout_s": 2.0,
 }
 
 

@@ -149,9 +149,10 @@ def setting_schema(knob: Field[Any]) -> dict[str, Any]:
 
 
 def settings_schema() -> dict[str, Any]:
-    """The schema of a model's `settings`: every group with its settings, and nothing else."""
+    """The schema of a model's `settings`: every group of a server, and nothing else. The activator
+    is another process, which has values of its own."""
     sections = {}
-    for section in fields(Settings):
+    for section in (each for each in fields(Settings) if each.name != "activator"):
         kind = type(getattr(Settings(), section.name))
         texts = descriptions(kind)
         sections[section.name] = {

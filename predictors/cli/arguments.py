@@ -15,6 +15,7 @@ from typing import IO
 
 from predictors import __version__
 from predictors.cli import client_flags
+from predictors.cli.activator_flags import activator_flags
 from predictors.errors import InvalidRequest
 
 Verb = Callable[[argparse.Namespace], int]
@@ -328,6 +329,7 @@ def _keys_flags(verb: argparse.ArgumentParser) -> None:
 
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
+    "activator": ("hold requests for a model that has no pod, and wake it", activator_flags),
     "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
     "profile": ("record steps of one model for Perfetto, and exit", _profile_flags),
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),

@@ -46,7 +46,24 @@ def find_pod_identity(
     """
     if settings.events == "off":
         return None
-    identity = PodIdentity(
+    identity = _read_identity(environ, folder)
+    missing = _missing(identity)
+    if missing and settings.events == "on":
+        raise InvalidSetting(f"PREDICTORS_CLUSTER_EVENTS is on, but there is no {missing}")
+    return None if missing else identity
+
+
+def require_pod_identity(environ: Mapping[str, str], folder: Path = MOUNTED_AT) -> PodIdentity:
+    """The identity of a process that can't work without the Kubernetes API. Raises
+    `InvalidSetting` if something is missing."""
+    identity = _read_identity(environ, folder)
+    if missing := _missing(identity):
+        raise InvalidSetting(f"the Kubernetes API is needed, but there is no {missing}")
+    return identity
+
+
+def _read_identity(environ: Mapping[str, str], folder: Path) -> PodIdentity:
+    return PodIdentity(
         folder=folder,
         host=environ.get(HOST, ""),
         port=environ.get(PORT, ""),
@@ -55,10 +72,6 @@ def find_pod_identity(
         pod=environ.get("POD_NAME", "") or environ.get("HOSTNAME", ""),
         service=environ.get("INFERENCE_SERVICE_NAME", ""),
     )
-    missing = _missing(identity)
-    if missing and settings.events == "on":
-        raise InvalidSetting(f"PREDICTORS_CLUSTER_EVENTS is on, but there is no {missing}")
-    return None if missing else identity
 
 
 def _missing(identity: PodIdentity) -> str:

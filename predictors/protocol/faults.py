@@ -19,6 +19,7 @@ the log has the traceback.
     QuotaExceeded      429         RESOURCE_EXHAUSTED  rate_limit_exceeded
     Overloaded         503 or 429  RESOURCE_EXHAUSTED  server_overloaded
     DeadlineExceeded   504         DEADLINE_EXCEEDED   deadline_exceeded
+    WakeTimeout        504         UNAVAILABLE         model_not_ready
     Cancelled          499 (log)   CANCELLED           client_closed_request
     NotReady           503         UNAVAILABLE         model_not_ready
     Draining           503         UNAVAILABLE         server_draining
@@ -27,6 +28,7 @@ the log has the traceback.
     StepFailed         500         INTERNAL            job_failed
     CheckFailed        500         INTERNAL            check_failed
     SigningFailed      500         INTERNAL            signing_failed
+    UpstreamFailed     502         UNAVAILABLE         upstream_failed
     anything else      500         INTERNAL            internal_error
 
 OpenAI's `type` is `invalid_request_error` below 500 and for 501, `rate_limit_error` for 429, else
@@ -94,6 +96,7 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
         429, _Code.RESOURCE_EXHAUSTED, _RATE_LIMIT, "rate_limit_exceeded"
     ),
     errors.Overloaded: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "server_overloaded"),
+    errors.WakeTimeout: Rendering(504, _Code.UNAVAILABLE, _SERVER, "model_not_ready"),
     errors.DeadlineExceeded: Rendering(504, _Code.DEADLINE_EXCEEDED, _SERVER, "deadline_exceeded"),
     errors.Cancelled: Rendering(499, _Code.CANCELLED, _SERVER, "client_closed_request"),
     errors.Draining: Rendering(503, _Code.UNAVAILABLE, _SERVER, "server_draining"),
@@ -103,6 +106,7 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
     errors.StepFailed: Rendering(500, _Code.INTERNAL, _SERVER, "job_failed"),
     errors.CheckFailed: Rendering(500, _Code.INTERNAL, _SERVER, "check_failed"),
     errors.SigningFailed: Rendering(500, _Code.INTERNAL, _SERVER, "signing_failed"),
+    errors.UpstreamFailed: Rendering(502, _Code.UNAVAILABLE, _SERVER, "upstream_failed"),
 }
 _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 
@@ -110,7 +114,7 @@ _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 # repetition costs the same again and most likely fails again.
 REPEATS_ITS_COST = frozenset(
     {"deadline_exceeded", "job_failed", "check_failed", "signing_failed", "out_of_memory",
-     "internal_error"}
+     "internal_error", "upstream_failed"}
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from predictors.settings.access import AccessSettings
+from predictors.settings.activator import ActivatorSettings
 from predictors.settings.bounds import (
     AUTO_ON_OFF,
     PREFIX,
@@ -32,10 +33,10 @@ from predictors.settings.sharing import SharingSettings
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
-    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
-    "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits", "InvalidSetting",
-    "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings",
-    "SettingsGroup", "SharingSettings", "TlsSettings", "bounds_of", "variable_name",
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "ActivatorSettings",
+    "Bounds", "ClusterSettings", "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits",
+    "InvalidSetting", "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings",
+    "Settings", "SettingsGroup", "SharingSettings", "TlsSettings", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -61,6 +62,7 @@ class Settings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)
     qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)
+    activator: ActivatorSettings = field(default_factory=ActivatorSettings)
 
     def with_adapter_room(self, task: str, count: int) -> Settings:
         """These with a place on the device for each of so many adapters of a model of `task`

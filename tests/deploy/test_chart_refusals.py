@@ -15,7 +15,7 @@ CANARY = '"name":"a","trafficPercent":'
 BY_SCHEMA = [
     ("model.flux=1", "model: say models, a map by name"),
     ("models.flux.replicaz=1", "flux.replicaz: there is no such key; did you mean replicas?"),
-    ("defaults.cash.enabled=true", "defaults.cash: there is no such key; there are affinity,"),
+    ("defaults.cash.enabled=true", "defaults.cash: there is no such key; there are activator,"),
     ('models.flux.replicas.min="two"', 'models.flux.replicas.min is "two": an integer is needed'),
     ("models.flux.replicas=2", "models.flux.replicas is 2: a map is needed: {min: 1, max: 0}"),
     ("models.flux.settings.queue.capazity=1", "queue.capazity: there is no such key; did"
@@ -87,7 +87,7 @@ BY_TEMPLATE = [
     ((ZERO, 'models.flux.autoscaling.wakeQuery="up"'),
      "models.flux.replicas.min 0 needs autoscaling.enabled"),
     (("defaults.replicas.min=0", "defaults.autoscaling.enabled=true"),
-     "models.flux.replicas.min 0 needs autoscaling.wakeQuery"),
+     "models.flux.replicas.min 0 needs activator.enabled, or autoscaling.wakeQuery"),
     (("models.flux.replicas={\"min\":3,\"max\":2}", "models.flux.autoscaling.enabled=true"),
      "models.flux.replicas.min is 3 and more than replicas.max, 2"),
     (("models.flux.replicas.max=2",), "models.flux.replicas.max 2 needs autoscaling.enabled"),
@@ -180,6 +180,7 @@ def test_a_storage_uri_that_kserve_would_not_understand_is_refused(uri: str) -> 
 def test_zero_replicas_need_what_wakes_them() -> None:
     assert "models.flux.replicas.min 0 needs autoscaling.enabled" in refusal(LAPTOP, sets=(ZERO,))
     awake = "models.flux.autoscaling.enabled=true"
-    assert "models.flux.replicas.min 0 needs autoscaling.wakeQuery" in refusal(
-        LAPTOP, sets=(ZERO, awake)
+    assert (
+        "models.flux.replicas.min 0 needs activator.enabled, or autoscaling.wakeQuery"
+        in refusal(LAPTOP, sets=(ZERO, awake))
     )

@@ -40,13 +40,16 @@ class Prometheus:
 
 
 def targets(kube: Kube) -> list[dict[str, Any]]:
-    """Each pod that serves a model, with the labels that the chart's PodMonitor gives."""
+    """Each pod that serves a model or stands before one, with the labels that the chart's
+    PodMonitors give."""
+    chosen = ("serving.kserve.io/inferenceservice", "app.kubernetes.io/component=activator")
     return [
         {
             "targets": [f"{pod['status']['podIP']}:{METRICS_PORT}"],
             "labels": {"namespace": kube.namespace, "pod": pod["metadata"]["name"]},
         }
-        for pod in kube.list("pods", "serving.kserve.io/inferenceservice")
+        for selector in chosen
+        for pod in kube.list("pods", selector)
         if pod["status"].get("podIP") and pod["status"]["phase"] == "Running"
     ]
 

@@ -9,7 +9,7 @@ import threading
 import grpc
 import pytest
 
-from predictors.protocol.grpc import listening
+from predictors.protocol.grpc import connection_options
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, echo, held, serving
@@ -29,11 +29,11 @@ def infer() -> pb.ModelInferRequest:
 
 
 def test_the_shortest_allowed_ping_interval_is_five_seconds() -> None:
-    assert listening.MIN_PING_INTERVAL_MS == 5_000
+    assert connection_options.MIN_PING_INTERVAL_MS == 5_000
 
 
 def test_an_idle_connection_may_ping_at_the_allowed_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_MS", ALWAYS_ALLOWED)
+    monkeypatch.setattr(connection_options, "MIN_PING_INTERVAL_MS", ALWAYS_ALLOWED)
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:
         assert [connection.ping() for _ in range(PINGS)] == [True] * PINGS
 
@@ -41,7 +41,7 @@ def test_an_idle_connection_may_ping_at_the_allowed_rate(monkeypatch: pytest.Mon
 def test_a_connection_with_a_long_request_may_ping_at_the_allowed_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_MS", ALWAYS_ALLOWED)
+    monkeypatch.setattr(connection_options, "MIN_PING_INTERVAL_MS", ALWAYS_ALLOWED)
     engine = ScriptedEngine()
     with held(engine) as (running, model), connect(running.server.grpc_port) as connection:
         connection.call(INFER, infer().SerializeToString())
@@ -55,7 +55,7 @@ def test_a_connection_with_a_long_request_may_ping_at_the_allowed_rate(
 def test_pings_above_the_allowed_rate_end_a_connection(
     monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
+    monkeypatch.setattr(connection_options, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
     with (
         held(ScriptedEngine()) as (running, model),
         connect(running.server.grpc_port) as connection,
@@ -71,7 +71,7 @@ def test_pings_above_the_allowed_rate_end_a_connection(
 def test_grpcs_client_gets_unavailable_when_it_pings_too_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
+    monkeypatch.setattr(connection_options, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
     options = [("grpc.keepalive_time_ms", 20), ("grpc.http2.max_pings_without_data", 0)]
     with (
         held(ScriptedEngine()) as (running, _),
@@ -154,7 +154,7 @@ def test_grpcs_client_may_keep_a_long_request_alive_by_pings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the option misspelt, gRPC's five minutes hold, and the third ping ends the call."""
-    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_MS", 1)
+    monkeypatch.setattr(connection_options, "MIN_PING_INTERVAL_MS", 1)
     options = [
         ("grpc.keepalive_time_ms", 50),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -178,4 +178,4 @@ def test_grpcs_client_may_keep_a_long_request_alive_by_pings(
 
 def test_concurrent_calls_of_a_connection_are_limited() -> None:
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:
-        assert connection.settings[MAX_CONCURRENT_STREAMS] == listening.MAX_STREAMS
+        assert connection.settings[MAX_CONCURRENT_STREAMS] == connection_options.MAX_STREAMS

@@ -42,6 +42,9 @@ TABLE = [
     (errors.StepFailed("x"), 500, Code.INTERNAL, "job_failed", "poisoned"),
     (errors.CheckFailed("x"), 500, Code.INTERNAL, "check_failed", "internal"),
     (errors.SigningFailed("x"), 500, Code.INTERNAL, "signing_failed", "internal"),
+    (errors.WakeTimeout("x", retry_after_s=1.0), 504, Code.UNAVAILABLE, "model_not_ready",
+     "deadline"),
+    (errors.UpstreamFailed("x"), 502, Code.UNAVAILABLE, "upstream_failed", "internal"),
     (errors.ServingError("x"), 500, Code.INTERNAL, "internal_error", "internal"),
 ]  # fmt: skip
 
@@ -124,6 +127,7 @@ def test_only_temporary_failures_have_retry_after() -> None:
         errors.Overloaded,
         errors.QuotaExceeded,
         errors.ServerOverloaded,
+        errors.WakeTimeout,
         errors.NotReady,
         errors.Draining,
     }
@@ -142,6 +146,7 @@ def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:
         errors.CheckFailed,
         errors.SigningFailed,
         errors.OutOfMemory,
+        errors.UpstreamFailed,
     }
     assert dict(fault_of(KeyError("a bug")).headers)["x-should-retry"] == "false"
 

@@ -124,9 +124,9 @@
 {{- end }}
 {{- end }}
 
-{{/* Where a model's REST is answered in the cluster: KServe's Service has port 80, also for TLS: (list root name) */}}
+{{/* Where a model's REST is answered in the cluster: the Service has port 80, also for TLS: (list root service) */}}
 {{- define "predictors.address" -}}
-{{- $host := printf "%s-predictor.%s.svc" (last .) (include "predictors.namespace" (first .)) -}}
+{{- $host := printf "%s.%s.svc" (last .) (include "predictors.namespace" (first .)) -}}
 {{ ternary (print "http://" $host) (printf "https://%s:80" $host) (empty (first .).Values.tls.secretName) }}
 {{- end }}
 

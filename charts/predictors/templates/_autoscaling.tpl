@@ -9,7 +9,7 @@ maxReplicas: {{ max $min (int $m.replicas.max) }}
 autoScaling:
   metrics:
     {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.query" .) $m.autoscaling.threshold) | nindent 4 }}
-    {{- with $m.autoscaling.wakeQuery }}
+    {{- with include "predictors.wakeQuery" (list $m) }}
     {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.filled" (list $ .)) $m.autoscaling.wakeThreshold) | nindent 4 }}
     {{- end }}
   behavior:
@@ -18,6 +18,17 @@ autoScaling:
     scaleUp:
       stabilizationWindowSeconds: {{ int $m.autoscaling.scaleUpSeconds }}
 {{- end }}
+{{- end }}
+
+{{/* The query that starts the first pod; with an activator its requests, held or passed on, and those of the last two minutes: (list model) */}}
+{{- define "predictors.wakeQuery" -}}
+{{- $m := first . -}}
+{{- $own := `{namespace="{{ .Namespace }}",model="{{ .Name }}"}` -}}
+{{- if $m.autoscaling.wakeQuery -}}
+{{ $m.autoscaling.wakeQuery }}
+{{- else if $m.activator.enabled -}}
+{{ printf `sum(predictors_activator_requests_in_progress%s) + (sum(increase(predictors_activator_requests_total%s[2m])) or vector(0))` $own $own }}
+{{- end -}}
 {{- end }}
 
 {{/* One trigger: KEDA divides the query's value by the number of replicas: (list autoscaling query threshold) */}}

@@ -23,7 +23,7 @@ WARNING: {{ . }}
 == {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }}){{ if ne $host $name }}, in the pods of {{ $host }}{{ end }}
 {{ include "predictors.state" (list $ $host) }}
 kubectl -n {{ include "predictors.namespace" $ }} wait --for=condition=Ready isvc/{{ $host }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
-kubectl -n {{ include "predictors.namespace" $ }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
+kubectl -n {{ include "predictors.namespace" $ }} port-forward svc/{{ include "predictors.calledService" (list $ $name $model) }} {{ $port }}:80 &
 {{- if eq (dig "server" "playground" "auto" $model.settings) "on" }}
 page for browsers: {{ $local }}/playground
 {{- end }}
@@ -32,7 +32,7 @@ page of the API: {{ $local }}/docs
 {{- end }}
 {{ include "predictors.curl" (list $ $name $model $local $picture) }}
 # in the cluster, from a pod that may call it:
-{{ include "predictors.curl" (list $ $name $model (include "predictors.address" (list $ $name)) $picture) }}
+{{ include "predictors.curl" (list $ $name $model (include "predictors.address" (list $ (include "predictors.calledService" (list $ $name $model)))) $picture) }}
 {{ end }}
 {{- with include "predictors.off" . | fromJsonArray }}
 Off, and the value that switches it on:
@@ -122,9 +122,12 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
 {{- if not $models -}}
 {{- $said = append $said "models has no enabled model, so that nothing is served: set `models`." -}}
 {{- end -}}
-{{- $canaries := false -}}
+{{- $routed := false -}}
 {{- range $name, $model := $models -}}
-  {{- if $model.canary }}{{ $canaries = true }}{{ end -}}
+  {{- if or $model.canary $model.activator.enabled }}{{ $routed = true }}{{ end -}}
+  {{- if and $model.activator.enabled (not $model.autoscaling.wakeQuery) (not $.Values.podMonitor.enabled) -}}
+  {{- $said = append $said (printf "models.%s.activator: KEDA reads its requests from Prometheus, and podMonitor.enabled is false. Unless yours scrapes the activator's port `metrics`, KEDA removes the pod that was woken." $name) -}}
+  {{- end -}}
   {{- $limit := dig "limits" "memory" "" (default dict $model.resources) | toString -}}
   {{- if and (or (int $model.gpu.count) $model.resourceClaims) (has $limit (list "1Gi" "2Gi" "3Gi" "4Gi" "4G")) -}}
   {{- $said = append $said (printf "models.%s.resources.limits.memory is %s: weights pass through it on their way to the GPU, and a full-size model is killed there. See Sizing in docs/deploy.md." $name $limit) -}}
@@ -139,8 +142,8 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- $said = append $said (printf "models.%s.storage.secretName has no effect with %s: nothing is downloaded; an image takes imagePullSecrets." $name $model.storage.uri) -}}
   {{- end -}}
 {{- end -}}
-{{- if and .Values.gateway.enabled (not $canaries) (not .Values.colocate) -}}
-{{- $said = append $said "gateway.enabled has no effect: no model has a canary, and KServe makes the route of a model without one." -}}
+{{- if and .Values.gateway.enabled (not $routed) (not .Values.colocate) -}}
+{{- $said = append $said "gateway.enabled has no effect: no model has a canary or an activator, and KServe makes the route of any other." -}}
 {{- end -}}
 {{ toJson $said }}
 {{- end }}

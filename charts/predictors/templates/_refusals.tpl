@@ -11,6 +11,7 @@
 {{- include "predictors.refuse.extras" (list $at $m) -}}
 {{- include "predictors.refuse.gpu" (list $at $m) -}}
 {{- include "predictors.refuse.canary" (list $at $m) -}}
+{{- include "predictors.refuse.activator" (list $root $at $m) -}}
 {{- include "predictors.refuse.loras" (list $at $root $m) -}}
 {{- range $m.canary -}}
 {{- include "predictors.refuse.loras" (list (printf "%s.canary %s" $at .name) $root (include "predictors.canary" (list $m .) | fromJson)) -}}
@@ -52,8 +53,8 @@
 {{- if and (eq $min 0) (not $m.autoscaling.enabled) -}}
 {{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.enabled: nothing else would ever start a pod" $at) -}}
 {{- end -}}
-{{- if and (eq $min 0) (not $m.autoscaling.wakeQuery) -}}
-{{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.wakeQuery: Standard mode has no activator, and a model without pods has no load of its own to measure" $at) -}}
+{{- if and (eq $min 0) (not $m.autoscaling.wakeQuery) (not $m.activator.enabled) -}}
+{{- include "predictors.fail" (printf "%s.replicas.min 0 needs activator.enabled, or autoscaling.wakeQuery: Standard mode has no activator of its own, and a model without pods has no load to measure" $at) -}}
 {{- end -}}
 {{- if and (gt $max $min) (not $m.autoscaling.enabled) -}}
 {{- include "predictors.fail" (printf "%s.replicas.max %d needs autoscaling.enabled: without it there are always replicas.min, %d" $at $max $min) -}}
@@ -64,6 +65,16 @@
 {{- $isAlone := and (eq (max $max $min) 1) (not $m.autoscaling.enabled) (not $m.canary) -}}
 {{- if and (dig "server" "public_url" "" $m.settings) (not $isAlone) -}}
 {{- include "predictors.fail" (printf "%s.settings.server.public_url needs one replica, without autoscaling and canaries: an address is known to the pod alone that drew the picture" $at) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.activator" -}}
+{{- $root := index . 0 -}}{{- $at := index . 1 -}}{{- $m := index . 2 -}}
+{{- if and $m.activator.enabled (gt (int $m.replicas.min) 0) -}}
+{{- include "predictors.fail" (printf "%s.activator.enabled needs replicas.min 0, which is %d: a model that always has a pod is never woken" $at (int $m.replicas.min)) -}}
+{{- end -}}
+{{- if and $m.activator.enabled $root.Values.tls.secretName -}}
+{{- include "predictors.fail" (printf "%s.activator.enabled and tls.secretName exclude each other: the activator speaks plain HTTP on both sides. Say TLS at the gateway or in the mesh, or activator.enabled false with an autoscaling.wakeQuery" $at) -}}
 {{- end -}}
 {{- end }}
 

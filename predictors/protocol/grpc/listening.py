@@ -5,20 +5,15 @@ from __future__ import annotations
 import grpc
 
 from predictors.protocol.certificates import Certificates
+from predictors.protocol.grpc.connection_options import server_options
 from predictors.protocol.grpc.health import add_health
 from predictors.protocol.grpc.key_check import key_checks
 from predictors.protocol.grpc.reflection import add_reflection
 from predictors.protocol.http.access import is_offered
-from predictors.protocol.http.connection_limits import max_grpc_connections
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
 from predictors.protocol.v2.proto_file import inference_file
 from predictors.settings import InvalidSetting
-
-# A client that pings every 10 s is sometimes early; the third early ping ends its connection.
-MIN_PING_INTERVAL_MS = 5_000
-HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2, or with TLS
-MAX_STREAMS = 64  # concurrent calls of one connection; others wait in the client
 
 
 async def start_grpc(
@@ -29,16 +24,7 @@ async def start_grpc(
     own = registry.settings.server
     server = grpc.aio.server(
         interceptors=key_checks(registry.callers),
-        options=[
-            ("grpc.max_receive_message_length", own.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
-            ("grpc.max_concurrent_streams", MAX_STREAMS),
-            ("grpc.max_allowed_incoming_connections", max_grpc_connections()),
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        ],
+        options=server_options(own.max_message_bytes),
     )
     add_inference(server, registry)
     add_health(server, registry, SERVICE)

@@ -1,0 +1,158 @@
+"""Passes gRPC calls on to the model's server: any method, unary or streamed, as messages that are
+not parsed.
+
+grpc.aio speaks HTTP/2 (h2c) on both sides, with its flow control, deadlines and cancellation. While
+a call is held its messages are not read, so that it holds no more than its flow-control window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import grpc
+
+from predictors.activator.fields import passed_metadata, request_metadata
+from predictors.activator.http_proxy import broken_off
+from predictors.activator.proxying import Proxying
+from predictors.errors import ServingError
+from predictors.protocol.addresses import peer_address
+from predictors.protocol.faults import fault_of
+from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
+from predictors.protocol.grpc.methods import abort, start_call
+from predictors.settings import InvalidSetting, Settings
+
+PING_MS = 20_000
+"""A node that is gone is noticed after about twice this."""
+BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+
+
+class GrpcUpstream:
+    """Connections to the model's gRPC port, one per call, so that a Service spreads calls over the
+    pods. Event loop only."""
+
+    def __init__(self, target: str, connect_timeout_s: float) -> None:
+        self._target = target
+        self._connect_timeout_s = connect_timeout_s
+
+    async def connect(self) -> grpc.aio.Channel | None:
+        """A channel that has a connection; None if there is none in time."""
+        channel = grpc.aio.insecure_channel(
+            self._target,
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),  # channels of one process share otherwise
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.enable_retries", 0),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", PING_MS),
+                ("grpc.keepalive_timeout_ms", PING_MS),
+            ],
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._connect_timeout_s):
+                if await _is_connected(channel):
+                    return channel
+        await channel.close()
+        return None
+
+
+async def _is_connected(channel: grpc.aio.Channel) -> bool:
+    """Wait for the first attempt to connect."""
+    state = channel.get_state(try_to_connect=True)
+    while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return bool(state is grpc.ChannelConnectivity.READY)
+
+
+class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The handler of every method. A unary call is a stream of one message on the wire."""
+
+    def __init__(self, proxying: Proxying, upstream: GrpcUpstream) -> None:
+        self._proxying = proxying
+        self._upstream = upstream
+
+    def service(self, details: Any) -> Any:
+        """Called by gRPC for each call."""
+        return grpc.stream_stream_rpc_method_handler(partial(self._run, details.method))
+
+    async def _run(self, method: str, requests: AsyncIterator[bytes], context: Any) -> None:
+        call = start_call(context)
+        fault = None
+        try:
+            with self._proxying.request("v2_grpc"):
+                channel = await self._proxying.reach(call, self._upstream.connect)
+                try:
+                    await self._forward(channel, method, call.request_id, requests, context)
+                finally:
+                    await channel.close()
+        except ServingError as error:
+            fault = fault_of(error, request_id=call.request_id)
+        if fault is not None:
+            await abort(context, fault, call)
+
+    async def _forward(
+        self,
+        channel: grpc.aio.Channel,
+        method: str,
+        request_id: str,
+        requests: AsyncIterator[bytes],
+        context: Any,
+    ) -> None:
+        """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`."""
+        given = context.invocation_metadata() or ()
+        fields = request_metadata(given, request_id, peer_address(context.peer()))
+        call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
+        sending = asyncio.create_task(_send(requests, call))
+        try:
+            first = passed_metadata(await call.initial_metadata() or ())
+            await context.send_initial_metadata(first)
+            with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
+                async for message in call:
+                    await context.write(message)
+            code = await call.code()
+            trailing = passed_metadata(await call.trailing_metadata() or ())
+            if code in BROKEN_CODES and not trailing:
+                raise broken_off()  # gRPC's own words, which have addresses
+            context.set_trailing_metadata(tuple(trailing))
+            context.set_code(code)
+            context.set_details(await call.details() or "")
+        finally:
+            call.cancel()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+
+async def _send(requests: AsyncIterator[bytes], call: Any) -> None:
+    """Pass the caller's messages on until it has no more. An end of the call is no failure here:
+    its status says why."""
+    with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+        await call.wait_for_connection()
+        async for message in requests:
+            # not `call.write`: if the model's server has answered without reading, that replaces
+            # the server's status by "Internal error from Core"
+            await call._cython_call.send_serialized_message(message)
+        await call.done_writing()
+
+
+async def start_grpc_proxy(handler: GrpcProxy, settings: Settings) -> tuple[grpc.aio.Server, int]:
+    """The started server and its port. Raises `InvalidSetting` if it can't listen."""
+    own = settings.server
+    server = grpc.aio.server(
+        handlers=[handler],
+        options=[
+            *server_options(own.max_message_bytes, max(MAX_STREAMS, settings.activator.max_held)),
+            ("grpc.http2.bdp_probe", 0),  # windows stay small: calls are held by the hundred
+        ],
+    )
+    address = f"{f'[{own.host}]' if ':' in own.host else own.host}:{own.grpc_port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise InvalidSetting(f"can't listen on {address} (gRPC)") from error
+    await server.start()
+    return server, port
