@@ -12,6 +12,7 @@ require (
 	k8s.io/component-base v0.35.3
 	k8s.io/kubectl v0.34.4
 	k8s.io/kubernetes v1.34.4
+	sigs.k8s.io/metrics-server v0.8.0
 )
 
 require (
