@@ -18,7 +18,7 @@ from tests.e2e.scaling import load, reach
 from tests.e2e.traffic import Traffic, over_http
 
 SCALER = "one-predictors-flux"
-OF_REQUEST = 600  # percent of 50m, what a pod of the suite requests: 0.3 cores
+OF_REQUEST = 300  # percent of 50m, what a pod of the suite requests: 0.15 cores
 
 
 def scaling() -> object:

@@ -48,6 +48,7 @@ def ports(kube: Kube, model: str) -> set[str]:
     return {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
 
 
+@pytest.mark.full
 def test_an_upgrade_from_the_former_chart_fails_no_request(
     kube: Kube, former: Release, kept: Path
 ) -> None:
