@@ -18,7 +18,7 @@ from tests.e2e.scaling import load, reach
 from tests.e2e.traffic import Traffic, over_http
 
 SCALER = "one-predictors-flux"
-OF_REQUEST = 300  # percent of 50m, what a pod of the suite requests: 0.15 cores
+OF_REQUEST = 200  # percent of 50m, what a pod of the suite requests: 0.1 cores
 
 
 def scaling() -> object:
@@ -27,7 +27,7 @@ def scaling() -> object:
         "enabled": True,
         "class": "hpa",
         "targetCPUUtilizationPercentage": OF_REQUEST,
-        "scaleDownSeconds": 0,
+        "scaleDownSeconds": 30,  # a busy machine starves a pod for a moment
     }
     model = {"replicas": {"min": 1, "max": 2}, "autoscaling": asked}
     drain = {"preStopSeconds": 2, "graceSeconds": 90}
