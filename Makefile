@@ -7,7 +7,7 @@ PYTHON ?= python3
 PORT ?= 8080
 GRPC_PORT ?= 8081
 HOST ?= 127.0.0.1
-E2E_TESTS ?= tests/e2e
+E2E_TESTS ?= tests/e2e -m "not full"
 SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_setting
 PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
   tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py
 
-.PHONY: help setup demo serve check test test-newest test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-newest test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page lock-storage site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-full e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -170,6 +170,10 @@ site: $(SITE)/.ready ## the documentation as a site in out/site/html; links, anc
 	cd out/site && $(abspath $(SITE))/bin/zensical build --strict
 	$(BIN)/python -m pytest -q tests/site
 
+lock-storage: $(STAMP) ## resolve the object store of the e2e suite again: names and versions only
+	$(BIN)/uv pip compile tests/e2e/image/storage/names.txt --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/e2e/image/storage/requirements.txt
+
 lock-site: $(STAMP) ## resolve tests/site/requirements.txt again: names and versions only
 	$(BIN)/uv pip compile tests/site/names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/site/requirements.txt
@@ -191,6 +195,9 @@ e2e-cluster: $(STAMP) ## a real Kubernetes with KServe and KEDA on this machine:
 
 e2e: $(STAMP) ## all steps on that Kubernetes: build, images, up, tests/e2e, down; logs in out/e2e (root)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.e2e.cluster suite -- $(E2E_TESTS)
+
+e2e-full: E2E_TESTS = tests/e2e
+e2e-full: e2e ## the same with the tests for which every commit has no time: marked `full`, run at night
 
 lint: $(STAMP) ## ruff, formatting, import contracts, size rules
 	$(BIN)/ruff check .

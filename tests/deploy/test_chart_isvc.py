@@ -32,7 +32,9 @@ def test_the_mode_is_said_and_no_autoscaler_comes_unasked(values: Path) -> None:
         said = each["metadata"]["annotations"]
         scales = "autoScaling" in each["spec"]["predictor"]
         assert said["serving.kserve.io/deploymentMode"] == "Standard"
-        assert said["serving.kserve.io/autoscalerClass"] == ("keda" if scales else "none")
+        own = values.name == "hpa-values.yaml"
+        alone = "external" if own else "none"
+        assert said["serving.kserve.io/autoscalerClass"] == ("keda" if scales else alone)
 
 
 @pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
@@ -181,6 +183,9 @@ def test_storage_is_given_as_it_was_said() -> None:
     assert flux["storageContainerName"] == "diffusers-only"
     captions = predictor("captions", "ci/oci-values.yaml")
     assert captions["model"]["storageUri"] == "oci://registry.example.com/models/qwen2.5-vl-3b:1"
+    pictures = predictor("pictures", "ci/oci-values.yaml")
+    assert pictures["model"]["storageUri"] == "oci+native://registry.example.com/models/flux-dev:1"
+    assert pictures["imagePullSecrets"] == [{"name": "registry"}]
 
 
 def test_the_token_is_mounted_only_for_events() -> None:

@@ -221,7 +221,7 @@ def test_what_components_read_is_what_is_written(site: Site) -> None:
 
 def test_controllers_run_as_their_own_accounts_and_not_as_admin(site: Site) -> None:
     parts = components.table(site)
-    for name in ("kserve-manager", "keda-operator", "keda-adapter"):
+    for name in ("kserve-manager", "keda-operator", "keda-adapter", "metrics-server"):
         words = " ".join((*parts[name].command, *parts[name].environment.values()))
         assert "admin.kubeconfig" not in words
         assert not parts[name].vital
@@ -237,6 +237,24 @@ def test_webhooks_are_called_where_the_process_listens(tmp_path: Path) -> None:
     (hook,) = objects.kserve_webhooks(tmp_path, b"authority")
     given = hook["webhooks"][0]["clientConfig"]
     assert given == {"url": "https://127.0.0.1:9443/validate", "caBundle": "YXV0aG9yaXR5"}
+
+
+def test_api_services_of_processes_are_found_and_trusted(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics-server-manifests"
+    folder.mkdir()
+    (folder / "base-apiservice.yaml").write_text(
+        "kind: APIService\nmetadata: {name: v1beta1.metrics.k8s.io}\n"
+        "spec: {insecureSkipTLSVerify: true, service: {name: metrics-server}}\n"
+    )
+    made = {thing["kind"]: thing for thing in objects.metrics_objects(tmp_path, b"authority")}
+    spec = made["APIService"]["spec"]
+    assert spec["caBundle"] == "YXV0aG9yaXR5"
+    assert "insecureSkipTLSVerify" not in spec
+    assert made["Service"]["metadata"] == {"name": "metrics-server", "namespace": "kube-system"}
+    (port,) = made["EndpointSlice"]["ports"]
+    assert made["Service"]["spec"]["ports"][0]["targetPort"] == port["port"]
+    names = certificates.leaves("10.0.0.1", "10.0.0.2")[0].alternative_names
+    assert "DNS:metrics-server.kube-system.svc" in names
 
 
 def test_kserve_deploys_plainly_and_keeps_its_other_settings(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_the_build_is_not_sent(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["Dockerfile", "tests/e2e/image/faulty/Dockerfile", "tests/e2e/image/broken/Dockerfile"],
+    ["Dockerfile", *(f"tests/e2e/image/{of}/Dockerfile" for of in ("broken", "faulty", "storage"))],
 )
 def test_hadolint_has_nothing_to_say(path: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")

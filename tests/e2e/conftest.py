@@ -30,6 +30,7 @@ ENFORCED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "supervisor: stops a component of tests/e2e/cluster")
+    config.addinivalue_line("markers", "full: too long for every commit, see `make e2e-full`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

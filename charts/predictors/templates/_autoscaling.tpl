@@ -5,7 +5,7 @@
 {{- $min := int $m.replicas.min -}}
 minReplicas: {{ $min }}
 maxReplicas: {{ max $min (int $m.replicas.max) }}
-{{- if $m.autoscaling.enabled }}
+{{- if eq (include "predictors.scaler" $m) "keda" }}
 autoScaling:
   metrics:
     {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.query" .) $m.autoscaling.threshold) | nindent 4 }}
@@ -13,10 +13,7 @@ autoScaling:
     {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.filled" (list $ .)) $m.autoscaling.wakeThreshold) | nindent 4 }}
     {{- end }}
   behavior:
-    scaleDown:
-      stabilizationWindowSeconds: {{ int $m.autoscaling.scaleDownSeconds }}
-    scaleUp:
-      stabilizationWindowSeconds: {{ int $m.autoscaling.scaleUpSeconds }}
+    {{- include "predictors.behaviour" $m | nindent 4 }}
 {{- end }}
 {{- end }}
 
@@ -29,6 +26,31 @@ autoScaling:
 {{- else if $m.activator.enabled -}}
 {{ printf `sum(predictors_activator_requests_in_progress%s) + (sum(increase(predictors_activator_requests_total%s[2m])) or vector(0))` $own $own }}
 {{- end -}}
+{{- end }}
+
+{{/* What scales a model, in KServe's words for it: none unless it is asked for. */}}
+{{- define "predictors.scaler" -}}
+{{ ternary .autoscaling.class "none" .autoscaling.enabled }}
+{{- end }}
+
+{{/* How fast a model is scaled: its seconds, and what `behavior` says over them. */}}
+{{- define "predictors.behaviour" -}}
+{{- $down := dict "stabilizationWindowSeconds" (int .autoscaling.scaleDownSeconds) -}}
+{{- $up := dict "stabilizationWindowSeconds" (int .autoscaling.scaleUpSeconds) -}}
+{{ toYaml (mergeOverwrite (dict "scaleDown" $down "scaleUp" $up) (deepCopy .autoscaling.behavior)) }}
+{{- end }}
+
+{{/* By what a HorizontalPodAutoscaler scales: (list root name model) */}}
+{{- define "predictors.hpaMetrics" -}}
+{{- $scaling := (index . 2).autoscaling -}}
+{{- $metrics := list -}}
+{{- range $name, $percent := dict "cpu" $scaling.targetCPUUtilizationPercentage "memory" $scaling.targetMemoryUtilizationPercentage -}}
+{{- if $percent -}}
+{{- $target := dict "type" "Utilization" "averageUtilization" (int $percent) -}}
+{{- $metrics = append $metrics (dict "type" "Resource" "resource" (dict "name" $name "target" $target)) -}}
+{{- end -}}
+{{- end -}}
+{{ include "predictors.filled" (list . (concat $metrics $scaling.metrics | toYaml)) }}
 {{- end }}
 
 {{/* One trigger: KEDA divides the query's value by the number of replicas: (list autoscaling query threshold) */}}

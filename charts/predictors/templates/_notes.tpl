@@ -135,6 +135,15 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- if and (not $model.autoscaling.enabled) $model.autoscaling.wakeQuery -}}
   {{- $said = append $said (printf "models.%s.autoscaling.wakeQuery has no effect without autoscaling.enabled." $name) -}}
   {{- end -}}
+  {{- if eq (include "predictors.scaler" $model) "hpa" -}}
+  {{- range $resource, $percent := dict "cpu" $model.autoscaling.targetCPUUtilizationPercentage "memory" $model.autoscaling.targetMemoryUtilizationPercentage -}}
+  {{- range $i, $each := $model.extraContainers -}}
+  {{- if and $percent (not (dig "resources" "requests" $resource "" $each)) -}}
+  {{- $said = append $said (printf "models.%s.extraContainers[%d] requests no %s: unless the namespace's LimitRange gives it one, Kubernetes can't reckon the pod's percentage, and nothing is scaled. Give it resources.requests, or say autoscaling.metrics of the type ContainerResource." $name $i $resource) -}}
+  {{- end -}}
+  {{- end -}}
+  {{- end -}}
+  {{- end -}}
   {{- if and $.Values.prepull.enabled $model.image -}}
   {{- $said = append $said (printf "models.%s.image is not kept on the nodes: prepull keeps `image`." $name) -}}
   {{- end -}}

@@ -5,6 +5,7 @@
 {{- $at := printf "models.%s" $name -}}
 {{- include "predictors.refuse.storage" (list $at $m) -}}
 {{- include "predictors.refuse.replicas" (list $at $m) -}}
+{{- include "predictors.refuse.scaler" (list $at $m) -}}
 {{- include "predictors.refuse.times" (list $at $m) -}}
 {{- include "predictors.refuse.owned" (list $at $m) -}}
 {{- include "predictors.refuse.provenance" (list $root $at $m) -}}
@@ -53,6 +54,9 @@
 {{- if and (eq $min 0) (not $m.autoscaling.enabled) -}}
 {{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.enabled: nothing else would ever start a pod" $at) -}}
 {{- end -}}
+{{- if and (eq $min 0) (ne $m.autoscaling.class "keda") -}}
+{{- include "predictors.fail" (printf "%s.replicas.min 0 needs autoscaling.class keda: a HorizontalPodAutoscaler keeps one pod, and of another scaler the chart knows nothing" $at) -}}
+{{- end -}}
 {{- if and (eq $min 0) (not $m.autoscaling.wakeQuery) (not $m.activator.enabled) -}}
 {{- include "predictors.fail" (printf "%s.replicas.min 0 needs activator.enabled, or autoscaling.wakeQuery: Standard mode has no activator of its own, and a model without pods has no load to measure" $at) -}}
 {{- end -}}
@@ -75,6 +79,24 @@
 {{- end -}}
 {{- if and $m.activator.enabled $root.Values.tls.secretName -}}
 {{- include "predictors.fail" (printf "%s.activator.enabled and tls.secretName exclude each other: the activator speaks plain HTTP on both sides. Say TLS at the gateway or in the mesh, or activator.enabled false with an autoscaling.wakeQuery" $at) -}}
+{{- end -}}
+{{- end }}
+
+{{/* What one class of autoscaling reads and another does not. */}}
+{{- define "predictors.refuse.scaler" -}}
+{{- $at := first . -}}{{- $scaling := (last .).autoscaling -}}
+{{- if $scaling.enabled -}}
+{{- $of := dict "keda" (list "query" "wakeQuery" "authenticationRef" "authModes") "hpa" (list "metrics" "targetCPUUtilizationPercentage" "targetMemoryUtilizationPercentage") -}}
+{{- range $class, $keys := $of -}}
+  {{- range $keys -}}
+  {{- if and (ne $class $scaling.class) (get $scaling .) -}}
+  {{- include "predictors.fail" (printf "%s.autoscaling.%s is for autoscaling.class %s, and the class is %s: take the key out, or say class %s" $at . $class $scaling.class $class) -}}
+  {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- if and (eq $scaling.class "hpa") (not (or $scaling.metrics $scaling.targetCPUUtilizationPercentage $scaling.targetMemoryUtilizationPercentage)) -}}
+{{- include "predictors.fail" (printf "%s.autoscaling.class hpa needs something to scale by: say autoscaling.metrics, targetCPUUtilizationPercentage or targetMemoryUtilizationPercentage" $at) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -129,7 +151,7 @@
 {{- $at := first . -}}{{- $m := last . -}}
 {{- $names := list -}}{{- $total := 0 -}}{{- $pods := 0 -}}{{- $min := int $m.replicas.min -}}
 {{- if and $m.canary $m.autoscaling.enabled -}}
-{{- include "predictors.fail" (printf "%s.canary and %s.autoscaling.enabled exclude each other: KServe 0.20 makes a ScaledObject without triggers for the canary, which KEDA refuses, and the model is never reconciled again" $at $at) -}}
+{{- include "predictors.fail" (printf "%s.canary and %s.autoscaling.enabled exclude each other: canaries take their pods from a fixed replicas.min, and of class keda KServe 0.20 makes a ScaledObject without triggers for the canary, which KEDA refuses, and the model is never reconciled again" $at $at) -}}
 {{- end -}}
 {{- range $i, $canary := $m.canary -}}
   {{- if has $canary.name $names -}}

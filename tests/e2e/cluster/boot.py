@@ -41,6 +41,7 @@ def boot(site: Site, processes: Processes, keda: bool) -> None:
         processes.start(parts[name])
     install_objects(site, keda)
     processes.start(parts["coredns"])
+    processes.start(parts["metrics-server"])
     install_kinds(site)
     processes.start(parts["kserve-manager"])
     if keda:
@@ -86,7 +87,11 @@ def start_containerd(site: Site, processes: Processes, component: Component) -> 
 def install_objects(site: Site, keda: bool) -> None:
     """Roles, namespaces and configuration: nothing that needs a CRD."""
     authority = (site.certificates / "ca.crt").read_bytes()
-    things = [*objects.dns_objects(), *objects.kserve_objects(site.bin)]
+    things = [
+        *objects.dns_objects(),
+        *objects.metrics_objects(site.bin, authority),
+        *objects.kserve_objects(site.bin),
+    ]
     if keda:
         things += objects.keda_objects(site.bin, authority)
     create(site, objects.as_list(things))
@@ -111,7 +116,7 @@ def finish(site: Site, processes: Processes, parts: dict[str, Component]) -> Non
     authority = (site.certificates / "ca.crt").read_bytes()
     hooks = objects.as_list(objects.kserve_webhooks(site.bin, authority))
     create(site, hooks)
-    for name in ("coredns", "kube-proxy", "keda-operator", "keda-adapter"):
+    for name in ("coredns", "kube-proxy", "metrics-server", "keda-operator", "keda-adapter"):
         if name in processes.running:
             wait(processes, parts[name])
     until("the node is Ready", lambda: node_is_ready(site))

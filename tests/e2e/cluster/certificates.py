@@ -36,6 +36,7 @@ def leaves(node_address: str, api_address: str) -> tuple[Certificate, ...]:
         "kubernetes.default.svc.cluster.local",
         "keda-metrics-apiserver.keda.svc",
         "keda-operator.keda.svc",
+        "metrics-server.kube-system.svc",
     )
     served = (*(f"IP:{a}" for a in addresses), *(f"DNS:{n}" for n in names))
     kubelet_client = "/O=system:masters/CN=kube-apiserver-kubelet-client"

@@ -40,6 +40,7 @@ def table(site: Site) -> dict[str, Component]:
         kserve(site),
         keda_operator(site),
         keda_adapter(site),
+        metrics_server(site),
     )
     return {component.name: component for component in made}
 
@@ -77,6 +78,9 @@ def api_server(site: Site) -> Component:
             # logs, exec and port-forward dial the node's name by default, which nobody resolves
             "--kubelet-preferred-address-types=InternalIP",
             "--enable-aggregator-routing=true",
+            # beta and off: a test's policy gives pods ids as OpenShift's admission does
+            "--feature-gates=MutatingAdmissionPolicy=true",
+            "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
             f"--requestheader-client-ca-file={keys}/ca.crt",
             "--requestheader-allowed-names=front-proxy",
             "--requestheader-username-headers=X-Remote-User",
@@ -219,5 +223,24 @@ def keda_adapter(site: Site) -> Component:
         ),
         keda_environment(site),
         ready_url=f"https://{NODE_ADDRESS}:16443/readyz",
+        vital=False,
+    )  # fmt: skip
+
+
+def metrics_server(site: Site) -> Component:
+    """CPU and memory of pods, which the horizontal autoscaler asks for; read every 10 s from the
+    kubelet, whose own certificate nobody has signed."""
+    kubeconfig, keys = site.kubeconfig("metrics-server"), site.certificates
+    return Component(
+        "metrics-server",
+        (
+            f"{site.bin}/metrics-server", "--secure-port=16445", f"--bind-address={NODE_ADDRESS}",
+            f"--tls-cert-file={keys}/server.crt", f"--tls-private-key-file={keys}/server.key",
+            f"--kubeconfig={kubeconfig}", f"--authentication-kubeconfig={kubeconfig}",
+            f"--authorization-kubeconfig={kubeconfig}",
+            "--metric-resolution=10s", "--kubelet-request-timeout=5s",
+            "--kubelet-preferred-address-types=InternalIP", "--kubelet-insecure-tls",
+        ),
+        ready_url=f"https://{NODE_ADDRESS}:16445/livez",
         vital=False,
     )  # fmt: skip

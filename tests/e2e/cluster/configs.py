@@ -86,10 +86,10 @@ def kubelet_config(site: Site) -> dict[str, Any]:
         "containerRuntimeEndpoint": f"unix://{site.containerd}",
         "authentication": {
             "anonymous": {"enabled": False},
-            "webhook": {"enabled": False},
+            "webhook": {"enabled": True},  # metrics-server comes with a token
             "x509": {"clientCAFile": str(site.certificates / "ca.crt")},
         },
-        "authorization": {"mode": "AlwaysAllow"},
+        "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{CGROUP}",
         "failCgroupV1": False,

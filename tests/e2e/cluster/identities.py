@@ -28,6 +28,10 @@ IDENTITIES = {  # name of the kubeconfig: user, groups
         "system:serviceaccount:keda:keda-operator",
         "system:serviceaccounts,system:serviceaccounts:keda",
     ),
+    "metrics-server": (
+        "system:serviceaccount:kube-system:metrics-server",
+        "system:serviceaccounts,system:serviceaccounts:kube-system",
+    ),
 }
 
 

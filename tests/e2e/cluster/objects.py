@@ -1,6 +1,6 @@
 """The objects that a bare API server is given before the first test: CRDs, roles, KServe's config
-map and webhooks, KEDA's services. Read from a build's folder and changed only where the controllers
-run as processes instead of pods. Applies nothing.
+map and webhooks, the services of KEDA and metrics-server. Read from a build's folder and changed
+only where the controllers run as processes instead of pods. Applies nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from tests.e2e.cluster.configs import NODE_ADDRESS
 
 Object = dict[str, Any]
 RBAC = "rbac.authorization.k8s.io"
-KEDA_SERVICE = "keda-metrics-apiserver"
-KEDA_PORT = 16443
+KEDA_PORT, METRICS_PORT = 16443, 16445
 
 
 def read(folder: Path, pattern: str = "*.yaml") -> list[Object]:
@@ -120,29 +119,43 @@ def kserve_webhooks(build: Path, authority: bytes) -> list[Object]:
 def keda_objects(build: Path, authority: bytes) -> list[Object]:
     """KEDA's roles as they are, and its metrics API at the node's address."""
     given = read(build / "keda")
-    for thing in given:
-        if thing["kind"] == "APIService":
-            thing["spec"]["caBundle"] = base64.b64encode(authority).decode()
+    trust(given, authority)
     kept = [thing for thing in given if thing["kind"] not in {"Service"}]
-    return [namespace("keda"), service_account("keda-operator", "keda"), *kept, *keda_service()]
+    service = service_on_node("keda-metrics-apiserver", "keda", KEDA_PORT)
+    return [namespace("keda"), service_account("keda-operator", "keda"), *kept, *service]
 
 
-def keda_service() -> list[Object]:
-    """A Service without a selector, and its one endpoint: the adapter on the node."""
-    place = {"name": KEDA_SERVICE, "namespace": "keda"}
-    port = {"name": "https", "port": 443, "targetPort": KEDA_PORT}
+def metrics_objects(build: Path, authority: bytes) -> list[Object]:
+    """metrics-server's account and roles as they are, and its API at the node's address."""
+    given = read(build / "metrics-server-manifests")
+    trust(given, authority)
+    return [*given, *service_on_node("metrics-server", "kube-system", METRICS_PORT)]
+
+
+def trust(things: Iterable[Object], authority: bytes) -> None:
+    """Have the API server check the certificates of the API services among `things`."""
+    for thing in things:
+        if thing["kind"] == "APIService":
+            thing["spec"].pop("insecureSkipTLSVerify", None)
+            thing["spec"]["caBundle"] = base64.b64encode(authority).decode()
+
+
+def service_on_node(name: str, space: str, node_port: int) -> list[Object]:
+    """A Service without a selector, and its one endpoint: a process on the node."""
+    place = {"name": name, "namespace": space}
+    port = {"name": "https", "port": 443, "targetPort": node_port}
     return [
         {"apiVersion": "v1", "kind": "Service", "metadata": place, "spec": {"ports": [port]}},
         {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
-                "name": f"{KEDA_SERVICE}-e2e",
-                "namespace": "keda",
-                "labels": {"kubernetes.io/service-name": KEDA_SERVICE},
+                "name": f"{name}-e2e",
+                "namespace": space,
+                "labels": {"kubernetes.io/service-name": name},
             },
             "addressType": "IPv4",
-            "ports": [{"name": "https", "port": KEDA_PORT}],
+            "ports": [{"name": "https", "port": node_port}],
             "endpoints": [{"addresses": [NODE_ADDRESS], "conditions": {"ready": True}}],
         },
     ]

@@ -43,6 +43,7 @@ BINARIES = (
     Binary("kserve-manager", "github.com/kserve/kserve/cmd/manager", "KServe's controller"),
     Binary("keda-operator", "github.com/kedacore/keda/v2/cmd/operator", "KEDA's operator"),
     Binary("keda-adapter", "github.com/kedacore/keda/v2/cmd/adapter", "KEDA's metrics adapter"),
+    Binary("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server", "metrics-server"),
 )
 NAMES = tuple(binary.name for binary in BINARIES)
 
@@ -95,6 +96,12 @@ MANIFESTS = (
             "config/metrics-server/api_service.yaml",
         ),
         "KEDA's roles and API service",
+    ),
+    Manifests(
+        "metrics-server-manifests",
+        "sigs.k8s.io/metrics-server",
+        ("manifests/base/rbac.yaml", "manifests/base/apiservice.yaml"),
+        "metrics-server's roles and API service",
     ),
     Manifests(
         "gateway-crd",

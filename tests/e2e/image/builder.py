@@ -50,9 +50,10 @@ def build() -> None:
     build_stage(base, "server", places.SERVER)
     build_variant("faulty", places.FAULTY)
     build_variant("broken", places.BROKEN)
+    build_storage(base)
     layout = Layout(places.layout())
     lay_down(wheels, layout)
-    for reference in (places.SERVER, places.FAULTY, places.BROKEN):
+    for reference in (places.SERVER, places.FAULTY, places.BROKEN, places.STORAGE):
         push(reference)
     clean_up()
     freed = layout.prune()
@@ -104,6 +105,13 @@ def build_variant(name: str, reference: str) -> None:
     """Build an image of the tests on the product's, from the folder beside this file."""
     source = ["--build-arg", f"IMAGE={places.SERVER}", "-t", reference, str(HERE / name)]
     run(_buildah("build", "--layers", *ISOLATED, *source), quiet=True)
+
+
+def build_storage(base: str) -> None:
+    """Build the object store and KServe's storage initializer, on the product's Debian."""
+    with _secrets() as secrets:
+        source = ["--build-arg", f"BASE={base}", "-t", places.STORAGE, str(HERE / "storage")]
+        run(_buildah("build", "--layers", *ISOLATED, *secrets, *source), quiet=True)
 
 
 def lay_down(wheels: str, layout: Layout) -> None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SERVER = "localhost/vision-predictors:e2e"
 FAULTY = "localhost/vision-predictors:faulty"
 BROKEN = "localhost/vision-predictors:broken"
+STORAGE = "localhost/vision-predictors-storage:e2e"
 
 GIGABYTE = 10**9
 

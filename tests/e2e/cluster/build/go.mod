@@ -12,6 +12,7 @@ require (
 	k8s.io/component-base v0.35.3
 	k8s.io/kubectl v0.34.4
 	k8s.io/kubernetes v1.34.4
+	sigs.k8s.io/metrics-server v0.8.0
 )
 
 require (
@@ -486,6 +487,7 @@ require (
 replace (
 	github.com/expr-lang/expr => github.com/expr-lang/expr v1.17.7
 	github.com/lyft/protoc-gen-validate => github.com/envoyproxy/protoc-gen-validate v1.0.4
+	github.com/prometheus/prometheus => github.com/prometheus/prometheus v0.304.2
 	google.golang.org/grpc => google.golang.org/grpc v1.79.3
 	sigs.k8s.io/controller-runtime => sigs.k8s.io/controller-runtime v0.22.5
 )

@@ -8,4 +8,5 @@ import (
 	_ "github.com/kedacore/keda/v2/cmd/operator"
 	_ "github.com/kserve/kserve/cmd/manager"
 	_ "helm.sh/helm/v3/cmd/helm"
+	_ "sigs.k8s.io/metrics-server/cmd/metrics-server"
 )
