@@ -34,6 +34,8 @@ class Host:
 class Predictor:
     """A stand-in for a predictor that keeps its arguments."""
 
+    task = "flux"
+
     def __init__(
         self, name: str, checkpoint: Path, settings: Settings, workers: Any, **parts: Any
     ) -> None:

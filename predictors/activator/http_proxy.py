@@ -20,7 +20,7 @@ from predictors.activator.held_body import HeldBody
 from predictors.activator.proxying import Proxying, first_of
 from predictors.errors import InvalidRequest, UpstreamFailed
 from predictors.protocol.call import Call
-from predictors.protocol.http.app import OPENAI_PREFIXES
+from predictors.protocol.error_formats import error_format
 from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.exchange import CALL_KEY, Scope
 from predictors.protocol.http.responses import Send
@@ -125,10 +125,9 @@ class HttpProxy:
         self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        protocol = "openai" if scope["path"].startswith(OPENAI_PREFIXES) else "v2_rest"
         body = HeldBody(receive, self._proxying.room, self._body_timeout_s)
         try:
-            with self._proxying.request(protocol):
+            with self._proxying.request(error_format(scope["path"]).protocol):
                 await self._forward(scope, body, send)
         finally:
             body.drop()
