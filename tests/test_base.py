@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from prometheus_client import REGISTRY
 
@@ -19,7 +20,6 @@ from predictors.protocol.kserve_sdk import (
     InferRequest,
     InferResponse,
     Model,
-    ModelRepository,
 )
 from predictors.protocol.serves import Served, Startable
 from predictors.protocol.v2.values import Tensor, V2Request

@@ -17,7 +17,7 @@ from predictors.cli.outcomes import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[2]
 FLUX = ROOT / "checkpoints" / "shapes-flux"
-WITHOUT_A_REPORT = {"serve", "completion"}
+WITHOUT_A_REPORT = {"serve", "activator", "completion"}
 """One has a log, in JSON with `--log-format json`; the other prints a shell's script."""
 
 

@@ -131,7 +131,7 @@ def in_prefill(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> No
 
 def in_decode_step(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
     runner = room.engine._ready.runner
-    broken = lambda rows: room.breaks([row.slot for row in rows])  # noqa: E731
+    broken = lambda rows: room.breaks(rows.ints[0].tolist())  # noqa: E731
     patch.setattr(runner, "decode", raising(runner.decode, broken, error))
 
 

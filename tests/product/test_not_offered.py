@@ -243,6 +243,9 @@ NO_REQUEST = {
     "the same bytes on two kinds of card": "a property of cards",
     "`quality` that makes a picture less exact": "test_quality_is_taken_and_changes_nothing",
     "pasting the source over what a mask keeps": "there is no field for it",
+    "pictures in results of tools": "tests/protocol/anthropic",
+    "Anthropic's batches, files, models and server tools": "a 404 with the path",
+    "weights streamed from S3 into the card (`runai-model-streamer`)": "there is no setting for it",
 }
 """Rows of what can't be asked for in one call, and why."""
 

@@ -46,7 +46,7 @@ def error_answers(schema: str, *statuses: int) -> Json:
     return {str(each): {"$ref": f"#/components/responses/{schema}{each}"} for each in found}
 
 
-_RARE = {410, 499}  # of pictures' addresses; of callers who left
+_RARE = {410, 499, 502}  # of pictures' addresses; of callers who left; of the activator
 
 
 def error_responses() -> Json:
