@@ -88,8 +88,8 @@ def small(image: str = "", **defaults: Any) -> dict[str, Any]:
             "readiness": {**QUICK_PROBE, "failureThreshold": 1},
             "liveness": {**QUICK_PROBE, "failureThreshold": 3, "graceSeconds": 3},
         },
-        "drain": {"preStopSeconds": 2, "lingerSeconds": 2, "graceSeconds": 20},
-        "timeoutSeconds": 20,
+        "drain": {"preStopSeconds": 2, "lingerSeconds": 2, "graceSeconds": 60},
+        "timeoutSeconds": 60,
         "shm": {"size": "64Mi"},
     }
     return {
