@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from predictors.errors import InvalidRequest
 from predictors.protocol.addresses import FORWARDED_HEADER
-from predictors.protocol.call import REQUEST_ID_HEADER
+from predictors.protocol.call import REQUEST_ID_HEADER, TIMEOUT_HEADER, parse_timeout
 
 Fields = list[tuple[bytes, bytes]]
 Metadata = list[tuple[str, str | bytes]]
@@ -20,6 +21,7 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 _REQUEST_ID = REQUEST_ID_HEADER.encode()
 _FORWARDED = FORWARDED_HEADER.encode()
+_TIMEOUT = TIMEOUT_HEADER.encode()
 OWN_REQUEST_FIELDS = frozenset({b"expect", _REQUEST_ID, _FORWARDED})
 """Of a request: answered or written by the proxy."""
 OWN_RESPONSE_FIELDS = frozenset({b"date", _REQUEST_ID})
@@ -28,11 +30,21 @@ OWN_METADATA = frozenset({"user-agent", REQUEST_ID_HEADER, FORWARDED_HEADER})
 
 
 def request_fields(
-    headers: Sequence[tuple[bytes, bytes]], request_id: str, peer: str, host: bytes
+    headers: Sequence[tuple[bytes, bytes]],
+    request_id: str,
+    peer: str,
+    host: bytes,
+    waited_s: float = 0.0,
 ) -> Fields:
-    """The fields for the model's server, framing included. `host` is for a request without one."""
+    """The fields for the model's server, framing included. `host` is for a request without one. The
+    time that it `waited_s` is taken off the caller's timeout."""
     names = {name for name, _ in headers}
-    passed = _end_to_end(headers, OWN_REQUEST_FIELDS)
+    passed = [
+        (name, _time_left(value.decode("latin-1"), waited_s).encode("latin-1"))
+        if name == _TIMEOUT
+        else (name, value)
+        for name, value in _end_to_end(headers, OWN_REQUEST_FIELDS)
+    ]
     if b"host" not in names:
         passed.insert(0, (b"host", host))
     before = [value for name, value in headers if name == _FORWARDED]
@@ -53,11 +65,15 @@ def response_fields(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
 
 
 def request_metadata(
-    pairs: Iterable[tuple[str, str | bytes]], request_id: str, peer: str
+    pairs: Iterable[tuple[str, str | bytes]], request_id: str, peer: str, waited_s: float = 0.0
 ) -> Metadata:
-    """The metadata for the model's server. gRPC writes its own, which begin with `grpc-`."""
+    """The metadata for the model's server, as `request_fields`. gRPC writes its own, which begin
+    with `grpc-`."""
     given = list(pairs)
-    passed = passed_metadata(given, OWN_METADATA)
+    passed: Metadata = [
+        (name, _time_left(str(value), waited_s) if name == TIMEOUT_HEADER else value)
+        for name, value in passed_metadata(given, OWN_METADATA)
+    ]
     before = [str(value) for name, value in given if name == FORWARDED_HEADER]
     passed.append((FORWARDED_HEADER, ", ".join([*before, *([peer] if peer else [])])))
     passed.append((REQUEST_ID_HEADER, request_id))
@@ -76,6 +92,17 @@ def passed_metadata(
         and not name.startswith(":")
         and (not name.startswith("grpc-") or name == "grpc-status-details-bin")
     ]
+
+
+def _time_left(timeout_ms: str, waited_s: float) -> str:
+    """The caller's timeout without whole milliseconds that have passed, at least one millisecond. A
+    wrong one stays: the model's server refuses it."""
+    waited_ms = int(waited_s * 1e3)
+    try:
+        given_s = parse_timeout(timeout_ms, TIMEOUT_HEADER, unit_s=1e-3)
+    except InvalidRequest:
+        return timeout_ms
+    return f"{max(1.0, given_s * 1e3 - waited_ms):.0f}" if waited_ms else timeout_ms
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]], own: frozenset[bytes]) -> Fields:

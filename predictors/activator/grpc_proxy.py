@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import grpc
 
-from predictors.activator.fields import passed_metadata, request_metadata
+from predictors.activator.fields import Metadata, passed_metadata, request_metadata
 from predictors.activator.http_proxy import broken_off
 from predictors.activator.proxying import Proxying
 from predictors.errors import ServingError
@@ -82,12 +83,15 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _run(self, method: str, requests: AsyncIterator[bytes], context: Any) -> None:
         call = start_call(context)
-        fault = None
+        fault, began = None, time.monotonic()
         try:
             with self._proxying.request("v2_grpc"):
                 channel = await self._proxying.reach(call, self._upstream.connect)
                 try:
-                    await self._forward(channel, method, call.request_id, requests, context)
+                    given = context.invocation_metadata() or ()
+                    peer, waited_s = peer_address(context.peer()), time.monotonic() - began
+                    fields = request_metadata(given, call.request_id, peer, waited_s)
+                    await self._forward(channel, method, fields, requests, context)
                 finally:
                     await channel.close()
         except ServingError as error:
@@ -99,13 +103,11 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self,
         channel: grpc.aio.Channel,
         method: str,
-        request_id: str,
+        fields: Metadata,
         requests: AsyncIterator[bytes],
         context: Any,
     ) -> None:
         """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`."""
-        given = context.invocation_metadata() or ()
-        fields = request_metadata(given, request_id, peer_address(context.peer()))
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         sending = asyncio.create_task(_send(requests, call))
         try:

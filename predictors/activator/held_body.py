@@ -12,6 +12,9 @@ from predictors.activator.waking import WaitingRoom
 from predictors.errors import Cancelled, DeadlineExceeded
 from predictors.protocol.http.bodies import Receive
 
+JOINED_BYTES = 64 * 1024
+"""A held part that is smaller is joined with the next one."""
+
 
 class HeldBody:
     """One request's body. Event loop only; one task reads at a time.
@@ -24,7 +27,7 @@ class HeldBody:
         self._receive = receive
         self._room = room
         self._timeout_s = timeout_s
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[bytearray] = deque()
         self._has_more = True
         self.was_sent = asyncio.Event()
         """Every byte was taken by the reader of `stream`."""
@@ -36,7 +39,7 @@ class HeldBody:
             part = await self._next_part()
             if part:
                 self._room.charge(len(part))
-                self._parts.append(part)
+                self._hold(part)
         await self.until_left()
 
     async def until_left(self) -> None:
@@ -48,9 +51,9 @@ class HeldBody:
     async def stream(self) -> AsyncIterator[bytes]:
         """The whole body, once, in parts. Raises as `read_ahead`, but for its size."""
         while self._parts:
-            part = self._parts.popleft()
-            self._room.release(len(part))
-            yield part
+            held = self._parts.popleft()
+            self._room.release(len(held))
+            yield bytes(held)
         while self._has_more:
             if part := await self._next_part():
                 yield part
@@ -60,6 +63,13 @@ class HeldBody:
         """Forget what was read ahead and not streamed."""
         self._room.release(sum(map(len, self._parts)))
         self._parts.clear()
+
+    def _hold(self, part: bytes) -> None:
+        """Keep `part`. An object for each part of two bytes would take thirty times its bytes."""
+        if self._parts and len(self._parts[-1]) < JOINED_BYTES:
+            self._parts[-1] += part
+        else:
+            self._parts.append(bytearray(part))
 
     async def _next_part(self) -> bytes:
         try:

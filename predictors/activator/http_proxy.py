@@ -7,7 +7,9 @@ the pods and none is sent on a connection that was just closed.
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from predictors.errors import InvalidRequest, UpstreamFailed
 from predictors.protocol.call import Call
 from predictors.protocol.error_formats import error_format
 from predictors.protocol.http.bodies import Receive
+from predictors.protocol.http.cycle import STATUS_LINES
 from predictors.protocol.http.exchange import CALL_KEY, Scope
 from predictors.protocol.http.responses import Send
 
@@ -73,9 +76,11 @@ class HttpUpstream:
             extensions={"timeout": {**self._timeouts, "read": self._timeouts["connect"]}},
         )
         try:
-            response = await self._pool.handle_async_request(request)
-            await response.aclose()
-        except (*NOT_REACHED, *BROKEN):
+            # httpcore's times are of one read each: an endless answer must not end the asking
+            async with asyncio.timeout(2 * self._timeouts["connect"]):
+                response = await self._pool.handle_async_request(request)
+                await response.aclose()
+        except (*NOT_REACHED, *BROKEN, TimeoutError):
             return False
         status: int = response.status
         return status == 200
@@ -97,13 +102,20 @@ class HttpUpstream:
             extensions={"timeout": self._timeouts},
         )
         try:
-            return await self._pool.handle_async_request(request)
+            response = await self._pool.handle_async_request(request)
         except NOT_REACHED:
             return None
         except BROKEN as error:
             raise broken_off() from error
         except httpcore.LocalProtocolError as error:
             raise InvalidRequest("the request can't be passed on as HTTP/1.1") from error
+        if response.status not in STATUS_LINES:
+            await response.aclose()
+            raise UpstreamFailed(
+                f"the model's server answered with status {response.status}, which HTTP does not "
+                "have; the request may have been carried out"
+            )
+        return response
 
     async def close(self) -> None:
         await self._pool.aclose()
@@ -135,13 +147,14 @@ class HttpProxy:
     async def _forward(self, scope: Scope, body: HeldBody, send: Send) -> None:
         call: Call = scope[CALL_KEY]
         peer = scope["client"]
-        fields = request_fields(
-            scope["headers"], call.request_id, peer[0] if peer else "", self._upstream.address.field
-        )
+        known = (call.request_id, peer[0] if peer else "", self._upstream.address.field)
+        began = time.monotonic()
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
 
         async def attempt() -> httpcore.Response | None:
+            waited_s = time.monotonic() - began
+            fields = request_fields(scope["headers"], *known, waited_s)
             sending = self._upstream.send(scope["method"], target, fields, body.stream())
             return await first_of(sending, _left_after(body))
 

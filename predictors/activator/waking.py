@@ -73,7 +73,8 @@ class WaitingRoom:
         """Return once the model has a ready endpoint.
 
         Raises `Overloaded` if too many wait, `WakeTimeout` at `deadline` (seconds of
-        `time.monotonic`), and `Draining` after `refuse`.
+        `time.monotonic`), `Draining` after `refuse`, and what one of the two calls raises that it
+        should not.
         """
         if self._refusal is not None:
             raise Draining(self._refusal)
@@ -90,8 +91,8 @@ class WaitingRoom:
                     await ready
             except TimeoutError as error:
                 raise WakeTimeout(
-                    f"{self._model} did not start within {deadline - began:.0f} s of this request;"
-                    " its start goes on, try again later",
+                    f"{self._model} did not start within {round(deadline - began, 1):g} s of this"
+                    " request; its start goes on, try again later",
                     retry_after_s=self.retry_after_s(),
                 ) from error
             finally:
@@ -117,9 +118,7 @@ class WaitingRoom:
     def refuse(self, message: str) -> None:
         """End every wait with `Draining`, and each later one at once."""
         self._refusal = message
-        for ready in self._waiting:
-            if not ready.done():
-                ready.set_exception(Draining(message))
+        self._end_waits(Draining(message))
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[asyncio.Future[None]]:
@@ -130,6 +129,7 @@ class WaitingRoom:
         if self._waking is None or self._waking.done():
             self._began = self._clock()
             self._waking = asyncio.create_task(self._wake())
+            self._waking.add_done_callback(self._wake_ended)
         try:
             yield ready
         finally:
@@ -144,6 +144,8 @@ class WaitingRoom:
         try:
             while True:
                 await asyncio.sleep(self._settings.probe_s)
+                if scaling.done():
+                    scaling.result()
                 if await self._is_ready():
                     break
         finally:
@@ -152,9 +154,21 @@ class WaitingRoom:
         log.info(
             "%s is ready after %.1f s, %d wait", self._model, self._start_s, len(self._waiting)
         )
+        self._end_waits(None)
+
+    def _wake_ended(self, waking: asyncio.Task[None]) -> None:
+        """After a fault of ours nothing would wake the model for those who wait."""
+        if not waking.cancelled() and (error := waking.exception()) is not None:
+            self._end_waits(error)
+
+    def _end_waits(self, error: BaseException | None) -> None:
         for ready in self._waiting:
-            if not ready.done():
+            if ready.done():
+                continue
+            if error is None:
                 ready.set_result(None)
+            else:
+                ready.set_exception(error)
 
     async def _keep_raised(self) -> None:
         """Look again and again: an autoscaler may set the replicas back before it has seen the

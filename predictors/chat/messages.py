@@ -18,6 +18,7 @@ from predictors.chat.request import (
     pictures_of,
     stop_text_of,
 )
+from predictors.chat.tools.tag_reader import refuse_constant
 from predictors.protocol.anthropic.messages_body import MessagesBody
 from predictors.protocol.call import Call
 from predictors.protocol.openai.events import named_event
@@ -129,7 +130,7 @@ def _block(piece: Piece) -> dict[str, Any]:
         return _text(piece.text)
     begun = _opened_call(piece)
     try:
-        json.loads(piece.arguments)
+        json.loads(piece.arguments, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return {**begun, "partial_json": piece.arguments}
     # as the model wrote it: large numbers and half surrogates stay what they are

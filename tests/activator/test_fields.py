@@ -33,6 +33,20 @@ def test_a_chunked_request_is_chunked_again_and_a_sized_one_keeps_its_length() -
     assert b"transfer-encoding" not in dict(sized)
 
 
+TIMEOUTS = [("60000", 0.0004, "60000"), ("60000", 12.5, "47500"), ("1500.5", 1.0, "500"),
+            ("5", 9.0, "1"), ("soon", 9.0, "soon"), ("1e999", 9.0, "1e999")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "waited_s", "left"), TIMEOUTS)
+def test_what_a_request_waited_is_taken_off_its_timeout(
+    given: str, waited_s: float, left: str
+) -> None:
+    name, raw = "x-request-timeout-ms", given.encode()
+    fields = request_fields([(name.encode(), raw)], "id", "", b"m", waited_s)
+    assert dict(fields)[name.encode()] == left.encode()
+    assert dict(request_metadata([(name, given)], "id", "", waited_s))[name] == left
+
+
 def test_chunked_content_has_no_length_for_the_caller() -> None:
     given = [(b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"3"), (b"ETag", b'"a"')]
     assert response_fields(given) == [(b"etag", b'"a"')]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from predictors.activator.waking import WaitingRoom
 from tests.activator.scripted import BRISK, PATIENCE_S, Rig, activated, sample
 
 KIB = 1024
@@ -79,7 +81,7 @@ def test_a_request_waits_no_longer_than_the_bound_and_may_come_again(path: str) 
         assert reply.status_code == 504
         assert int(reply.headers["retry-after"]) >= 1
         assert "x-should-retry" not in reply.headers  # nothing was computed
-        assert "did not start within 0 s" in said(reply)
+        assert "did not start within 0.2 s" in said(reply)
         rig.model.start()
         assert rig.post(path).status_code == 200
         protocol = "openai" if path.startswith("/openai") else "v2_rest"
@@ -181,3 +183,30 @@ def test_a_held_request_is_answered_if_the_model_starts_while_the_process_drains
 def test_a_refusal_has_no_address_in_it() -> None:
     with activated(replace(BRISK, max_wait_s=0.1)) as rig:
         assert "127.0.0.1" not in json.dumps(rig.post().json())
+
+
+def test_the_model_is_told_how_much_of_the_callers_timeout_is_left() -> None:
+    with activated() as rig, rig.client() as http:
+        headers = {"x-request-timeout-ms": "60000"}
+        held = rig.later(lambda: http.post("/v2/models/m/infer", headers=headers))
+        rig.scale.wait_held(1)
+        rig.scale.wait_for(lambda: rig.scale.calls > 2)  # two intervals have passed
+        rig.model.start()
+        assert held.result(PATIENCE_S).status_code == 200
+        (left,) = rig.model.seen[0].values(b"x-request-timeout-ms")
+        assert 1 <= int(left) < 60_000 - 2 * 40
+
+
+@pytest.mark.parametrize("faulty", ["is_ready", "raise_from_zero"])
+async def test_a_fault_of_the_wake_is_told_to_those_who_wait(faulty: str) -> None:
+    async def fail() -> bool:
+        raise TypeError("replicas is a text")
+
+    async def no() -> bool:
+        return False
+
+    calls = {"is_ready": no, "raise_from_zero": no, faulty: fail}
+    room = WaitingRoom(f"faulty-{faulty}", BRISK, **calls)
+    for _ in range(2):  # the second wait begins another wake
+        with pytest.raises(TypeError, match="replicas is a text"):
+            await room.until_ready(time.monotonic() + PATIENCE_S)

@@ -173,6 +173,13 @@ def test_a_call_that_was_cut_off_keeps_what_came_as_a_text() -> None:
     assert streamed["stop_reason"] == "max_tokens"
 
 
+def test_an_input_that_is_no_json_does_not_spoil_the_json_of_the_answer() -> None:
+    text = '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>'
+    answered = Answer(WITH_TOOLS, tuple(deltas_of([text])), 1, 2)
+    (block,) = orjson.loads(orjson.dumps(encoder(WITH_TOOLS).whole([answered])))["content"]
+    assert (block["input"], block["partial_json"]) == ({}, '{"a": NaN}')
+
+
 def test_boxes_stand_beside_the_content() -> None:
     chunks = deltas_of(["a"], boxes=(PictureBox(0, "cat", (1, 2, 3, 4)),))
     shown = [{"picture": 0, "label": "cat", "box": [1, 2, 3, 4]}]

@@ -156,7 +156,7 @@ class TagReader:
     def _read_whole(self, block: str) -> tuple[str, str] | None:
         """Name and arguments of a complete call; None where it is none."""
         try:
-            found = json.loads(block)
+            found = json.loads(block, parse_constant=refuse_constant)
         except (ValueError, RecursionError):
             return None
         if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
@@ -210,6 +210,11 @@ class TagReader:
             return ""
         self._finish()
         return bare.removeprefix(_ENDING)
+
+
+def refuse_constant(constant: str) -> None:
+    """Python's reader takes NaN and Infinity, which are no JSON."""
+    raise ValueError(constant)
 
 
 def _may_begin(text: str, tag: str) -> int:

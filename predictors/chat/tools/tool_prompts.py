@@ -133,7 +133,8 @@ def _turns(
 ) -> list[Turn]:
     turns: list[Turn] = []
     names: dict[str, str] = {}  # of the calls by id
-    for message, content in zip(messages, contents, strict=True):
+    for place in _places_by_calls(messages):
+        message, content = messages[place], contents[place]
         turn = {"role": message.role, "content": content}
         if message.calls:
             names |= {call.id: call.name for call in message.calls}
@@ -142,6 +143,19 @@ def _turns(
             turn |= {"tool_call_id": plain(message.call_id), "name": names[message.call_id]}
         turns.append(turn)
     return turns
+
+
+def _places_by_calls(messages: Sequence[Message]) -> list[int]:
+    """The places of all messages, those of answers in the order of their calls. Templates write no
+    ids, so a model takes the first answer for that of the first call."""
+    place_of: dict[str, int] = {}  # by the id of a call
+    places = []
+    for place, message in enumerate(messages):
+        if message.calls:
+            place_of = {call.id: place + 1 + i for i, call in enumerate(message.calls)}
+        answered = message.call_id
+        places.append(place if answered is None else place_of[answered])
+    return sorted(range(len(messages)), key=places.__getitem__)
 
 
 def _described_call(call: ToolCall, plain: Callable[[str], str]) -> Mapping[str, Any]:

@@ -169,6 +169,8 @@ class RequestCycle:
         lines = [STATUS_LINES[status]]
         for name, value in (*self._connection.default_headers(), *headers):
             if name == b"content-length":
+                if status == http.HTTPStatus.NO_CONTENT:
+                    continue  # RFC 9110, 8.6: a client might wait for that content
                 self._bytes_left = int(value)
             elif name == b"connection":
                 self.keeps_alive = self.keeps_alive and value != b"close"

@@ -83,6 +83,8 @@ def parse_head(raw: bytes) -> Head:
     if match is None:
         raise BadHead(_what_is_wrong(raw))
     method, target, minor, block = match.groups()
+    if method == b"CONNECT":  # its answer would have no content, whatever its length says
+        raise BadHead("CONNECT is not offered: this server is no proxy", 501)
     lines = block.split(b"\r\n")
     del lines[-1]  # empty: after the last line end
     if len(lines) > MAX_HEADERS:
@@ -96,7 +98,7 @@ def parse_head(raw: bytes) -> Head:
     elif not _HOST.fullmatch(host):
         raise BadHead("the Host header must be a host name or address with or without a port")
     if not target.startswith(b"/"):
-        target = _read_long_target(method, target, host, headers)
+        target = _read_long_target(target, host, headers)
     path, _, query = target.partition(b"?")
     connection = framing.get(b"connection")
     return Head(
@@ -183,15 +185,13 @@ def _what_is_wrong(raw: bytes) -> str:
 
 
 def _read_long_target(
-    method: bytes, target: bytes, host: bytes | None, headers: list[tuple[bytes, bytes]]
+    target: bytes, host: bytes | None, headers: list[tuple[bytes, bytes]]
 ) -> bytes:
     """Path and query of a target that is not a path: an absolute URL, or `*`.
 
     The URL's host must equal the Host header, or is appended to `headers` if there is none
     (HTTP/1.0).
     """
-    if method == b"CONNECT":
-        raise BadHead("CONNECT is not offered: this server is no proxy", 501)
     if target == b"*":
         return target
     match = _ABSOLUTE.fullmatch(target)

@@ -85,6 +85,7 @@ NO_CALLS = {
     "arguments of another type": '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
     "a field more": '<tool_call>{"id": 1, "name": "f", "arguments": {}}</tool_call>',
     "deep": f'<tool_call>{{"arguments": {"[" * 5000}{"]" * 5000}}}</tool_call>',
+    "no number": '<tool_call>{"arguments": {"a": NaN}, "name": "f"}</tool_call>',
     "never ended": '<tool_call>\n{"name": "g", "arguments": {}}\n</tool',
     "a tag in a tag": f"<tool_call> {CALL}",
 }

@@ -103,6 +103,12 @@ def test_the_added_block_is_that_of_qwens_own_template(talk: Sequence[Message]) 
     assert '{"name": "count", "description": "Counts\\nshapes.", "parameters": {"type"' in added
 
 
+@pytest.mark.parametrize("template", [templates.QWEN3, templates.QWEN2_5_VL])
+def test_answers_are_written_in_the_order_of_their_calls(template: str) -> None:
+    crossed = (*TALK[:2], TALK[3], TALK[2], *TALK[4:])
+    assert written(template, crossed, OFFERED) == written(template, TALK, OFFERED)
+
+
 def test_a_template_without_a_system_message_gets_the_block_alone() -> None:
     added = written(templates.WITHOUT_SYSTEM, TALK, OFFERED)
     assert added.startswith("<|im_start|>system\n# Tools\n")

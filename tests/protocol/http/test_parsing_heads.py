@@ -139,9 +139,10 @@ def test_the_targets_host_replaces_a_missing_host_header() -> None:
     assert head(b"GET http://y:1/ HTTP/1.0", b"").headers == [(b"host", b"y:1")]
 
 
-def test_connect_is_refused() -> None:
+@pytest.mark.parametrize("line", [b"CONNECT x:443 HTTP/1.1", b"CONNECT /x HTTP/1.1"])
+def test_connect_is_refused(line: bytes) -> None:
     with pytest.raises(BadHead, match="no proxy") as caught:
-        head(b"CONNECT x:443 HTTP/1.1")
+        head(line)
     assert caught.value.status == 501
 
 
