@@ -128,11 +128,11 @@ def test_the_checkers_folder_is_mounted_read_only_and_named() -> None:
     read = from_env(own).flux
     assert (read.checker, read.checker_labels) == ("/checker", "nsfw,gore")
     assert (read.checker_threshold, read.checker_action) == (0.5, "blank")
-    [volume] = [each for each in predictor["volumes"] if each["name"] == "checker"]
+    [volume] = [each for each in predictor["volumes"] if each["name"] == "claim-0"]
     assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
-    [mount] = [each for each in predictor["model"]["volumeMounts"] if each["name"] == "checker"]
+    [mount] = [each for each in predictor["model"]["volumeMounts"] if each["name"] == "claim-0"]
     assert mount == {
-        "name": "checker", "mountPath": "/checker", "readOnly": True, "subPath": "checkers/nsfw",
+        "name": "claim-0", "mountPath": "/checker", "readOnly": True, "subPath": "checkers/nsfw",
     }  # fmt: skip
     assert "checker" not in json.dumps(found["qwen-vl"]).lower()
 

@@ -37,30 +37,6 @@ args:
 {{- end }}
 {{- end }}
 
-{{- define "predictors.guestVolumes" -}}
-{{- with (first .).colocated }}
-{{- if hasPrefix "pvc://" .uri }}
-- name: colocated
-  persistentVolumeClaim:
-    claimName: {{ trimPrefix "pvc://" .uri | splitList "/" | first }}
-    readOnly: true
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{- define "predictors.guestMounts" -}}
-{{- with (first .).colocated }}
-{{- if hasPrefix "pvc://" .uri }}
-- name: colocated
-  mountPath: /colocated
-  readOnly: true
-  {{- with trimPrefix "pvc://" .uri | splitList "/" | rest | join "/" }}
-  subPath: {{ . }}
-  {{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-
 {{/* Refusals: (list root models) */}}
 {{- define "predictors.refuse.colocate" -}}
 {{- $root := first . -}}{{- $models := last . -}}{{- $names := $root.Values.colocate -}}

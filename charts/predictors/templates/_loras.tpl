@@ -22,8 +22,10 @@ it mounts the root there, so that claims are mounted as volumes of our own. */}}
 {{- $model := first . -}}
 {{- if include "predictors.downloadsLoras" . }}
 storageUris:
+  {{- if not (include "predictors.sharesClaim" .) }}
   - uri: {{ $model.storage.uri }}
     mountPath: /mnt/models
+  {{- end }}
   {{- range $i, $lora := $model.loras }}
   {{- if not (hasPrefix "pvc://" $lora.uri) }}
   - uri: {{ $lora.uri }}
@@ -34,31 +36,6 @@ storageUris:
   - uri: {{ $model.colocated.uri }}
     mountPath: /mnt/colocated
   {{- end }}
-{{- end }}
-{{- end }}
-
-{{/* Volumes of the adapters on claims: (list model) */}}
-{{- define "predictors.loraVolumes" -}}
-{{- range $i, $lora := (first .).loras }}
-{{- if hasPrefix "pvc://" $lora.uri }}
-- name: lora-{{ $i }}
-  persistentVolumeClaim:
-    claimName: {{ trimPrefix "pvc://" $lora.uri | splitList "/" | first }}
-    readOnly: true
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{- define "predictors.loraMounts" -}}
-{{- range $i, $lora := (first .).loras }}
-{{- if hasPrefix "pvc://" $lora.uri }}
-- name: lora-{{ $i }}
-  mountPath: /loras/{{ $i }}
-  readOnly: true
-  {{- with trimPrefix "pvc://" $lora.uri | splitList "/" | rest | join "/" }}
-  subPath: {{ . }}
-  {{- end }}
-{{- end }}
 {{- end }}
 {{- end }}
 

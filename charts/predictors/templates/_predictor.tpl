@@ -50,7 +50,7 @@ volumes:
       readOnly: true
       {{- end }}
   {{- end }}
-  {{- with include "predictors.folderVolumes" (list $model) | trim }}
+  {{- with include "predictors.claimVolumes" (list $model) | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- with $model.extraVolumes }}
@@ -80,7 +80,7 @@ modelFormat:
   version: {{ include "predictors.version" $model | quote }}
 runtime: {{ include "predictors.runtime" (list $root $name $model) }}
 protocolVersion: v2
-{{- if not (include "predictors.downloadsLoras" (list $model)) }}
+{{- if not (or (include "predictors.downloadsLoras" (list $model)) (include "predictors.sharesClaim" (list $model))) }}
 storageUri: {{ $model.storage.uri }}
 {{- end }}
 {{- with $image }}
@@ -105,7 +105,10 @@ lifecycle:
       seconds: {{ int $model.drain.preStopSeconds }}
 resources:
   {{- include "predictors.resources" (list $model) | nindent 2 }}
-{{- $mounts := include "predictors.folderMounts" (list $model) | trim }}
+{{- $mounts := include "predictors.claimMounts" (list $model) | trim }}
+{{- if include "predictors.sharesClaim" (list $model) }}
+{{- $mounts = printf "%s\n%s" (include "predictors.claimMount" (list $model $model.storage.uri "/mnt/models") | trim) $mounts }}
+{{- end }}
 {{- if or $model.cache.enabled $mounts $model.extraVolumeMounts }}
 volumeMounts:
   {{- if $model.cache.enabled }}

@@ -74,28 +74,3 @@
 {{- end }}
 {{- end }}
 {{- end }}
-
-{{/* Volumes of the folders on claims beside the checkpoint, adapters and checker: (list model) */}}
-{{- define "predictors.folderVolumes" -}}
-{{- include "predictors.loraVolumes" . }}
-{{- include "predictors.guestVolumes" . }}
-{{- with (first .).checker.uri }}
-- name: checker
-  persistentVolumeClaim:
-    claimName: {{ trimPrefix "pvc://" . | splitList "/" | first }}
-    readOnly: true
-{{- end }}
-{{- end }}
-
-{{- define "predictors.folderMounts" -}}
-{{- include "predictors.loraMounts" . }}
-{{- include "predictors.guestMounts" . }}
-{{- with (first .).checker.uri }}
-- name: checker
-  mountPath: /checker
-  readOnly: true
-  {{- with trimPrefix "pvc://" . | splitList "/" | rest | join "/" }}
-  subPath: {{ . }}
-  {{- end }}
-{{- end }}
-{{- end }}
