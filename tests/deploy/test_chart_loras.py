@@ -24,9 +24,8 @@ def test_downloads_and_claims_are_found_under_the_paths_of_the_setting() -> None
         {"uri": "hf://styles/watercolour:main", "mountPath": "/mnt/loras/0"},
     ]
     assert "storageUri" not in found["model"]  # KServe refuses both
-    assert {"name": "claim-0", "mountPath": "/loras/1", "readOnly": True, "subPath": "flux/ink"} in (
-        found["model"]["volumeMounts"]
-    )
+    mount = {"name": "claim-0", "mountPath": "/loras/1", "readOnly": True, "subPath": "flux/ink"}
+    assert mount in found["model"]["volumeMounts"]
     claim = {"claimName": "styles", "readOnly": True}
     assert {"name": "claim-0", "persistentVolumeClaim": claim} in found["volumes"]
     said = environment(found["model"])["PREDICTORS_SERVER_LORAS"]
