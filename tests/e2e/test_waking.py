@@ -179,7 +179,7 @@ def test_the_first_request_of_each_protocol_is_answered_and_twenty_callers_lose_
     proxied = CALLERS + len(PROTOCOLS)
     until("all are counted", lambda: watched.value(f"sum({series})") == proxied, 30)
     wakes = watched.value(f'sum(predictors_activator_wakes_total{{model="{MODEL}"}})')
-    assert wakes >= 1  # of all its pods; KEDA, which looks every second here, may be first
+    # kept, not judged: KEDA looks every second here, and may set the replicas first
     took["wakes"] = wakes
     print({name: round(each, 1) for name, each in took.items()})
     (kept / "waking.json").write_text(json.dumps(took))
