@@ -101,13 +101,17 @@ def kube(
     run("kubectl", "delete", "pv", kube.namespace, "--ignore-not-found", timeout_s=60)
 
 
-def claim(namespace: str, folder: Path, name: str = "checkpoints") -> list[dict[str, Any]]:
-    """A volume on a folder of the node, and a claim that is bound to it and nothing else."""
+def claim(
+    namespace: str, folder: Path, name: str = "checkpoints", volume_name: str = ""
+) -> list[dict[str, Any]]:
+    """A volume on a folder of the node, and a claim that is bound to it and nothing else. The
+    volume has the namespace's name unless another is given."""
+    volume_name = volume_name or namespace
     size = {"storage": "1Gi"}
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": namespace},
+        "metadata": {"name": volume_name},
         "spec": {
             "capacity": size,
             "accessModes": ["ReadWriteOnce", "ReadOnlyMany"],
@@ -124,7 +128,7 @@ def claim(namespace: str, folder: Path, name: str = "checkpoints") -> list[dict[
         "spec": {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": "",
-            "volumeName": namespace,
+            "volumeName": volume_name,
             "resources": {"requests": size},
         },
     }

@@ -14,7 +14,7 @@ mounted: a kubelet waits for ever for a second volume of a claim. */}}
 {{ toJson (uniq $found) }}
 {{- end }}
 
-{{/* True where the checkpoint is on one of them: then the chart mounts it as well, in KServe's place: (list model) */}}
+{{/* True where the checkpoint is on one of them. KServe mounts that claim, always, as a volume of its own: (list model) */}}
 {{- define "predictors.sharesClaim" -}}
 {{- $uri := (first .).storage.uri -}}
 {{- if and (hasPrefix "pvc://" $uri) (has (trimPrefix "pvc://" $uri | splitList "/" | first) (include "predictors.claims" . | fromJsonArray)) }}true{{ end -}}

@@ -22,10 +22,8 @@ it mounts the root there, so that claims are mounted as volumes of our own. */}}
 {{- $model := first . -}}
 {{- if include "predictors.downloadsLoras" . }}
 storageUris:
-  {{- if not (include "predictors.sharesClaim" .) }}
   - uri: {{ $model.storage.uri }}
     mountPath: /mnt/models
-  {{- end }}
   {{- range $i, $lora := $model.loras }}
   {{- if not (hasPrefix "pvc://" $lora.uri) }}
   - uri: {{ $lora.uri }}

@@ -80,7 +80,7 @@ modelFormat:
   version: {{ include "predictors.version" $model | quote }}
 runtime: {{ include "predictors.runtime" (list $root $name $model) }}
 protocolVersion: v2
-{{- if not (or (include "predictors.downloadsLoras" (list $model)) (include "predictors.sharesClaim" (list $model))) }}
+{{- if not (include "predictors.downloadsLoras" (list $model)) }}
 storageUri: {{ $model.storage.uri }}
 {{- end }}
 {{- with $image }}
@@ -106,9 +106,6 @@ lifecycle:
 resources:
   {{- include "predictors.resources" (list $model) | nindent 2 }}
 {{- $mounts := include "predictors.claimMounts" (list $model) | trim }}
-{{- if include "predictors.sharesClaim" (list $model) }}
-{{- $mounts = printf "%s\n%s" (include "predictors.claimMount" (list $model $model.storage.uri "/mnt/models") | trim) $mounts }}
-{{- end }}
 {{- if or $model.cache.enabled $mounts $model.extraVolumeMounts }}
 volumeMounts:
   {{- if $model.cache.enabled }}
