@@ -37,7 +37,7 @@ PLACEHOLDER = "https://vision-predictors.example"
 
 
 class ReleaseError(Exception):
-    """What a person can do something about, in a sentence."""
+    """A failure that a person can mend, in a sentence."""
 
 
 @dataclass(frozen=True)

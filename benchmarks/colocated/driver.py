@@ -33,7 +33,7 @@ VARIANTS = ({"picture_share": 0.65}, {"picture_share": 0.9}, {"token_wait_ms": 1
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What is asked of the two models."""
+    """Sizes of the requests to the two models."""
 
     tiers: tuple[str, ...]
     side: int
