@@ -58,6 +58,14 @@ class Gate:
         self.path.write_text(text)
 
 
+def wait_until_started(gates: list[Gate]) -> ExitStack:
+    """Block until each task runs in a process of its own. They end when this is closed."""
+    pipes = ExitStack()
+    for gate in gates:
+        pipes.enter_context(gate.path.open("w"))  # waits for its reader
+    return pipes
+
+
 async def test_a_task_runs_in_another_process(workers: Workers) -> None:
     assert await workers.run(f"{TASKS}:double", b"ab" * 100_000) == b"ab" * 200_000
     found = await workers.run(f"{TASKS}:process")
@@ -128,9 +136,8 @@ async def test_a_task_that_is_cancelled_while_it_waits_never_runs(
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    before = set(process_ids(workers))
-    for gate in gates:
-        await asyncio.to_thread(gate.open)
+    with await asyncio.to_thread(wait_until_started, gates):
+        before = set(process_ids(workers))
     await asyncio.gather(*busy)
     assert await workers.run(f"{TASKS}:double", 1) == 2
     assert set(process_ids(workers)) == before, "the cancelled task ran"
@@ -165,9 +172,7 @@ def test_closing_fails_all_tasks_and_leaves_no_process(tmp_path: Path) -> None:
     gates = [Gate(tmp_path, str(i)) for i in range(4)]
     futures = [workers.submit(*gate.task()) for gate in gates]
     workers.submit(f"{TASKS}:double", 1).cancel()
-    with ExitStack() as pipes:
-        for gate in gates[:2]:  # opening a pipe waits for its reader: two tasks have started
-            pipes.enter_context(gate.path.open("w"))
+    with wait_until_started(gates[:2]):
         pids = process_ids(workers)
         workers.close()
         workers.close()
@@ -222,10 +227,9 @@ async def test_cancelling_while_a_task_is_sent_harms_no_process(tmp_path: Path) 
     gates = [Gate(tmp_path, str(i)) for i in range(2)]
     try:
         running = [asyncio.create_task(workers.run(*gate.task())) for gate in gates]
-        for gate in gates:  # both processes run
-            await asyncio.to_thread(gate.open)
+        with await asyncio.to_thread(wait_until_started, gates):
+            before = set(process_ids(workers))
         await asyncio.gather(*running)
-        before = set(process_ids(workers))
         for _ in range(30):
             memory = SharedMemory.empty()
             memory.append(bytes(2**20))
