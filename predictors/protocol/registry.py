@@ -39,11 +39,11 @@ from predictors.protocol.serves import (
     Startable,
 )
 from predictors.protocol.tasks import make_workers
+from predictors.protocol.v2.values import VERSION
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 from predictors.workers.process import trim
 
-VERSION = "1"  # of every model
 MAX_SHOWN = 64  # characters of an unknown name that an error repeats
 MAX_READY_LAG_S = 15.0  # a kubelet's probe of the data port would have failed three times
 PARSE_THREADS = 2  # more would wait for the interpreter's lock

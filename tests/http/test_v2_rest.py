@@ -99,6 +99,26 @@ def test_json_is_accepted_without_a_content_type(
     assert reply.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        *[("model_name", value, 200) for value in ("echo", "", None)],
+        *[("model_name", value, 400) for value in ("other", {}, [], 1, False, 0, "echo:1", "ECHO")],
+        *[("model_version", value, 200) for value in ("1", "", None)],
+        *[("model_version", value, 400) for value in ("2", 1, {}, [], True, False, "v" * 5000)],
+    ],
+)
+def test_a_model_in_the_body_is_the_one_of_the_path_or_refused(
+    client: httpx.Client, field: str, value: object, status: int
+) -> None:
+    for path in (INFER, INFER.replace("/infer", "/versions/1/infer")):
+        reply = client.post(path, json=infer_body() | {field: value})
+        assert reply.status_code == status, reply.text
+        if status == 400:
+            assert field in reply.json()["error"]
+            assert len(reply.json()["error"]) < 400
+
+
 def test_nested_data_equals_flat_data(client: httpx.Client) -> None:
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2, 1], "data": [["a"], ["b"]]}
     nested = client.post(INFER, json={"inputs": [tensor]}).json()

@@ -22,11 +22,10 @@ from predictors.protocol.openapi.parts import (
     probe_operation,
     schema_ref,
 )
-from predictors.protocol.registry import VERSION
 from predictors.protocol.serves import Served, ServesChat
 from predictors.protocol.v2.content_types import REQUEST
 from predictors.protocol.v2.tensors import DATATYPES, MAX_ELEMENTS
-from predictors.protocol.v2.values import INTEGERS
+from predictors.protocol.v2.values import INTEGERS, VERSION
 from predictors.protocol.v2.wire_json import (
     INPUT_PARAMETERS,
     MAX_ID,
@@ -249,8 +248,8 @@ def infer_schema(model: Served) -> Json:
         "required": ["inputs"],
         "properties": {
             "id": {"type": ["string", "null"], "maxLength": MAX_ID},
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
+            "model_name": {"type": ["string", "null"], "description": "The name in the path."},
+            "model_version": {"enum": [VERSION, "", None]},
             "parameters": {
                 "type": ["object", "null"],
                 "properties": parameters,

@@ -23,9 +23,9 @@ from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
 from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange
 from predictors.protocol.http.responses import Response, json_response
-from predictors.protocol.registry import VERSION, Registry
+from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
-from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
+from predictors.protocol.v2.values import VERSION, V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request, encode_json_response
 
 NAME = "vision-predictors"
@@ -102,7 +102,7 @@ class V2Routes:
         head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
         files = model.file_inputs
         request = await exchange.decode_body(
-            decode_json_request, head, name, version, files, media=MEDIA
+            decode_json_request, head, name, version, files, model.name, media=MEDIA
         )
         check_outputs(request, model)
         response = complete(await model.infer(request, exchange.call), request, exchange.call)

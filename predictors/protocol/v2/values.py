@@ -20,6 +20,7 @@ from predictors.protocol.v2.content_types import check_number_type, check_text_t
 
 Scalar = str | int | float | bool
 
+VERSION = "1"  # of every model
 MAX_TEXT_BYTES = 4 * 2**20  # per row
 
 INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))

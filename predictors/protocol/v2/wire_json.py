@@ -8,7 +8,7 @@ refused by name, never ignored.
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -28,7 +28,7 @@ from predictors.protocol.v2.tensors import (
     pack_tensor,
     unpack_tensor,
 )
-from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response, as_files
+from predictors.protocol.v2.values import VERSION, Scalar, Tensor, V2Request, V2Response, as_files
 
 HEADER = "inference-header-content-length"
 MAX_TENSORS = 64
@@ -49,15 +49,18 @@ def decode_json_request(
     model: str,
     version: str = "",
     files: Collection[str] = (),
+    other_name: str = "",
 ) -> V2Request:
     """Decode a request body. Raises `InvalidRequest` or `TooLarge`.
 
     `headers` may contain the binary extension's header. `files` are the names of inputs that hold
-    files, which are base64 in JSON.
+    files, which are base64 in JSON. `other_name` of the model may stand in the body, too.
     """
     length = header_length(headers, len(raw))
     body = parse_json(raw if length == len(raw) else raw[:length])
     _check_fields(body, _REQUEST_FIELDS, "the body")
+    _check_same("model_name", body, (model, other_name))
+    _check_same("model_version", body, (VERSION,))
     parameters = read_parameters(body.get("parameters"), "parameters")
     if "content_type" in parameters:
         check_request(parameters)
@@ -205,6 +208,18 @@ def _id(raw: object) -> str:
     if not isinstance(raw, str) or len(raw) > MAX_ID:
         raise InvalidRequest(f"id must be a string of at most {MAX_ID} characters", param="id")
     return raw
+
+
+def _check_same(field: str, body: Mapping[str, object], known: Sequence[str]) -> None:
+    """Clients of KServe say the model in the body, too: it must be the one of the path."""
+    raw = body.get(field)
+    if raw is None or raw == "" or raw in known:
+        return
+    shown = f"{raw[:MAX_NAME]!r}" if isinstance(raw, str) else "not a string"
+    message = (
+        f"{field} in the body is {shown}, and in the path {known[0][:MAX_NAME]!r}: leave it out"
+    )
+    raise InvalidRequest(message, param=field)
 
 
 def _flag(raw: object, name: str) -> bool:
