@@ -18,8 +18,8 @@ from predictors.protocol.openai.chat_body import (
     StreamOptions,
     read_chat_body,
 )
+from predictors.protocol.openai.conversation import BodyMessage, PicturePart
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS
-from predictors.protocol.openai.messages import BodyMessage, PicturePart
 
 HELLO = [{"role": "user", "content": "hello"}]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
