@@ -32,4 +32,5 @@ def message_of(
             bounds = limits.choose(*given, part.where)
         return Picture(part.file, part.where, bounds=bounds)
 
-    return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
+    parts = tuple(map(part_of, turn.parts))
+    return Message(turn.role, parts, turn.calls, turn.call_id, turn.calls_at)

@@ -41,15 +41,18 @@ class BodyMessage:
     """Of an assistant's message."""
     call_id: str | None = None
     """Of a tool's message: the id of the call that it answers."""
+    calls_at: tuple[int, ...] = ()
+    """For each call the number of parts before it; empty where all calls stand behind all parts."""
 
 
 def joined_turns(
     name: str, found: Iterable[tuple[int, BodyMessage]], *, joins_texts: bool, called: str
 ) -> tuple[BodyMessage, ...]:
     """The messages of a conversation. Those of an assistant that stand side by side are one turn if
-    one of them has calls, with `joins_texts` in any case.
+    one of them has calls, with `joins_texts` in any case: texts and calls keep their order.
 
-    `found` are messages and their places in the field `name`; `called` is the caller's word for
+    `found` are messages and their places in the field `name`. In each of them calls stand behind
+    all parts. `called` is the caller's word for
     calls and their answers. Raises `InvalidRequest` as `checked_conversation`.
     """
     turns: list[list[BodyMessage]] = []
@@ -79,9 +82,16 @@ def _is_one_turn(turn: Sequence[BodyMessage], message: BodyMessage, joins_texts:
 def _one_message(turn: Sequence[BodyMessage]) -> BodyMessage:
     if len(turn) == 1:
         return turn[0]
-    parts = tuple(part for message in turn for part in message.parts)
-    calls = tuple(call for message in turn for call in message.calls)
-    return BodyMessage(turn[0].role, parts, calls)
+    parts: list[MessagePart] = []
+    calls: list[ToolCall] = []
+    places: list[int] = []
+    for message in turn:
+        parts += message.parts
+        calls += message.calls
+        places += [len(parts)] * len(message.calls)
+    is_usual = all(place == len(parts) for place in places)
+    at = () if is_usual else tuple(places)
+    return BodyMessage(turn[0].role, tuple(parts), tuple(calls), calls_at=at)
 
 
 def checked_conversation(
