@@ -5,7 +5,7 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -194,13 +194,7 @@ def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     if not calls:  # an assistant may call without a word
         require(read, "content", where=name)
     parts = read.get("content", ())
-    if role != "user":
-        for i, part in enumerate(parts):
-            if isinstance(part, PicturePart | FilmPart):
-                where = f"{name}.content[{i}]"
-                noun = "films" if isinstance(part, FilmPart) else "pictures"
-                message = f"{where}: {noun} stand in user messages, not in {role} ones"
-                raise InvalidRequest(message, param=where)
+    check_media(f"{name}.content", parts, role)
     if calls and role != "assistant":
         raise _misplaced(f"{name}.tool_calls", "assistant", role)
     if role == "tool":
@@ -208,6 +202,19 @@ def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     elif answered is not None:
         raise _misplaced(f"{name}.tool_call_id", "tool", role)
     return BodyMessage(role, parts, calls, answered)
+
+
+def check_media(name: str, parts: Sequence[MessagePart], role: str) -> None:
+    """Raise `InvalidRequest` for a picture or a film in `parts`, the field `name` of a message that
+    is not a user's."""
+    if role == "user":
+        return
+    for i, part in enumerate(parts):
+        if isinstance(part, PicturePart | FilmPart):
+            where = f"{name}[{i}]"
+            noun = "films" if isinstance(part, FilmPart) else "pictures"
+            message = f"{where}: {noun} stand in user messages, not in {role} ones"
+            raise InvalidRequest(message, param=where)
 
 
 def _misplaced(name: str, owner: str, role: str) -> InvalidRequest:

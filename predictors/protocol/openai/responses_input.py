@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from predictors.errors import InvalidRequest
 from predictors.protocol.openai.clients import SENT_BACK
 from predictors.protocol.openai.conversation import BodyMessage, joined_turns
 from predictors.protocol.openai.fields import (
@@ -24,6 +23,7 @@ from predictors.protocol.openai.fields import (
 from predictors.protocol.openai.messages import (
     MAX_MESSAGES,
     MESSAGE_FIELDS,
+    check_media,
     message_rule,
     text_or_list,
 )
@@ -34,7 +34,7 @@ from predictors.protocol.openai.objects import (
     type_of,
     unsupported,
 )
-from predictors.protocol.openai.tool_calls import call_id_rule, calls_rule
+from predictors.protocol.openai.tool_calls import ToolCall, arguments_rule, call_id_rule
 from predictors.protocol.openai.tool_fields import MAX_CHARS, tool_name
 
 MAX_ITEMS = MAX_MESSAGES
@@ -75,14 +75,8 @@ CALL_ITEM: dict[str, DescribedRule] = {
 
 @object_of(CALL_ITEM, "call_id", "name", "arguments")
 def _call(name: str, read: dict[str, Any]) -> BodyMessage:
-    function = {"name": read["name"], "arguments": read["arguments"]}
-    try:
-        calls = calls_rule.check(name, [{"id": read["call_id"], "function": function}])
-    except InvalidRequest as error:  # of the arguments: all else is checked
-        inner = f"{name}[0].function."
-        message = error.message.replace(inner, f"{name}.")
-        raise InvalidRequest(message, param=f"{name}.arguments") from error
-    return BodyMessage("assistant", (), calls)
+    arguments = arguments_rule.check(f"{name}.arguments", read["arguments"])
+    return BodyMessage("assistant", (), (ToolCall(read["call_id"], read["name"], arguments),))
 
 
 OUTPUT_ITEM: dict[str, DescribedRule] = {
@@ -96,14 +90,9 @@ OUTPUT_ITEM: dict[str, DescribedRule] = {
 
 @object_of(OUTPUT_ITEM, "call_id", "output")
 def _output(name: str, read: dict[str, Any]) -> BodyMessage:
-    message = {"role": "tool", "tool_call_id": read["call_id"], "content": read["output"]}
-    try:
-        found: BodyMessage = message_rule.check(name, message)
-    except InvalidRequest as error:
-        inner, own = f"{name}.content", f"{name}.output"
-        param = (error.param or own).replace(inner, own)
-        raise InvalidRequest(error.message.replace(inner, own), param=param) from error
-    return found
+    parts = MESSAGE_FIELDS["content"].check(f"{name}.output", read["output"])
+    check_media(f"{name}.output", parts, "tool")
+    return BodyMessage("tool", parts, (), read["call_id"])
 
 
 _READERS: Mapping[str, DescribedRule] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from predictors.errors import InvalidRequest, NotFound
+from predictors.errors import NotFound
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.responses import EventStream, Response, json_response
@@ -22,7 +22,7 @@ from predictors.protocol.openai.fields import DecodedBody
 from predictors.protocol.openai.operations import Operation, openai_body
 from predictors.protocol.openai.response_object import failure_events
 from predictors.protocol.openai.responses_body import ResponsesBody, decode_responses_body
-from predictors.protocol.openai.spelling import respell, respelt_events
+from predictors.protocol.openai.spelling import respelling, respelt_events
 from predictors.protocol.serves import ServesChat, offers
 from predictors.protocol.text_body import TextBody
 
@@ -44,11 +44,8 @@ async def _reply(
     if body.stream:
         events = model.chat_stream(body, call)
         return as_stream(body, call, respelt_events(events, spelt) if spelt else events)
-    try:
+    with respelling(spelt):
         return json_response(await model.chat(body, call))
-    except InvalidRequest as error:
-        respell(error, spelt)
-        raise
 
 
 def chat_operation(
