@@ -194,7 +194,7 @@ def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     if not calls:  # an assistant may call without a word
         require(read, "content", where=name)
     parts = read.get("content", ())
-    check_media(f"{name}.content", parts, role)
+    check_only_texts(f"{name}.content", parts, role)
     if calls and role != "assistant":
         raise _misplaced(f"{name}.tool_calls", "assistant", role)
     if role == "tool":
@@ -204,7 +204,7 @@ def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     return BodyMessage(role, parts, calls, answered)
 
 
-def check_media(name: str, parts: Sequence[MessagePart], role: str) -> None:
+def check_only_texts(name: str, parts: Sequence[MessagePart], role: str) -> None:
     """Raise `InvalidRequest` for a picture or a film in `parts`, the field `name` of a message that
     is not a user's."""
     if role == "user":

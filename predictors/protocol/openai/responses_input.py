@@ -23,7 +23,7 @@ from predictors.protocol.openai.fields import (
 from predictors.protocol.openai.messages import (
     MAX_MESSAGES,
     MESSAGE_FIELDS,
-    check_media,
+    check_only_texts,
     message_rule,
     text_or_list,
 )
@@ -91,7 +91,7 @@ OUTPUT_ITEM: dict[str, DescribedRule] = {
 @object_of(OUTPUT_ITEM, "call_id", "output")
 def _output(name: str, read: dict[str, Any]) -> BodyMessage:
     parts = MESSAGE_FIELDS["content"].check(f"{name}.output", read["output"])
-    check_media(f"{name}.output", parts, "tool")
+    check_only_texts(f"{name}.output", parts, "tool")
     return BodyMessage("tool", parts, (), read["call_id"])
 
 
