@@ -1,4 +1,4 @@
-"""What every test stands on: a clean environment, warnings as errors, a time limit, markers."""
+"""Fixtures of every test: a clean environment, warnings as errors, a time limit, markers."""
 
 from __future__ import annotations
 

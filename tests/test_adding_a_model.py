@@ -29,7 +29,7 @@ def listed() -> tuple[str, set[str]]:
 
 
 def is_own(path: str, model: str) -> bool:
-    """Whether the file belongs to the model or is its test."""
+    """True for a file of the model, or its test."""
     return path.startswith((f"predictors/models/{model}/", f"tests/models/{model}/"))
 
 

@@ -134,7 +134,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
 
 
 def only(readme: Readme, word: str) -> str:
-    """What the one block with this word printed."""
+    """The output of the one block with this word."""
     found = [printed for block, printed in readme.printed.items() if word in block]
     assert len(found) == 1
     return found[0]

@@ -25,7 +25,7 @@ def first_card(library: Callable[[], Any] = open_library) -> Card | None:
 
 
 def joules_of(work: Callable[[], T], card: Card | None) -> tuple[float | None, T]:
-    """What `work` returned, and the energy until then, idle time included; None if not known. The
+    """The result of `work`, and the energy until then, idle time included; None if not known. The
     work must have left the card idle."""
     before = None if card is None else card.energy_joules()
     result = work()

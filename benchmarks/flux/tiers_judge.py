@@ -20,7 +20,7 @@ SHARE = 16  # pictures per errand: 0.25 s of a core
 
 
 def judge(pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> list[bool]:
-    """Whether each picture is read as its scene: ground, sizes, colours, kinds and places."""
+    """For each picture, True if its scene is read in it: ground, sizes, colours, kinds, places."""
     found = [checker.read(Image.fromarray(picture)) for picture in pictures]
     return [read == scene for read, scene in zip(found, scenes, strict=True)]
 

@@ -57,7 +57,7 @@ LIST_FORMAT = {
 
 
 def is_constrained(number: int) -> bool:
-    """Whether this conversation of a case with a grammar is held to it."""
+    """True if this conversation of a case with a grammar is held to it."""
     return number % CONSTRAINED_EVERY == 0
 
 

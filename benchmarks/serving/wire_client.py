@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
 
 
 def is_complete(answer: bytes) -> bool:
-    """Whether the whole response is there, by its length or its last chunk."""
+    """True once the whole response is there, by its length or its last chunk."""
     head, separator, body = answer.partition(b"\r\n\r\n")
     if not separator:
         return False

@@ -9,8 +9,8 @@ from predictors.chat.film_fields import film_of
 from predictors.chat.pixel_bounds import PixelBounds, PixelLimits
 from predictors.chat.request import Message, Picture
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.conversation import BodyMessage, MessagePart
 from predictors.protocol.openai.film_fields import FilmPart
-from predictors.protocol.openai.messages import BodyMessage, MessagePart
 
 
 def message_of(
@@ -32,4 +32,5 @@ def message_of(
             bounds = limits.choose(*given, part.where)
         return Picture(part.file, part.where, bounds=bounds)
 
-    return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
+    parts = tuple(map(part_of, turn.parts))
+    return Message(turn.role, parts, turn.calls, turn.call_id, turn.calls_at)

@@ -68,9 +68,11 @@ class Message:
     role: str
     parts: tuple[str | Picture | Film, ...]
     calls: tuple[ToolCall, ...] = ()
-    """Of an assistant, behind its parts."""
+    """Of an assistant."""
     call_id: str | None = None
     """Of a tool: the call that it answers."""
+    calls_at: tuple[int, ...] = ()
+    """For each call the number of parts before it; empty where all calls stand behind all parts."""
 
 
 @dataclass(frozen=True, slots=True)

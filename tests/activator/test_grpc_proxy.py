@@ -1,4 +1,4 @@
-"""gRPC through the activator: any method, held while nobody listens, messages one by one."""
+"""gRPC through the activator: any method, held while no server listens, messages one by one."""
 
 from __future__ import annotations
 

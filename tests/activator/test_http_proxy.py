@@ -1,4 +1,4 @@
-"""HTTP through the activator: passed on, held while nobody listens, cut off where it breaks."""
+"""HTTP through the activator: passed on, held while no server listens, cut off where it breaks."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CASE = Case("dev", 64, 64, steps=4)
 # -- both sides ------------------------------------------------------------------------------------
 @pytest.fixture(scope="module", autouse=True)
 def fresh_dynamo() -> Iterator[None]:
-    """What the peer compiles here is nobody else's."""
+    """Other tests find nothing of the peer's compiled code."""
     yield
     torch._dynamo.reset()
 

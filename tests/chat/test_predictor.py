@@ -20,7 +20,7 @@ from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
-from predictors.protocol.openai.messages import BodyMessage, PicturePart
+from predictors.protocol.openai.conversation import BodyMessage, PicturePart
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import ComputeSettings, QwenVLSettings, Settings

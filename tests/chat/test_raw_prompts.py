@@ -1,4 +1,4 @@
-"""Completions, responses and tokens from the real predictor: prompts without a template."""
+"""Completions, responses and tokens from the real predictor, most of them without a template."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ import pytest
 from predictors.chat.predictor import ChatPredictor
 from predictors.errors import InvalidRequest, Overloaded, PromptTooLong
 from predictors.models.qwen2_5_vl.model import make_predictor
+from predictors.protocol.anthropic.messages_body import read_count_body
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import read_chat_body
 from predictors.protocol.openai.completions_body import CompletionsBody, read_completions_body
 from predictors.protocol.openai.responses_body import read_responses_body
-from predictors.protocol.openai.tokens_body import read_detokenize_body, read_tokenize_body
+from predictors.protocol.openai.tokens_body import (
+    TokenizeBody,
+    read_detokenize_body,
+    read_tokenize_body,
+)
 from predictors.protocol.serves import ServesChat, ServesTokens
 from tests.chat.test_predictor import PICTURE, SETTINGS
 
@@ -93,6 +98,30 @@ async def test_a_streamed_response_opens_when_its_job_is_accepted(predictor: Cha
         first = await anext(stream)
     assert first.startswith(b"event: response.created\n")
     assert first.count(b"\n\n") == 2
+
+
+async def test_text_behind_a_call_is_behind_it_in_the_prompt_of_both_routes(
+    predictor: ChatPredictor,
+) -> None:
+    use = {"type": "tool_use", "id": "1", "name": "count", "input": {}}
+    turn = {"role": "assistant", "content": [use, {"type": "text", "text": "wait"}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}
+    asked = {"role": "user", "content": "a"}
+    one = read_count_body({"model": "m", "messages": [asked, turn, result]})
+    items = [
+        asked,
+        {"type": "function_call", "call_id": "1", "name": "count", "arguments": "{}"},
+        {"role": "assistant", "content": "wait"},
+        {"type": "function_call_output", "call_id": "1", "output": ""},
+    ]
+    chat = read_responses_body({"model": "m", "input": items}).chat
+    prompts = [
+        (await predictor.tokenize(each, CALL))["tokens"]
+        for each in (one, TokenizeBody("m", None, chat))
+    ]
+    assert prompts[0] == prompts[1]
+    text = predictor._preparer._model.tokenizer.decode(prompts[0], skip_special_tokens=False)
+    assert f"</tool_call>\nwait{ENDED}\n" in text
 
 
 async def test_a_control_token_in_a_text_is_plain_text(predictor: ChatPredictor) -> None:

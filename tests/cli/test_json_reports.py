@@ -22,7 +22,7 @@ WITHOUT_A_REPORT = {"serve", "activator", "completion"}
 
 
 def report_of(capsys: pytest.CaptureFixture[str], *argv: str, exit_code: int = 0) -> Any:
-    """What the verb prints, as the one JSON document that it is."""
+    """The verb's output, which must be one JSON document."""
     capsys.readouterr()
     assert main([*argv, "--json"]) == exit_code
     return json.loads(capsys.readouterr().out)

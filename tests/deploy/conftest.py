@@ -1,4 +1,4 @@
-"""What the tests of the chart ask for by name: rendering and being refused."""
+"""Fixtures of the chart's tests: rendering, and refused values."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Stage:
 
     @property
     def sources(self) -> list[str]:
-        """What is copied here from the build's folder, rather than from another stage."""
+        """Paths that are copied from the build's folder, not from another stage."""
         copies = [rest.split() for rest in self.of("COPY", "ADD") if "--from=" not in rest]
         return [source.rstrip("/") for words in copies for source in words[:-1]]
 

@@ -1,4 +1,4 @@
-"""Who reaches whom under rendered NetworkPolicies, as Cyclonus computes it, a checker of policies
+"""Connections that rendered NetworkPolicies allow, as Cyclonus computes them, a checker of policies
 that is not ours, built from its Go module.
 
 It knows policies alone: that a network plugin enforces them is not shown, and a kubelet's probes,

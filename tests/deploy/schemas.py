@@ -91,7 +91,7 @@ def folder(version: str) -> Path:
 
 @functools.cache
 def definitions(version: str) -> Registry[Any]:
-    """What every schema of one version refers to."""
+    """The definitions that every schema of one version refers to."""
     content = json.loads((folder(version) / "_definitions.json").read_text())
     return Registry().with_resource("_definitions.json", Resource.from_contents(content))
 
@@ -156,7 +156,7 @@ def custom(kind: str, api_version: str) -> Draft202012Validator:
 
 def completed(kind: str, schema: Schema) -> Schema:
     """KServe's schema without a slip: it asks for `name` in a canary's model, which in the stable
-    one nobody has to say. Its webhook writes an empty one before the API server looks.
+    one may be left out. Its webhook writes an empty one before the API server looks.
     """
     if kind == "InferenceService":
         canary = schema["properties"]["spec"]["properties"]["canary"]["items"]["properties"]
@@ -182,7 +182,7 @@ def strict(schema: Schema) -> Schema:
 
 
 def wrongs(found: dict[str, Any], version: str) -> Iterator[str]:
-    """What is wrong with an object in a Kubernetes version; raises `NoSchema`."""
+    """The problems of an object in a Kubernetes version; raises `NoSchema`."""
     kind, api_version = found["kind"], found["apiVersion"]
     if api_version.partition("/")[0] in GROUPS:
         validator = custom(kind, api_version)

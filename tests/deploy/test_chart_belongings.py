@@ -1,4 +1,4 @@
-"""What belongs to a model beside its pods: account, rights, claim, pre-compile Job, caches."""
+"""A model's objects beside its pods: account, rights, claim, pre-compile Job, caches."""
 
 from __future__ import annotations
 

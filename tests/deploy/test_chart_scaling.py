@@ -103,7 +103,7 @@ def test_keys_without_effect_are_refused_by_name(sets: tuple[str, ...], said: st
 
 
 def warnings(*sets: str) -> list[str]:
-    """What an install would warn of; `helm template` shows it only within an object."""
+    """The warnings of an install; `helm template` shows it only within an object."""
     shown = """{kind: ConfigMap, apiVersion: v1, metadata: {name: shown}, data: {text:
         {{ include "predictors.warnings" . | toJson }} }}"""
     objects = render(LAPTOP, sets=(*sets, f"extraObjects={json.dumps([shown])}"))

@@ -1,5 +1,5 @@
 """The Dockerfile's promises: small changes build fast, nothing secret or heavy slips in, and what
-runs is nobody in particular."""
+runs has no particular user."""
 
 from __future__ import annotations
 

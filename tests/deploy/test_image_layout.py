@@ -55,7 +55,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def names_in(stream: bytes) -> set[str]:
-    """What an archive holds."""
+    """The names of the files in an archive."""
     with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
         return set(tar.getnames())
 
@@ -140,7 +140,7 @@ def test_an_id_keeps_no_image_that_lost_its_name() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What the hash of the wheels is made of, to be changed."""
+    """A copy of the files that the hash of the wheels is made of, to be changed."""
     for name in ("Dockerfile", "constraints.txt", "hashes.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

@@ -19,7 +19,7 @@ HELMS = ("helm.sh/", "managed-by: Helm", "Release")
 
 
 def built(folder: Path) -> list[Object]:
-    """What `kubectl apply -k` would apply."""
+    """The objects that `kubectl apply -k` would apply."""
     done = subprocess.run(
         [binary("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=300
     )
@@ -28,7 +28,7 @@ def built(folder: Path) -> list[Object]:
 
 
 def overlaid(folder: Path, base: Path, **more: object) -> list[Object]:
-    """What somebody's own kustomization makes of ours."""
+    """The objects of a user's kustomization on top of ours."""
     (folder / "kustomization.yaml").write_text(
         json.dumps({"resources": [os.path.relpath(base, folder.resolve())], **more})
     )

@@ -42,7 +42,7 @@ def let_in(objects: list[Object], *callers: Peer, model: str = "flux") -> list[s
 
 
 def let_out(objects: list[Object], tried: Sequence[tuple[Peer, int, str]]) -> list[bool]:
-    """What a pod of FLUX reaches."""
+    """For each peer with its port, True if a pod of FLUX reaches it."""
     return reached(objects, [Traffic(pod("flux"), *each) for each in tried])
 
 

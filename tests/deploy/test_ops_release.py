@@ -1,4 +1,4 @@
-"""What a release brings beside its models: prepull, the pods of `helm test`, other objects.
+"""A release's objects beside its models: prepull, the pods of `helm test`, other objects.
 
 The script of `helm test` is run against a server that answers like ours, over HTTP; tests/e2e runs
 it against ours.

@@ -26,7 +26,7 @@ FILES = [*PROFILES, *CASES]
 
 
 def complaints(objects: list[Object], version: str) -> list[str]:
-    """What the schemas say against the objects."""
+    """The problems that the schemas find in the objects."""
     return [
         f"{each['kind']} {each['metadata']['name']} {wrong}"
         for each in objects

@@ -61,7 +61,7 @@ def template(chart: Path, *values: Path, sets: tuple[str, ...] = ()) -> list[Obj
 
 
 def fixed(found: Object) -> Any:
-    """What Kubernetes lets nobody change, or only by making the object anew."""
+    """The fields that Kubernetes lets no one change, or only by replacing the object."""
     spec = found.get("spec", {})
     match found["kind"]:
         case "DaemonSet":

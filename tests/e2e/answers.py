@@ -38,7 +38,7 @@ def draw(kube: Kube, width: int, height: int, steps: int = 2) -> bytes:
 
 
 def describe(kube: Kube) -> str:
-    """What the language model says over V2 gRPC of what the other one drew from the prompt."""
+    """The language model's answer over V2 gRPC about the other one's picture of the prompt."""
     file = draw(kube, 128, 128, steps=28)
     address, ports = kube.service("qwen-vl")
     words = asks.caption(f"{address}:{ports['h2c']}", file)
@@ -48,7 +48,7 @@ def describe(kube: Kube) -> str:
 
 
 def stream(kube: Kube) -> str:
-    """What OpenAI's own client reads of a streamed chat through the Service."""
+    """The text that OpenAI's own client reads of a streamed chat through the Service."""
     with (
         httpx.Client(trust_env=False) as http,
         OpenAI(base_url=f"{kube.url('qwen-vl')}/v1", api_key="none", http_client=http) as client,

@@ -140,7 +140,7 @@ def over_grpc(address: str) -> Dial:
 
 # -- for a look: one answer, returned ----------------------------------------------------------
 def caption(address: str, file: bytes, max_tokens: int = 16) -> str:
-    """What Qwen2.5-VL says about a picture, over V2 gRPC."""
+    """Qwen2.5-VL's answer about a picture, over V2 gRPC."""
     request = pb.ModelInferRequest(model_name="qwen-vl")
     for name, content in (("prompt", b"Describe this picture."), ("image", file)):
         tensor = request.inputs.add(name=name, datatype="BYTES", shape=[1])

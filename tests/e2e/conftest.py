@@ -1,4 +1,4 @@
-"""What the tests on a cluster stand on: a cluster that can be reached, a namespace per file with
+"""Fixtures of the tests on a cluster: a cluster that can be reached, a namespace per file with
 the embedded checkpoints in a claim, and what is kept to find the cause of
 a failure's cause.
 

@@ -86,7 +86,7 @@ class Seen:
 
 @dataclass
 class Watch:
-    """What a watch has seen so far, in order. Filled by a thread of its own."""
+    """The events that a watch has seen so far, in order. Filled by a thread of its own."""
 
     seen: list[Seen] = field(default_factory=list)
 

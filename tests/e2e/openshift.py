@@ -1,4 +1,4 @@
-"""What OpenShift's admission (the constraint `restricted-v2`) does to the pods of one namespace, in
+"""OpenShift's admission (the constraint `restricted-v2`) of the pods of one namespace, written in
 Kubernetes' own policies: a uid of the namespace's range as user and fsGroup for pods that name
 none, and a refusal of all others. The group stays 0, as there.
 """

@@ -66,7 +66,7 @@ def keep_listed(kube: Kube, listed: Path, stopping: threading.Event) -> None:
 
 
 def configuration(listed: Path, static: dict[str, str]) -> dict[str, Any]:
-    """What Prometheus reads: the file of pods, and `static` job: address."""
+    """The configuration of Prometheus: the file of pods, and `static` job: address."""
     files = [{"files": [str(listed)], "refresh_interval": "1s"}]
     pods = {"job_name": "pods", "file_sd_configs": files}
     others = [

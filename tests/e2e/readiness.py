@@ -24,7 +24,7 @@ ASK_EVERY_S = 0.05
 
 @dataclass
 class Witness:
-    """What was seen of a start: watches, and every answer of the readiness routes."""
+    """The record of a start: watches, and every answer of the readiness routes."""
 
     pods: Watch
     services: Watch
@@ -70,7 +70,7 @@ def _addresses(pods: Watch) -> set[tuple[str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the engine's log says about one start, Unix seconds."""
+    """The times of one start in the engine's log, Unix seconds."""
 
     warming_s: float
     ready_s: float

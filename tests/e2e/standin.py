@@ -66,7 +66,7 @@ class Door(BaseHTTPRequestHandler):
         self._answer(reply.status_code, reply.content)
 
     def do_GET(self) -> None:
-        """What Prometheus scrapes."""
+        """The series that Prometheus scrapes."""
         with self.server.lock:
             held = self.server.num_held
         self._answer(200, f"# TYPE {SERIES} gauge\n{SERIES} {held}\n".encode())

@@ -1,4 +1,4 @@
-"""The real KEDA scales a model by the trigger that the chart ships: nobody asks and there is no
+"""The real KEDA scales a model by the trigger that the chart ships: without requests there is no
 pod, a held request wakes one, load makes three, less load one again, and silence none.
 
 Two times are shortened, since neither KServe nor the chart can say them: KEDA looks every 2 s (its

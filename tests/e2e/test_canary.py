@@ -68,7 +68,7 @@ def accept(kube: Kube) -> list[Object]:
 
 
 def statuses(kube: Kube) -> dict[str, Object]:
-    """What the InferenceService says of its canaries, by name."""
+    """The InferenceService's status of its canaries, by name."""
     found = kube.get("isvc", MODEL).get("status", {}).get("canaryStatuses", [])
     return {each["name"]: each for each in found}
 

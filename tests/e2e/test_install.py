@@ -23,13 +23,13 @@ ONE_PORT = {"health": {"port": -1}, "metrics": {"port": -1}}
 
 @pytest.fixture(scope="module")
 def before(kube: Kube) -> set[str]:
-    """What the namespace holds without a release."""
+    """The objects of the namespace without a release."""
     return kube.snapshot()
 
 
 @pytest.fixture(scope="module")
 def starts() -> list[Witness]:
-    """What was seen of the installations of this module."""
+    """The records of the installations of this module."""
     return []
 
 

@@ -132,7 +132,7 @@ def test_without_the_overlay_no_pod_is_admitted(kube: Kube, uid: int) -> None:
 
 
 def refusals(kube: Kube) -> str:
-    """What the ReplicaSets of the second release were told."""
+    """The refusals that the ReplicaSets of the second release got."""
     sets = kube.list("replicasets", "serving.kserve.io/inferenceservice=fixed")
     names = [each["metadata"]["name"] for each in sets]
     said = [event["message"] for name in names for event in events_of(kube, "ReplicaSet", name)]

@@ -73,7 +73,7 @@ def values(min_available: int = 1) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def starts() -> list[Witness]:
-    """What was seen of the installation."""
+    """The record of the installation."""
     return []
 
 

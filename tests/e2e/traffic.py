@@ -50,7 +50,7 @@ class NothingAsked(AssertionError):
 
 @dataclass
 class Window:
-    """What was asked while something happened: every question that overlaps it."""
+    """The questions that overlap with an event."""
 
     name: str
     began_s: float
@@ -150,7 +150,7 @@ class Traffic:
 
     @contextmanager
     def around(self, name: str, settle: int = 4) -> Iterator[Window]:
-        """What is asked while the body runs, and until `settle` more were over after it.
+        """The questions asked while the body runs, and until `settle` more are over after it.
 
         Raises `NothingAsked` at the end if the clients had stopped.
         """

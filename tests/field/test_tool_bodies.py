@@ -9,7 +9,7 @@ import pytest
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body, read_chat_body
-from predictors.protocol.openai.messages import BodyMessage
+from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import (
     MAX_CHARS,

@@ -305,7 +305,7 @@ def kept(target: str) -> dict[str, bytes]:
 
 
 def keep(target: str, inputs: dict[str, bytes]) -> None:
-    """Write a target's file of `corpus/` anew."""
+    """Replace a target's file of `corpus/`."""
     CORPUS.mkdir(exist_ok=True)
     lines = [f"{name} {base64.b64encode(raw).decode()}\n" for name, raw in sorted(inputs.items())]
     (CORPUS / target).write_text("".join(lines))

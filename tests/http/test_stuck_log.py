@@ -74,7 +74,7 @@ class ServerWithoutReader:
 
 @pytest.fixture
 def state() -> str:
-    """Whether the engine is `open` or `held`."""
+    """The engine's state: `open` or `held`."""
     return "open"
 
 

@@ -1,4 +1,4 @@
-"""REST and gRPC over TLS: who is let in, what is refused, and that a reload drops nobody."""
+"""REST and gRPC over TLS: who is let in, what is refused, and that a reload drops no caller."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ BY_GRPC = {
 
 
 class Kind(NamedTuple):
-    """What the server counts a request by."""
+    """The labels by which the server counts a request."""
 
     model: str
     protocol: str
@@ -193,7 +193,7 @@ def as_proto(model: str, body: Any) -> pb.ModelInferRequest:
 
 
 def counted(live: Live) -> Counter[Kind]:
-    """What the server says, without what it never counted."""
+    """The server's counts, without those that are 0."""
     found: Counter[Kind] = Counter()
     for labels, value in live.samples("predictors_requests_total").items():
         if value:

@@ -69,7 +69,7 @@ class Daemon:
         wait_until(holds, lambda: f"{otherwise}\n{self.log()}")
 
     def log(self) -> str:
-        """What it complained of."""
+        """Its log so far, all in one text."""
         return self._log.read_text()
 
     @property

@@ -59,7 +59,7 @@ class Live(ServerProcess):
 
     @property
     def address(self) -> str:
-        """What Prometheus scrapes."""
+        """The address that Prometheus scrapes."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -122,8 +122,8 @@ class Live(ServerProcess):
         wait_until(lambda: seen() == (running, queued), lambda: f"{model}: {seen()}")
 
     def wait_idle(self) -> None:
-        """Return once no request is in flight and no job runs or waits. A request that nobody waits
-        for an answer of may not have been read yet."""
+        """Return once no request is in flight and no job runs or waits. A request whose answer is
+        not waited for may not have been read yet."""
         wait_until(self._is_idle, lambda: f"still busy: {self.view()}")
 
     def wait_answered(self) -> None:

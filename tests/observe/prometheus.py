@@ -77,7 +77,7 @@ class Prometheus(Daemon):
         return sum(float(series["value"][1]) for series in self.query(expression, at_s))
 
     def label_values(self, label: str, series: str) -> list[str]:
-        """What Grafana's `label_values(series, label)` asks."""
+        """The values that Grafana's `label_values(series, label)` asks for."""
         found: list[str] = self._get(f"/api/v1/label/{label}/values", **{"match[]": series})
         return found
 

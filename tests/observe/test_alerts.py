@@ -191,7 +191,7 @@ def promtool() -> str:
 
 
 def look(name: str, at: str, fires: bool) -> dict[str, Any]:
-    """What is asked at that time: the alert's own series ALERTS is there or is not."""
+    """The question at that time: the alert's own series ALERTS is there or is not."""
     own = f'ALERTS{{alertname="Predictors{name}",alertstate="firing"}}'
     expected = [{"labels": f'{{alertname="Predictors{name}"}}', "value": 1}] if fires else []
     return {"expr": f"count by (alertname) ({own})", "eval_time": at, "exp_samples": expected}
@@ -230,7 +230,7 @@ def test_an_alert_fires_and_stays_silent(name: str, promtool: str, tmp_path: Pat
 
 
 def seconds(duration: str) -> float:
-    """What Prometheus understands by `1m`, `30s`."""
+    """The seconds of a duration as Prometheus writes it: `1m`, `30s`."""
     return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
 
 

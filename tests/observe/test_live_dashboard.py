@@ -201,7 +201,7 @@ def test_every_series_that_an_alert_asks_for_is_there(observed: Observed, name: 
 
 
 def test_a_series_that_was_renamed_has_no_data(observed: Observed) -> None:
-    """What the tests above look at is there to fail."""
+    """The tests above can fail: a series of another name has no data."""
     assert not data_of(observed, "predictors_requests_total_renamed")
     assert not data_of(observed, 'count(predictors_requests_total{reason="queue_is_full"})')
 

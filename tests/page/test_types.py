@@ -23,7 +23,7 @@ PAGES = ("predictors/playground/page", "predictors/protocol/openapi/page")
 
 
 def complaints(folder: Path, *flags: str) -> str:
-    """What the compiler says of the files in `folder`; empty if all is well."""
+    """The compiler's report on the files in `folder`; empty if all is well."""
     assert COMPILER, "TYPESCRIPT names no compiler: run `make test-page`"
     names = sorted(path.name for path in folder.iterdir() if path.suffix != ".json")
     command = ["node", COMPILER, *FLAGS, *flags, *names]

@@ -57,7 +57,7 @@ def product() -> Iterator[Running]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_to_log(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a request's end still logs and counts belongs to its own test, not to the next one."""
+    """Waits until the ends of requests are logged and counted: they belong to their own test."""
     yield
     if "product" in request.fixturenames:
         wait_answered(request.getfixturevalue("product"))

@@ -1,4 +1,4 @@
-"""What a person sees when a checkpoint can't be served: a sentence, no traceback, an exit code."""
+"""A start whose checkpoint can't be served: a sentence, no traceback, an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joules of jobs are the device's, split by engine seconds; idle time is nobody's."""
+"""Joules of jobs are the device's, split by engine seconds; idle time belongs to no job."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def say(text: str) -> None:
 
 
 def state_of(error: OSError) -> str:
-    """What a failed probe says of the model: refused, unresolved, too late, 503."""
+    """The model's state after a failed probe: refused, unresolved, too late, 503."""
     if not isinstance(error, urllib.error.HTTPError):
         return f"no pod answers ({getattr(error, 'reason', error)})"
     return "loads or warms up" if error.code == 503 else f"answers {error.code}"

@@ -42,6 +42,10 @@ For each function call, return a json object with function name and arguments wi
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
 """Qwen2.5's words."""
+_TEXT_BEHIND = (
+    "an assistant's text stands behind its call of a tool, and this model's chat template writes "
+    "calls behind all text; send the text before the call, or in a message after the call's result"
+)
 _SYSTEM, _END = "<|im_start|>system\n", "<|im_end|>"
 
 
@@ -75,6 +79,9 @@ class ToolPrompts:
             self.way = ToolWay.HERMES
         else:
             self.problem = "its chat template loses messages with tools"
+        self.takes_text_behind_calls = self.way is ToolWay.HERMES or (
+            self.way is ToolWay.TEMPLATE and _takes_written_calls(render, mark)
+        )
 
     def write(
         self,
@@ -86,11 +93,15 @@ class ToolPrompts:
         """The messages, and the template's options for them. `contents` are those of the messages
         as templates take them; `plain` makes plain text of a caller's text.
 
-        Raises `InvalidRequest` where the model can't be told of tools.
+        Templates write an assistant's calls behind its text. Calls with text behind them are
+        written into the text here, where that is the same to the template. Raises `InvalidRequest`
+        where it is not, and where the model can't be told of tools.
         """
         if self.way is ToolWay.NONE:
             param = "messages" if offered is None else "tools"
             raise InvalidRequest(f"this model takes no tools: {self.problem}", param=param)
+        if not self.takes_text_behind_calls and any(message.calls_at for message in messages):
+            raise InvalidRequest(_TEXT_BEHIND, param="messages")
         turns = _turns(messages, contents, plain)
         tools = [] if offered is None else [_described(tool, plain) for tool in offered.tools]
         if self.way is ToolWay.TEMPLATE:
@@ -138,7 +149,11 @@ def _turns(
         turn = {"role": message.role, "content": content}
         if message.calls:
             names |= {call.id: call.name for call in message.calls}
-            turn["tool_calls"] = [_described_call(call, plain) for call in message.calls]
+            calls = [_described_call(call, plain) for call in message.calls]
+            if message.calls_at:
+                turn["content"] = _in_order(message, calls, plain)
+            else:
+                turn["tool_calls"] = calls
         if message.call_id is not None:
             turn |= {"tool_call_id": plain(message.call_id), "name": names[message.call_id]}
         turns.append(turn)
@@ -164,17 +179,30 @@ def _described_call(call: ToolCall, plain: Callable[[str], str]) -> Mapping[str,
     return {"id": plain(call.id), "type": "function", "function": function}
 
 
+def _in_order(message: Message, calls: Sequence[Turn], plain: Callable[[str], str]) -> str:
+    """The texts of an assistant's message, with its described calls at their places."""
+    written, begin = [], 0
+    for call, end in zip(calls, message.calls_at, strict=True):
+        written += [plain("".join(map(str, message.parts[begin:end]))), _written_call(call)]
+        begin = end
+    written.append(plain("".join(map(str, message.parts[begin:]))))
+    return "\n".join(filter(None, written))
+
+
 def _with_calls(turn: Turn) -> Turn:
     calls = turn.get("tool_calls")
     if not calls:
         return turn
     written = [turn["content"]] if turn["content"] else []
-    for call in calls:
-        function = call["function"]
-        arguments = json.dumps(function["arguments"], ensure_ascii=False)
-        called = f'{{"name": "{function["name"]}", "arguments": {arguments}}}'
-        written.append(f"{OPENING}\n{called}\n{CLOSING}")
+    written += map(_written_call, calls)
     return {"role": turn["role"], "content": "\n".join(written)}
+
+
+def _written_call(call: Mapping[str, Any]) -> str:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    called = f'{{"name": "{function["name"]}", "arguments": {arguments}}}'
+    return f"{OPENING}\n{called}\n{CLOSING}"
 
 
 # -- probes ----------------------------------------------------------------------------------------
@@ -236,6 +264,18 @@ def _shows(
         if not found:
             return False
     return True
+
+
+def _takes_written_calls(render: Render, mark: str) -> bool:
+    """True where a call within a message's text comes out as the template's own, and the text
+    behind it as well."""
+    probe = _probe(mark)
+    written = [_with_calls(turn) for turn in probe]
+    if _tried(render, written, {}) != _tried(render, probe, {}):
+        return False
+    behind = f"{written[2]['content']}\n8th{mark}words"
+    said = _tried(render, [*written[:2], {**written[2], "content": behind}, *written[3:]], {})
+    return said is not None and behind in said
 
 
 def _has_other_format(render: Render, mark: str) -> bool:

@@ -6,57 +6,54 @@ import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.anthropic.tool_blocks import CACHE_MARK, TOOL_USE, read_call
+from predictors.protocol.anthropic.tool_blocks import CACHE_MARK, tool_use_rule
 from predictors.protocol.images.urls import read_base64, read_data_url
+from predictors.protocol.openai.clients import PART_FIELDS
+from predictors.protocol.openai.conversation import BodyMessage, PicturePart, joined_turns
 from predictors.protocol.openai.fields import (
-    MAX_NAME,
     DescribedRule,
     described,
     dropped,
-    object_schema,
+    list_of,
     one_of,
-    only_values,
-    read_fields,
     require,
     said,
     text,
-    wrong,
 )
 from predictors.protocol.openai.messages import (
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_TEXT,
-    BodyMessage,
-    PicturePart,
-    text_rule,
+    part_of,
+    text_or_list,
 )
-from predictors.protocol.openai.pixel_fields import PIXEL_FIELDS, RequestedPixels
-from predictors.protocol.openai.tool_calls import MAX_CALLS, OpenCalls, ToolCall, call_id_rule
+from predictors.protocol.openai.objects import (
+    checked_later,
+    ignored_type,
+    object_of,
+    type_of,
+    type_schemas,
+    unsupported,
+)
+from predictors.protocol.openai.pixel_fields import PIXEL_FIELDS
+from predictors.protocol.openai.tool_calls import MAX_CALLS, call_id_rule
 
 MAX_BLOCKS = MAX_PARTS  # of one message
 THINKING = ("thinking", "redacted_thinking")
 """Blocks of another model's thoughts, which are left out: no model here reads them."""
-_ONLY_EMPTY = "only an empty list is taken back"
 
 # -- texts and pictures ----------------------------------------------------------------------------
 TEXT_BLOCK: dict[str, DescribedRule] = {
     "type": one_of("text"),
     "text": text(at_most=MAX_TEXT),
     "cache_control": CACHE_MARK,
-    "citations": only_values([], why=_ONLY_EMPTY),
+    "citations": PART_FIELDS["annotations"],
 }
-
-
-def _text(name: str, block: Any) -> str:
-    read = read_fields(block, TEXT_BLOCK, where=name)
-    require(read, "text", where=name)
-    found: str = read["text"]
-    return found
-
+_text_rule = part_of("text", TEXT_BLOCK)
 
 SOURCE: dict[str, DescribedRule] = {
     "type": said("`url` is for a data URL: this server fetches none.", one_of("base64", "url")),
@@ -66,14 +63,8 @@ SOURCE: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(SOURCE, "type"))
-def _source(name: str, value: Any) -> bytes:
-    """The bytes of an image file."""
-    if isinstance(value, dict) and value.get("type") == "file":
-        problem = "files are not kept; send the picture itself as base64"
-        raise InvalidRequest(f"{name}.type 'file' is not supported: {problem}", param=name)
-    read = read_fields(value, SOURCE, where=name)
-    require(read, "type", where=name)
+@object_of(SOURCE, "type")
+def _source_rule(name: str, read: dict[str, Any]) -> PicturePart:
     held, other = ("data", "url") if read["type"] == "base64" else ("url", "data")
     require(read, held, where=name)
     path = f"{name}.{held}"
@@ -81,8 +72,18 @@ def _source(name: str, value: Any) -> bytes:
         problem = f"{name}.{other} does not belong to type {read['type']!r}"
         raise InvalidRequest(problem, param=f"{name}.{other}")
     if held == "url":
-        return read_data_url(read["url"], param=path)
-    return read_base64(read["data"].encode("utf-8", "surrogatepass"), param=path)
+        file = read_data_url(read["url"], param=path)
+    else:
+        file = read_base64(read["data"].encode("utf-8", "surrogatepass"), param=path)
+    return PicturePart(file, name)
+
+
+@described(_source_rule.schema)
+def _source(name: str, value: Any) -> object:
+    if isinstance(value, dict) and value.get("type") == "file":
+        problem = "files are not kept; send the picture itself as base64"
+        raise InvalidRequest(f"{name}.type 'file' is not supported: {problem}", param=name)
+    return _source_rule.check(name, value)
 
 
 IMAGE_BLOCK: dict[str, DescribedRule] = {
@@ -91,34 +92,37 @@ IMAGE_BLOCK: dict[str, DescribedRule] = {
     "cache_control": CACHE_MARK,
     **PIXEL_FIELDS,
 }
+_image_rule = part_of("source", IMAGE_BLOCK)
 
 
-def _image(name: str, block: Any) -> PicturePart:
-    read = read_fields(block, IMAGE_BLOCK, where=name)
-    require(read, "source", where=name)
-    pixels = RequestedPixels(read.get("min_pixels"), read.get("max_pixels"))
-    return PicturePart(read["source"], f"{name}.source", pixels)
+def _block(name: str, value: Any) -> tuple[str, str, Any]:
+    """Path, type and fields of a block."""
+    return name, type_of(name, value), value
+
+
+def _texts_or(schema: Mapping[str, Any]) -> DescribedRule:
+    """A text, or blocks; `schema` describes one."""
+    return text_or_list(DescribedRule(_block, schema), at_most=MAX_BLOCKS, noun="blocks")
 
 
 # -- results of tools ------------------------------------------------------------------------------
-_TEXT_SCHEMA = object_schema(TEXT_BLOCK, "type", "text")
-
-
 def texts_rule(about: str) -> DescribedRule:
     """A text or a list of text blocks. `about` says why nothing else is there."""
-    several = {"type": "array", "maxItems": MAX_BLOCKS, "items": _TEXT_SCHEMA}
+    texts = _texts_or(_text_rule.schema)
 
     def rule(name: str, value: Any) -> tuple[str, ...]:
-        if isinstance(value, str):
-            return (text_rule.check(name, value),)
-        found = []
-        for path, kind, block in _blocks(name, value):
-            if kind != "text":
-                raise _refused(path, kind, about)
-            found.append(_text(path, block))
-        return tuple(found)
+        return tuple(map(text_of, texts.check(name, value)))
 
-    return DescribedRule(rule, {"anyOf": [text_rule.schema, several]})
+    def text_of(found: str | tuple[str, str, Any]) -> str:
+        if isinstance(found, str):
+            return found
+        path, kind, block = found
+        if kind != "text":
+            raise unsupported(f"{path}.type", kind, about)
+        read: str = _text_rule.check(path, block)
+        return read
+
+    return DescribedRule(rule, texts.schema)
 
 
 TOOL_RESULT: dict[str, DescribedRule] = {
@@ -130,179 +134,90 @@ TOOL_RESULT: dict[str, DescribedRule] = {
 }
 
 
-def _result(name: str, block: Any) -> BodyMessage:
-    read = read_fields(block, TOOL_RESULT, where=name)
-    require(read, "tool_use_id", where=name)
+@object_of(TOOL_RESULT, "type", "tool_use_id")
+def _result_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     return BodyMessage("tool", read.get("content") or ("",), (), read["tool_use_id"])
 
 
 # -- messages --------------------------------------------------------------------------------------
-def _blocks(name: str, value: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    """Path, type and fields of each block of a list. Raises `InvalidRequest`."""
-    if not isinstance(value, list):
-        raise wrong(name, "a string or a list of blocks", value)
-    if len(value) > MAX_BLOCKS:
-        message = f"{name} has {len(value)} blocks; at most {MAX_BLOCKS} are taken"
-        raise InvalidRequest(message, param=name)
-    found = []
-    for i, block in enumerate(value):
-        path = f"{name}[{i}]"
-        if not isinstance(block, dict):
-            raise wrong(path, "an object with a type", block)
-        if block.get("type") is None:
-            raise InvalidRequest(f"{path}.type is required", param=f"{path}.type")
-        if not isinstance(block["type"], str):
-            raise wrong(f"{path}.type", "a string", block["type"])
-        found.append((path, block["type"], block))
-    return found
-
-
-def _refused(path: str, kind: str, why: str) -> InvalidRequest:
-    message = f"{path}.type {kind[:MAX_NAME]!a} is not supported: {why}"
-    return InvalidRequest(message, param=f"{path}.type")
-
-
-_USER_PARTS: Mapping[str, Callable[[str, Any], str | PicturePart]] = {
-    "text": _text,
-    "image": _image,
+_TYPES = {
+    "text": _text_rule,
+    "image": _image_rule,
+    "tool_result": _result_rule,
+    "tool_use": tool_use_rule,
 }
+_ANY_BLOCK = {"oneOf": [*type_schemas(_TYPES), ignored_type(*THINKING)]}
+_BLOCKS = _texts_or(_ANY_BLOCK)
 
 
-def _user(name: str, value: Any) -> list[BodyMessage]:
+def _user(name: str, blocks: list[tuple[str, str, Any]]) -> list[BodyMessage]:
     """The results of tools, which come first, and the user's own message."""
     results: list[BodyMessage] = []
     parts: list[str | PicturePart] = []
-    for path, kind, block in _blocks(name, value):
+    for path, kind, block in blocks:
         if kind == "tool_result":
             if parts:
                 message = f"{path}: tool_result blocks stand before texts and pictures"
                 raise InvalidRequest(message, param=path)
-            results.append(_result(path, block))
-        elif (read := _USER_PARTS.get(kind)) is not None:
-            parts.append(read(path, block))
+            results.append(_result_rule.check(path, block))
+        elif kind in ("text", "image"):
+            parts.append(_TYPES[kind].check(path, block))
         else:
-            raise _refused(path, kind, "a user's blocks are text, image and tool_result")
+            why = "a user's blocks are text, image and tool_result"
+            raise unsupported(f"{path}.type", kind, why)
     if not results and not parts:
         raise InvalidRequest(f"{name} has no blocks", param=name)
     return [*results, *([BodyMessage("user", tuple(parts))] if parts else [])]
 
 
-def _assistant(name: str, value: Any) -> list[BodyMessage]:
-    """One message; none where nothing is left without thoughts."""
-    texts: list[str] = []
-    calls: dict[str, ToolCall] = {}
-    for path, kind, block in _blocks(name, value):
+def _assistant(name: str, blocks: list[tuple[str, str, Any]]) -> list[BodyMessage]:
+    """A message for each block; none for thoughts."""
+    found: list[BodyMessage] = []
+    ids: set[str] = set()
+    for path, kind, block in blocks:
         if kind == "text":
-            texts.append(_text(path, block))
+            found.append(BodyMessage("assistant", (_text_rule.check(path, block),)))
         elif kind == "tool_use":
-            call = read_call(path, block)
-            if call.id in calls:
+            call = tool_use_rule.check(path, block)
+            if call.id in ids:
                 message = f"{path}.id: another call has the id {call.id[:40]!a} as well"
                 raise InvalidRequest(message, param=f"{path}.id")
-            calls[call.id] = call
+            ids.add(call.id)
+            found.append(BodyMessage("assistant", (), (call,)))
         elif kind not in THINKING:
-            raise _refused(path, kind, "an assistant's blocks are text and tool_use")
-    if len(calls) > MAX_CALLS:
-        message = f"{name} has {len(calls)} calls; at most {MAX_CALLS} are taken"
+            why = "an assistant's blocks are text and tool_use"
+            raise unsupported(f"{path}.type", kind, why)
+    if len(ids) > MAX_CALLS:
+        message = f"{name} has {len(ids)} calls; at most {MAX_CALLS} are taken"
         raise InvalidRequest(message, param=name)
-    if not texts and not calls:
-        return []
-    return [BodyMessage("assistant", tuple(texts), tuple(calls.values()))]
+    return found
 
 
-def _block_schema(*tables: Mapping[str, DescribedRule]) -> dict[str, Any]:
-    needed: dict[str, tuple[str, ...]] = {
-        "text": ("text",),
-        "image": ("source",),
-        "tool_result": ("tool_use_id",),
-    }
-    needed |= {"tool_use": ("id", "name", "input")}
-    schemas: list[dict[str, Any]] = []
-    for table in tables:
-        (kind,) = table["type"].schema["enum"]
-        schemas.append(object_schema(table, "type", *needed[kind]))
-        schemas[-1]["properties"]["type"] = {"const": kind}
-    return {"type": "array", "maxItems": MAX_BLOCKS, "items": {"oneOf": schemas}}
-
-
-def _passed(name: str, value: Any) -> Any:
-    """The same value: the role says which rules it has."""
-    return value
-
-
-_CONTENT = _block_schema(TEXT_BLOCK, IMAGE_BLOCK, TOOL_RESULT, TOOL_USE)
-_CONTENT["items"]["oneOf"].append(
-    {
-        "type": "object",
-        "properties": {"type": {"enum": list(THINKING)}},
-        "required": ["type"],
-        "description": "Ignored: no model here reads it.",
-    }
-)
 MESSAGE: dict[str, DescribedRule] = {
     "role": said("Who speaks.", one_of("user", "assistant")),
-    "content": DescribedRule(
-        _passed,
-        {"anyOf": [text_rule.schema, _CONTENT], "description": "A text, or blocks."},
-    ),
+    "content": said("A text, or blocks.", checked_later(_BLOCKS.schema)),
 }
 
 
-def _message(name: str, value: Any) -> list[BodyMessage]:
-    read = read_fields(value, MESSAGE, where=name)
-    require(read, "role", "content", where=name)
+@object_of(MESSAGE, "role", "content")
+def _message(name: str, read: dict[str, Any]) -> list[BodyMessage]:
     role, content, path = read["role"], read["content"], f"{name}.content"
+    found = _BLOCKS.check(path, content)
     if isinstance(content, str):
-        return [BodyMessage(role, (text_rule.check(path, content),))]
-    return _user(path, content) if role == "user" else _assistant(path, content)
+        return [BodyMessage(role, tuple(found))]
+    return _user(path, found) if role == "user" else _assistant(path, found)
 
 
-@described(
-    {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": MAX_MESSAGES,
-        "items": object_schema(MESSAGE, "role", "content"),
-    }
-)
+_MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+
+
+@described({**_MESSAGE_LIST.schema, "minItems": 1})
 def messages_of_blocks(name: str, value: Any) -> tuple[BodyMessage, ...]:
     """The messages of a chat."""
-    if not isinstance(value, list):
-        raise wrong(name, "a list of messages", value)
-    if len(value) > MAX_MESSAGES:
-        message = f"{name} has {len(value)} messages; at most {MAX_MESSAGES} are taken"
-        raise InvalidRequest(message, param=name)
-    turns: list[list[BodyMessage]] = []  # neighbours of an assistant are one
-    places: list[int] = []  # of the messages that they came from
-    for i, each in enumerate(value):
-        for found in _message(f"{name}[{i}]", each):
-            if turns and found.role == turns[-1][0].role == "assistant":
-                turns[-1].append(found)
-            else:
-                turns.append([found])
-                places.append(i)
-    messages = [_one_message(turn) for turn in turns]
-    if not messages:
-        raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
-    _check_calls(name, messages, places)
-    return tuple(messages)
-
-
-def _one_message(turn: Sequence[BodyMessage]) -> BodyMessage:
-    if len(turn) == 1:
-        return turn[0]
-    parts = tuple(part for message in turn for part in message.parts)
-    calls = tuple(call for message in turn for call in message.calls)
-    return BodyMessage(turn[0].role, parts, calls)
-
-
-def _check_calls(name: str, messages: Sequence[BodyMessage], places: Sequence[int]) -> None:
-    """Raise `InvalidRequest` for a call without its result, and the reverse."""
-    unanswered = OpenCalls(name)
-    try:
-        for i, message in zip(places, messages, strict=True):
-            unanswered.see(i, message.calls, message.call_id)
-        unanswered.close("the end")
-    except InvalidRequest as error:
-        words = f"{error.message} (here they are tool_use and tool_result blocks)"
-        raise InvalidRequest(words, param=(error.param or name).rpartition(".")[0]) from error
+    found = _MESSAGE_LIST.check(name, value)
+    return joined_turns(
+        name,
+        ((i, message) for i, messages in enumerate(found) for message in messages),
+        joins_texts=True,
+        called="tool_use and tool_result blocks",
+    )

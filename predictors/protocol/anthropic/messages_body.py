@@ -6,7 +6,6 @@ import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -14,14 +13,14 @@ from predictors.protocol.answer_format import AnswerFormat, schema_format
 from predictors.protocol.anthropic.content_blocks import messages_of_blocks, texts_rule
 from predictors.protocol.anthropic.tool_blocks import (
     CACHE_MARK,
-    NO_SERVER_TOOLS,
     anthropic_choice,
     anthropic_tools,
 )
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
-from predictors.protocol.openai.chat_body import MAX_TOKENS, ChatBody, chat_of
-from predictors.protocol.openai.clients import NO_REASONING
+from predictors.protocol.openai.chat_body import MAX_TOKENS, BodyOfChat, ChatBody, chat_of
+from predictors.protocol.openai.clients import NO_REASONING, NO_TOOLS
+from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import (
     DROP,
     DecodedBody,
@@ -29,7 +28,6 @@ from predictors.protocol.openai.fields import (
     check_body,
     described,
     dropped,
-    object_schema,
     one_of,
     only_values,
     read_fields,
@@ -37,26 +35,13 @@ from predictors.protocol.openai.fields import (
     said,
     whole,
 )
-from predictors.protocol.openai.messages import BodyMessage
+from predictors.protocol.openai.objects import field_value, object_of
 from predictors.protocol.openai.pixel_fields import PIXEL_FIELDS
 from predictors.protocol.openai.tokens_body import TokenizeBody
 
 
-# Without slots: pickle restores an object that has slots through a Python function.
-@dataclass(frozen=True)
-class MessagesBody:
+class MessagesBody(BodyOfChat):
     """A checked body of `POST /v1/messages`."""
-
-    chat: ChatBody
-    n = 1
-
-    @property
-    def model(self) -> str:
-        return self.chat.model
-
-    @property
-    def stream(self) -> bool:
-        return self.chat.stream
 
 
 def decode_messages_body(raw: bytes) -> DecodedBody[MessagesBody]:
@@ -112,28 +97,11 @@ def _schema(name: str, value: Any) -> AnswerFormat:
 
 
 _FORMAT: dict[str, DescribedRule] = {"type": one_of("json_schema"), "schema": _schema}
-
-
-@described(object_schema(_FORMAT, "type", "schema"))
-def _format(name: str, value: Any) -> AnswerFormat:
-    read = read_fields(value, _FORMAT, where=name)
-    require(read, "type", "schema", where=name)
-    found: AnswerFormat = read["schema"]
-    return found
-
-
+_format = object_of(_FORMAT, "type", "schema")(field_value("schema"))
 _OUTPUT: dict[str, DescribedRule] = {
     "format": said("The answer is JSON that a schema allows.", _format),
     "effort": only_values("high", why=NO_REASONING),
 }
-
-
-@described(object_schema(_OUTPUT))
-def _output_config(name: str, value: Any) -> object:
-    """The checked format."""
-    return read_fields(value, _OUTPUT, where=name).get("format", DROP)
-
-
 _TEXTS = texts_rule("a system prompt is a text, or text blocks")
 SYSTEM = DescribedRule(lambda name, value: _TEXTS.check(name, value) or DROP, _TEXTS.schema)
 FROM_CHAT = (
@@ -149,14 +117,14 @@ COUNT_FIELDS: dict[str, DescribedRule] = {
     "system": said("A system prompt before the conversation.", SYSTEM),
     "tools": said("Tools that the model may call.", anthropic_tools),
     "tool_choice": said("Whether a tool may or must be called, or which one.", anthropic_choice),
-    "output_config": said("The format of the answer.", _output_config),
+    "output_config": said("The format of the answer.", object_of(_OUTPUT)(field_value("format"))),
     "chat_template_kwargs": chat_body.FIELDS["chat_template_kwargs"],
     **PIXEL_FIELDS,
     # these can't change the answer
     "cache_control": CACHE_MARK,
     # these are only taken at the value that is served anyway
     "thinking": only_values({"type": "disabled"}, why=NO_REASONING),
-    "mcp_servers": only_values([], why=NO_SERVER_TOOLS),
+    "mcp_servers": only_values([], why=NO_TOOLS),
     "context_management": only_values({}, {"edits": []}, why="prompts are not shortened"),
     "speed": only_values("standard", why="there is one speed"),
 }
@@ -168,6 +136,6 @@ FIELDS: dict[str, DescribedRule] = {
     "metadata": dropped(dict),
     "service_tier": dropped(str),
     "inference_geo": dropped(str, why="there is one place"),
-    "container": only_values(why=NO_SERVER_TOOLS),
+    "container": only_values(why=NO_TOOLS),
     "diagnostics": only_values(why="no earlier request is kept to compare with"),
 }

@@ -6,9 +6,10 @@ event of a stream that has begun.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from predictors.protocol.anthropic.messages_body import (
     MessagesBody,
@@ -21,10 +22,12 @@ from predictors.protocol.error_formats import ANTHROPIC_ERRORS
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.responses import EventStream, Response, json_response
 from predictors.protocol.openai.events import STREAM_HEADERS
-from predictors.protocol.openai.operations import Operation, endpoint
+from predictors.protocol.openai.operations import Operation, post_routes
+from predictors.protocol.openai.text_routes import chat_operation
+from predictors.protocol.openai.token_routes import SERVES_TOKENS
 from predictors.protocol.openai.tokens_body import TokenizeBody
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served, ServesChat, ServesTokens, offers
+from predictors.protocol.serves import ServesTokens
 
 
 def anthropic_fault(fault: Fault) -> bytes:
@@ -37,10 +40,7 @@ def _error_event(fault: Fault) -> bytes:
     return b"event: error\ndata: %b\n\n" % anthropic_fault(fault)
 
 
-async def _reply(model: ServesChat, body: MessagesBody, call: Call) -> Response | EventStream:
-    if not body.stream:
-        return json_response(await model.chat(body, call))
-    events = model.chat_stream(body, call)
+def _as_stream(body: MessagesBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
     return EventStream(events, encode_error=_error_event, headers=STREAM_HEADERS)
 
 
@@ -49,37 +49,16 @@ async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> R
     return json_response({"input_tokens": counted["count"]})
 
 
-def _serves_chat(model: Served) -> bool:
-    return offers(model, ServesChat)
-
-
-def _serves_tokens(model: Served) -> bool:
-    return isinstance(model, ServesTokens)
-
-
-MESSAGES = Operation(
-    name="messages",
-    route="/messages",
-    decode=decode_messages_body,
-    serves=_serves_chat,
-    reply=_reply,
-)
+MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream)
 COUNT_TOKENS = Operation(
     name="count_tokens",
     route="/messages/count_tokens",
     decode=decode_count_body,
-    serves=_serves_tokens,
+    serves=SERVES_TOKENS,
     reply=_reply_count,
 )
 
 
-def anthropic_routes(registry: Registry) -> list[BaseRoute]:
+def anthropic_routes(registry: Registry) -> list[Route]:
     every, own = (MESSAGES, COUNT_TOKENS), ANTHROPIC_ERRORS.protocol
-    return [
-        Route(
-            f"/v1{each.route}",
-            endpoint(registry, each, every, protocol=own, body_of=anthropic_fault),
-            methods=["POST"],
-        )
-        for each in every
-    ]
+    return post_routes(registry, every, ("/v1",), protocol=own, body_of=anthropic_fault)

@@ -12,50 +12,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.clients import PART_FIELDS
+from predictors.protocol.openai.clients import NO_TOOLS, PART_FIELDS, SENT_BACK
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
     dropped,
     flag,
-    list_of,
-    object_schema,
     one_of,
     only_values,
-    read_fields,
-    require,
     said,
     wrong,
 )
+from predictors.protocol.openai.objects import object_of
 from predictors.protocol.openai.tool_calls import MAX_ARGUMENTS, ToolCall, call_id_rule
 from predictors.protocol.openai.tool_fields import (
     AUTO,
     FUNCTION_FIELDS,
-    MAX_TOOLS,
     NONE,
     REQUIRED,
     FunctionTool,
     ToolChoice,
-    checked_tools,
+    list_of_tools,
+    only_type,
     parameters_rule,
     tool_name,
 )
 
 CACHE_MARK = PART_FIELDS["cache_control"]
-NO_SERVER_TOOLS = "this server has no tools of its own"
 _CHATS_FIELD = re.compile(r"(tools\[[0-9]+\])\.function\.parameters")
 
-
-@described({"const": "custom"})
-def _custom_type(name: str, value: Any) -> str:
-    if value != "custom":
-        message = f"{name} {str(value)[:40]!a} is not supported: {NO_SERVER_TOOLS}"
-        raise InvalidRequest(f"{message}; it may only be 'custom'", param=name)
-    return "custom"
-
-
 TOOL: dict[str, DescribedRule] = {
-    "type": _custom_type,
+    "type": only_type("custom"),
     "name": FUNCTION_FIELDS["name"],
     "description": FUNCTION_FIELDS["description"],
     "input_schema": parameters_rule,
@@ -64,26 +51,17 @@ TOOL: dict[str, DescribedRule] = {
     "input_examples": only_values([], why="write them into the description"),
     "eager_input_streaming": dropped(bool, why="inputs are sent as they grow"),
     "defer_loading": only_values(False, why="there is no search for tools"),
-    "allowed_callers": only_values(["direct"], why=NO_SERVER_TOOLS),
+    "allowed_callers": only_values(["direct"], why=NO_TOOLS),
 }
 
 
-@described(object_schema(TOOL, "name", "input_schema"))
-def _tool(name: str, value: Any) -> FunctionTool:
-    if isinstance(value, dict) and value.get("type") is not None:
-        _custom_type.check(f"{name}.type", value["type"])  # the other fields belong to the type
-    read = read_fields(value, TOOL, where=name)
-    require(read, "name", "input_schema", where=name)
+@object_of(TOOL, "name", "input_schema", first="type")
+def _tool(name: str, read: dict[str, Any]) -> FunctionTool:
     shared = (read["name"], read.get("description"), read["input_schema"])
     return FunctionTool(*shared, read.get("strict", False))
 
 
-_TOOLS = list_of(_tool, at_most=MAX_TOOLS, noun="tools")
-
-
-@described(_TOOLS.schema)
-def anthropic_tools(name: str, value: Any) -> tuple[FunctionTool, ...]:
-    return checked_tools(name, _TOOLS.check(name, value))
+anthropic_tools = list_of_tools(_tool)
 
 
 def with_own_field(message: str) -> str:
@@ -108,10 +86,8 @@ class AnthropicChoice:
     parallel: bool
 
 
-@described(object_schema(_CHOICE, "type"))
-def anthropic_choice(name: str, value: Any) -> AnthropicChoice:
-    read = read_fields(value, _CHOICE, where=name)
-    require(read, "type", where=name)
+@object_of(_CHOICE, "type")
+def anthropic_choice(name: str, read: dict[str, Any]) -> AnthropicChoice:
     kind, called = read["type"], read.get("name")
     if (kind == "tool") != (called is not None):
         problem = "is for the type 'tool'" if called else "is required"
@@ -140,13 +116,11 @@ TOOL_USE: dict[str, DescribedRule] = {
     "name": tool_name,
     "input": _input,
     "cache_control": CACHE_MARK,
-    "caller": dropped(dict, why="it came with the answer that is sent back"),
+    "caller": dropped(dict, why=SENT_BACK),
     "partial_json": only_values(why="the call was cut off; leave its block out"),
 }
 
 
-def read_call(name: str, value: Any) -> ToolCall:
-    """The call of a `tool_use` block. Raises `InvalidRequest`."""
-    read = read_fields(value, TOOL_USE, where=name)
-    require(read, "id", "name", "input", where=name)
+@object_of(TOOL_USE, "type", "id", "name", "input")
+def tool_use_rule(name: str, read: dict[str, Any]) -> ToolCall:
     return ToolCall(read["id"], read["name"], read["input"])

@@ -14,6 +14,7 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
+from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
@@ -25,7 +26,6 @@ from predictors.protocol.openai.fields import (
     flag,
     list_of,
     number,
-    object_schema,
     only_values,
     read_fields,
     require,
@@ -42,7 +42,8 @@ from predictors.protocol.openai.film_fields import (
 )
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS, read_format
 from predictors.protocol.openai.lora_fields import NamedScales, loras
-from predictors.protocol.openai.messages import BodyMessage, messages_rule
+from predictors.protocol.openai.messages import messages_rule
+from predictors.protocol.openai.objects import object_of
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
     RequestedPixels,
@@ -118,6 +119,26 @@ class ChatBody:
     coordinates: str | None = None
 
 
+@dataclass(frozen=True)
+class BodyOfChat:
+    """A checked body that is a chat in other words. `chat` has all that chats have too."""
+
+    chat: ChatBody
+
+    @property
+    def model(self) -> str:
+        return self.chat.model
+
+    @property
+    def stream(self) -> bool:
+        return self.chat.stream
+
+    @property
+    def n(self) -> int:
+        """Its jobs."""
+        return self.chat.n
+
+
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
     """Raises `InvalidRequest` for text that is not JSON."""
     return check_body(parse_json(raw), read_chat_body)
@@ -171,10 +192,10 @@ _STREAM_OPTIONS: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_STREAM_OPTIONS))
-def _stream_options(name: str, value: Any) -> StreamOptions:
+@object_of(_STREAM_OPTIONS)
+def _stream_options(name: str, read: dict[str, Any]) -> StreamOptions:
     """Without `stream` they change nothing: a whole answer has its usage."""
-    return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
+    return StreamOptions(**read)
 
 
 OWN_FIELDS: dict[str, DescribedRule] = {

@@ -189,26 +189,26 @@ IMAGE_CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}
 EDIT_CLIENTS: Tables = IMAGE_CLIENTS
 """Of `POST /v1/images/edits`."""
 
-_SENT_BACK = "it came with the answer that is sent back"
+SENT_BACK = "it came with the answer that is sent back"
 _CACHE_MARK = "equal beginnings are found without it"
 
 MESSAGE_CLIENTS: Tables = {
     "answers sent back": {
-        "id": dropped(str, float, why=_SENT_BACK),
+        "id": dropped(str, float, why=SENT_BACK),
         "type": only_values("message", why="messages are the only items"),
-        "object": dropped(str, why=_SENT_BACK),
-        "status": dropped(str, why=_SENT_BACK),
-        "model": dropped(str, why=_SENT_BACK),
-        "created": dropped(float, why=_SENT_BACK),
-        "created_at": dropped(str, float, why=_SENT_BACK),
-        "createdAt": dropped(str, float, why=_SENT_BACK),
-        "timestamp": dropped(str, float, why=_SENT_BACK),
-        "index": dropped(float, why=_SENT_BACK),
-        "finish_reason": dropped(str, why=_SENT_BACK),
-        "stop_reason": dropped(str, float, why=_SENT_BACK),
-        "usage": dropped(dict, why=_SENT_BACK),
-        "logprobs": dropped(dict, why=_SENT_BACK),
-        "parsed": dropped(dict, list, str, float, bool, why=_SENT_BACK),
+        "object": dropped(str, why=SENT_BACK),
+        "status": dropped(str, why=SENT_BACK),
+        "model": dropped(str, why=SENT_BACK),
+        "created": dropped(float, why=SENT_BACK),
+        "created_at": dropped(str, float, why=SENT_BACK),
+        "createdAt": dropped(str, float, why=SENT_BACK),
+        "timestamp": dropped(str, float, why=SENT_BACK),
+        "index": dropped(float, why=SENT_BACK),
+        "finish_reason": dropped(str, why=SENT_BACK),
+        "stop_reason": dropped(str, float, why=SENT_BACK),
+        "usage": dropped(dict, why=SENT_BACK),
+        "logprobs": dropped(dict, why=SENT_BACK),
+        "parsed": dropped(dict, list, str, float, bool, why=SENT_BACK),
     },
     "LiteLLM, OpenRouter": {
         "cache_control": dropped(dict, why=_CACHE_MARK),
@@ -219,7 +219,7 @@ MESSAGE_CLIENTS: Tables = {
     },
     "LangChain": {
         "additional_kwargs": only_values({}, why="they would have to be read"),
-        "response_metadata": dropped(dict, why=_SENT_BACK),
+        "response_metadata": dropped(dict, why=SENT_BACK),
         "example": dropped(bool),
     },
     "Open WebUI": {
@@ -228,7 +228,7 @@ MESSAGE_CLIENTS: Tables = {
         "models": dropped(list, why=_IDENTITY),
         "modelName": dropped(str, why=_IDENTITY),
         "modelIdx": dropped(float, why=_IDENTITY),
-        "done": dropped(bool, why=_SENT_BACK),
+        "done": dropped(bool, why=SENT_BACK),
         "files": only_values([], why="pictures belong into the content"),
         "sources": only_values([], why="only the content is read"),
     },
@@ -243,7 +243,7 @@ MESSAGE_CLIENTS: Tables = {
 PART_FIELDS: Mapping[str, DescribedRule] = {
     "cache_control": dropped(dict, why=_CACHE_MARK),
     "annotations": only_values([], why="only an empty list is taken back"),
-    "logprobs": dropped(list, why=_SENT_BACK),
+    "logprobs": dropped(list, why=SENT_BACK),
     "uuid": dropped(str, why="pictures are known by their bytes"),
 }
 """Of every part of a message."""

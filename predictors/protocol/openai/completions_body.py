@@ -11,7 +11,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
-from predictors.protocol.openai.chat_body import MAX_TOKENS, ChatBody, chat_of
+from predictors.protocol.openai.chat_body import MAX_TOKENS, BodyOfChat, chat_of
 from predictors.protocol.openai.clients import (
     CHAT_CLIENTS,
     LLAMA,
@@ -53,21 +53,11 @@ SPELT = {"messages": "prompt"}
 
 # Without slots: pickle restores an object that has slots through a Python function.
 @dataclass(frozen=True)
-class CompletionsBody:
-    """A checked body. `chat` has all that a chat's answers have in common with these, and no
-    messages."""
+class CompletionsBody(BodyOfChat):
+    """A checked body. Its `chat` has no messages."""
 
-    chat: ChatBody
     prompts: tuple[Prompt, ...]
     echo: bool = False
-
-    @property
-    def model(self) -> str:
-        return self.chat.model
-
-    @property
-    def stream(self) -> bool:
-        return self.chat.stream
 
     @property
     def n(self) -> int:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
-from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
 from predictors.protocol.http.bodies import JSON_MEDIA
 from predictors.protocol.http.multipart import FORM_MEDIA
@@ -20,7 +19,7 @@ from predictors.protocol.openai.image_events import encoded_file, error_event
 from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
 from predictors.protocol.openai.operations import Operation, openai_body
 from predictors.protocol.openai.picture_files import PictureFiles
-from predictors.protocol.openai.spelling import respell, respelt_events
+from predictors.protocol.openai.spelling import respelling, respelt_events
 from predictors.protocol.serves import ServesEdits, ServesImages
 
 
@@ -35,11 +34,8 @@ async def reply_images(
     is_url = body.response_format == URL
     if is_url:
         files.check_offered()
-    try:
+    with respelling(body.spelt):
         answer = await _draw(model, body, call)
-    except InvalidRequest as error:
-        respell(error, body.spelt)
-        raise
     # a hundred megabytes of base64 would block the event loop
     if not is_url:
         return await asyncio.to_thread(_images_reply, answer)

@@ -5,8 +5,8 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -18,15 +18,19 @@ from predictors.protocol.openai.clients import (
     URL_FIELDS,
     merged,
 )
+from predictors.protocol.openai.conversation import (
+    BodyMessage,
+    MessagePart,
+    PicturePart,
+    checked_conversation,
+)
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
     dropped,
     list_of,
-    object_schema,
     one_of,
     only_values,
-    read_fields,
     require,
     said,
     text,
@@ -39,53 +43,14 @@ from predictors.protocol.openai.film_fields import (
     video,
     video_url,
 )
-from predictors.protocol.openai.pixel_fields import (
-    AS_SERVED,
-    DETAIL,
-    PIXEL_FIELDS,
-    RequestedPixels,
-)
-from predictors.protocol.openai.tool_calls import (
-    NO_OLDER_CALLS,
-    OpenCalls,
-    ToolCall,
-    call_id_rule,
-    calls_rule,
-)
+from predictors.protocol.openai.objects import object_of, type_schemas, unsupported
+from predictors.protocol.openai.pixel_fields import DETAIL, PIXEL_FIELDS, RequestedPixels
+from predictors.protocol.openai.tool_calls import NO_OLDER_CALLS, call_id_rule, calls_rule
 
 MAX_TEXT = 2**21  # characters of one part
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # per message; the codec's limit on pictures is lower
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-# Without slots: pickle restores an object that has slots through a Python function.
-@dataclass(frozen=True)
-class PicturePart:
-    """A picture in a message: the bytes of an image file, of any format, not decoded yet."""
-
-    file: bytes
-    where: str = field(default="image_url", compare=False)
-    """The field that held it, such as `messages[0].content[1].image_url`."""
-    pixels: RequestedPixels = AS_SERVED
-
-
-MessagePart = str | PicturePart | FilmPart
-
-
-@dataclass(frozen=True)
-class BodyMessage:
-    """One message. `role` is system, user, assistant or tool; pictures and films are in user ones
-    only."""
-
-    role: str
-    parts: tuple[MessagePart, ...]
-    """Empty where an assistant's message is nothing but calls."""
-    calls: tuple[ToolCall, ...] = ()
-    """Of an assistant's message."""
-    call_id: str | None = None
-    """Of a tool's message: the id of the call that it answers."""
-
 
 _KNOWN_ROLE = one_of(*ROLES)
 
@@ -93,7 +58,7 @@ _KNOWN_ROLE = one_of(*ROLES)
 @described(_KNOWN_ROLE.schema)
 def _role(name: str, value: Any) -> str:
     if value == "function":
-        raise InvalidRequest(f"{name} {value!r} is not supported: {NO_OLDER_CALLS}", param=name)
+        raise unsupported(name, value, NO_OLDER_CALLS)
     role: str = _KNOWN_ROLE.check(name, value)
     return "system" if role == "developer" else role
 
@@ -105,108 +70,102 @@ _IMAGE_URL: dict[str, DescribedRule] = {
 }
 
 
-@described({"anyOf": [{"type": "string"}, object_schema(_IMAGE_URL, "url")]})
-def _image_url(name: str, value: Any) -> PicturePart:
-    if isinstance(value, str):  # not OpenAI's spelling, but a common one
-        value = {"url": value}
-    read = read_fields(value, _IMAGE_URL, where=name)
-    require(read, "url", where=name)
+@object_of(_IMAGE_URL, "url")
+def _image_object(name: str, read: dict[str, Any]) -> PicturePart:
     pixels = RequestedPixels(detail=read.get("detail"))
     return PicturePart(read_data_url(read["url"], param=name), name, pixels)
 
 
-_TEXT_PART: dict[str, DescribedRule] = {
-    "type": text(),
-    "text": text(at_most=MAX_TEXT),
-    **PART_FIELDS,
-}
-_PARTS: dict[str, tuple[str, dict[str, DescribedRule]]] = {
-    "text": ("text", _TEXT_PART),
-    "image_url": (
-        "image_url",
-        {"type": text(), "image_url": _image_url, **PIXEL_FIELDS, **PART_FIELDS},
-    ),
+@described({"anyOf": [{"type": "string"}, _image_object.schema]})
+def _image_url(name: str, value: Any) -> object:
+    # a string is not OpenAI's spelling, but a common one
+    return _image_object.check(name, {"url": value} if isinstance(value, str) else value)
+
+
+def part_of(held: str, rules: Mapping[str, DescribedRule]) -> DescribedRule:
+    """A part whose content is in the field `held`."""
+
+    @object_of(rules, "type", held)
+    def rule(name: str, read: dict[str, Any]) -> MessagePart:
+        part: MessagePart = read[held]
+        if isinstance(part, FilmPart):
+            part = replace(part, frames=read_frames(read, name))
+        asked = {key: read[key] for key in ("detail", *PIXEL_FIELDS) if key in read}
+        if asked and isinstance(part, PicturePart | FilmPart):
+            part = replace(part, pixels=replace(part.pixels, **asked))
+        return part
+
+    return rule
+
+
+def _openai_part(held: str, rule: DescribedRule, **more: DescribedRule) -> DescribedRule:
+    return part_of(held, {"type": text(), held: rule, **more, **PART_FIELDS})
+
+
+_TEXT_PART = _openai_part("text", text(at_most=MAX_TEXT))
+_PARTS: dict[str, DescribedRule] = {
+    "text": _TEXT_PART,
+    "image_url": _openai_part("image_url", _image_url, **PIXEL_FIELDS),
     # those of OpenAI's Responses
-    "input_text": ("text", _TEXT_PART),
-    "output_text": ("text", _TEXT_PART),
-    "input_image": (
+    "input_text": _TEXT_PART,
+    "output_text": _TEXT_PART,
+    "input_image": _openai_part(
         "image_url",
-        {
-            "type": text(),
-            "image_url": _image_url,
-            "detail": DETAIL,
-            "file_id": only_values(why="files are not kept"),
-            **PIXEL_FIELDS,
-            **PART_FIELDS,
-        },
+        _image_url,
+        detail=DETAIL,
+        file_id=only_values(why="files are not kept"),
+        **PIXEL_FIELDS,
     ),
     # of Qwen's own examples
-    "image": (
+    "image": _openai_part(
         "image",
-        {
-            "type": text(),
-            "image": _image_url,
-            "source": only_values(why="send the picture as a data URL in `image`"),
-            **PIXEL_FIELDS,
-            **PART_FIELDS,
-        },
+        _image_url,
+        source=only_values(why="send the picture as a data URL in `image`"),
+        **PIXEL_FIELDS,
     ),
-    "video_url": (
-        "video_url",
-        {"type": text(), "video_url": video_url, **FILM_FIELDS, **PIXEL_FIELDS, **PART_FIELDS},
-    ),
-    "video": (
-        "video",
-        {"type": text(), "video": video, **FILM_FIELDS, **PIXEL_FIELDS, **PART_FIELDS},
-    ),
+    "video_url": _openai_part("video_url", video_url, **FILM_FIELDS, **PIXEL_FIELDS),
+    "video": _openai_part("video", video, **FILM_FIELDS, **PIXEL_FIELDS),
 }
-"""By type: the field that holds the content, and the rules of all fields."""
+"""By type."""
 _KNOWN_PART = one_of(*_PARTS)
 _OTHER_PARTS = ("input_audio", "audio_url", "file", "input_file", "refusal")
 
 
-def part_schemas() -> list[dict[str, Any]]:
-    """The schema of a part of each type."""
-    found = []
-    for kind, (held, rules) in _PARTS.items():
-        schema = object_schema(rules, "type", held)
-        schema["properties"]["type"] = {"const": kind}
-        found.append(schema)
-    return found
-
-
-@described({"oneOf": part_schemas()})
+@described({"oneOf": type_schemas(_PARTS)})
 def _part(name: str, value: Any) -> MessagePart:
     if not isinstance(value, dict):
         raise wrong(name, "an object with a type", value)
     kind: Any = value.get("type")
     if isinstance(kind, str) and kind in _OTHER_PARTS:
-        message = f"{name}.type {kind!r} is not supported: parts are text, image_url or video_url"
-        raise InvalidRequest(message, param=f"{name}.type")
-    kind = _KNOWN_PART.check(f"{name}.type", kind)
-    held, rules = _PARTS[kind]
-    read = read_fields(value, rules, where=name)
-    require(read, held, where=name)
-    part: MessagePart = read[held]
-    if isinstance(part, FilmPart):
-        part = replace(part, frames=read_frames(read, name))
-    asked = {key: read[key] for key in ("detail", *PIXEL_FIELDS) if key in read}
-    if asked and isinstance(part, PicturePart | FilmPart):
-        part = replace(part, pixels=replace(part.pixels, **asked))
+        raise unsupported(f"{name}.type", kind, "parts are text, image_url or video_url")
+    part: MessagePart = _PARTS[_KNOWN_PART.check(f"{name}.type", kind)].check(name, value)
     return part
 
 
 text_rule = text(at_most=MAX_TEXT)
-_CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
 
 
-@described({"anyOf": [text_rule.schema, _CONTENT_PARTS.schema]})
+def text_or_list(item: DescribedRule, *, at_most: int, noun: str) -> DescribedRule:
+    """A text, which is read as a list of it alone, or a list as `list_of` has it."""
+    several = list_of(item, at_most=at_most, noun=noun)
+
+    def rule(name: str, value: Any) -> list[Any]:
+        if isinstance(value, str):
+            return [text_rule.check(name, value)]
+        if not isinstance(value, list):
+            raise wrong(name, f"a string or a list of {noun}", value)
+        found: list[Any] = several.check(name, value)
+        return found
+
+    return DescribedRule(rule, {"anyOf": [text_rule.schema, several.schema]})
+
+
+_TEXT_OR_PARTS = text_or_list(_part, at_most=MAX_PARTS, noun="parts")
+
+
+@described(_TEXT_OR_PARTS.schema)
 def _content(name: str, value: Any) -> tuple[MessagePart, ...]:
-    if isinstance(value, str):
-        return (text_rule.check(name, value),)
-    if not isinstance(value, list):
-        raise wrong(name, "a string or a list of parts", value)
-    parts = _CONTENT_PARTS.check(name, value)
+    parts = _TEXT_OR_PARTS.check(name, value)
     if not parts:
         raise InvalidRequest(f"{name} has no parts", param=name)
     return tuple(parts)
@@ -219,7 +178,7 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
     # OpenAI's client sends an assistant's message back with these fields empty
     "refusal": only_values("", why="only its null is taken back"),
     "audio": only_values(why="messages are text and pictures"),
-    "annotations": only_values([], why="only an empty list is taken back"),
+    "annotations": PART_FIELDS["annotations"],
     "tool_calls": said("Calls that an assistant's message makes.", calls_rule),
     "function_call": only_values(why=NO_OLDER_CALLS),
     "tool_call_id": said("Id of the call that a tool's message answers.", call_id_rule),
@@ -229,21 +188,13 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(MESSAGE_FIELDS, "role"))
-def message_rule(name: str, value: Any) -> BodyMessage:
-    read = read_fields(value, MESSAGE_FIELDS, where=name)
-    require(read, "role", where=name)
+@object_of(MESSAGE_FIELDS, "role")
+def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
     role, calls, answered = read["role"], read.get("tool_calls", ()), read.get("tool_call_id")
     if not calls:  # an assistant may call without a word
         require(read, "content", where=name)
     parts = read.get("content", ())
-    if role != "user":
-        for i, part in enumerate(parts):
-            if isinstance(part, PicturePart | FilmPart):
-                where = f"{name}.content[{i}]"
-                noun = "films" if isinstance(part, FilmPart) else "pictures"
-                message = f"{where}: {noun} stand in user messages, not in {role} ones"
-                raise InvalidRequest(message, param=where)
+    check_only_texts(f"{name}.content", parts, role)
     if calls and role != "assistant":
         raise _misplaced(f"{name}.tool_calls", "assistant", role)
     if role == "tool":
@@ -251,6 +202,19 @@ def message_rule(name: str, value: Any) -> BodyMessage:
     elif answered is not None:
         raise _misplaced(f"{name}.tool_call_id", "tool", role)
     return BodyMessage(role, parts, calls, answered)
+
+
+def check_only_texts(name: str, parts: Sequence[MessagePart], role: str) -> None:
+    """Raise `InvalidRequest` for a picture or a film in `parts`, the field `name` of a message that
+    is not a user's."""
+    if role == "user":
+        return
+    for i, part in enumerate(parts):
+        if isinstance(part, PicturePart | FilmPart):
+            where = f"{name}[{i}]"
+            noun = "films" if isinstance(part, FilmPart) else "pictures"
+            message = f"{where}: {noun} stand in user messages, not in {role} ones"
+            raise InvalidRequest(message, param=where)
 
 
 def _misplaced(name: str, owner: str, role: str) -> InvalidRequest:
@@ -262,18 +226,4 @@ _MESSAGE_LIST = list_of(message_rule, at_most=MAX_MESSAGES, noun="messages")
 
 @described({**_MESSAGE_LIST.schema, "minItems": 1})
 def messages_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
-    messages = _MESSAGE_LIST.check(name, value)
-    if not messages:
-        raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
-    for message in messages:
-        if message.calls or message.call_id is not None:
-            _check_calls(name, messages)
-            break
-    return tuple(messages)
-
-
-def _check_calls(name: str, messages: Sequence[BodyMessage]) -> None:
-    unanswered = OpenCalls(name)
-    for i, message in enumerate(messages):
-        unanswered.see(i, message.calls, message.call_id)
-    unanswered.close("the end")
+    return checked_conversation(name, _MESSAGE_LIST.check(name, value))

@@ -6,9 +6,11 @@ last event of a stream that has begun.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from starlette.routing import Route
 
 from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.call import Call
@@ -43,17 +45,36 @@ class Operation:
     """False: a body without a model is for the only one that serves this route."""
 
 
-def endpoint(
+def post_routes(
     registry: Registry,
-    operation: Operation,
-    every: tuple[Operation, ...],
+    operations: Sequence[Operation],
+    prefixes: Sequence[str],
     *,
     protocol: str = "openai",
     body_of: Callable[[Fault], bytes] | None = None,
+) -> list[Route]:
+    """The routes of operations that belong together, below each of `prefixes`. `protocol` is a
+    metric label; `body_of` makes the body of a failure, by default OpenAI's."""
+    made = body_of or openai_body
+    endpoints = [
+        (each.route, _endpoint(registry, each, operations, protocol, made)) for each in operations
+    ]
+    return [
+        Route(prefix + route, answer, methods=["POST"])
+        for prefix in prefixes
+        for route, answer in endpoints
+    ]
+
+
+def _endpoint(
+    registry: Registry,
+    operation: Operation,
+    every: Sequence[Operation],
+    protocol: str,
+    body_of: Callable[[Fault], bytes],
 ) -> Endpoint:
     """Of `every` operation, those that serve it are named to a caller whose model is of another
-    kind. `protocol` is a metric label; `body_of` makes the body of a failure, by default
-    OpenAI's."""
+    kind."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
         check_only_model(registry, operation, exchange)
@@ -75,8 +96,8 @@ def endpoint(
         exchange.admit(model)
         return await operation.reply(model, body, exchange.call)
 
-    name, made = operation.name, body_of or openai_body
-    return Endpoint(handle, registry, protocol=protocol, operation=name, body_of=made)
+    name = operation.name
+    return Endpoint(handle, registry, protocol=protocol, operation=name, body_of=body_of)
 
 
 def _only_name(registry: Registry, operation: Operation, call: Call) -> str:
@@ -123,7 +144,7 @@ def openai_body(fault: Fault) -> bytes:
 def _wrong_kind(
     model: Served,
     operation: Operation,
-    every: tuple[Operation, ...],
+    every: Sequence[Operation],
     names: Mapping[str, Served],
 ) -> InvalidRequest:
     message = f"POST /v1{operation.route} does not serve model {model.name!r}"

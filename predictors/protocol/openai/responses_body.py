@@ -14,10 +14,10 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
-from predictors.protocol.openai.chat_body import MAX_TOKENS, ChatBody, chat_of
+from predictors.protocol.openai.chat_body import MAX_TOKENS, BodyOfChat, chat_of
 from predictors.protocol.openai.clients import NO_REASONING, ROUTER_FIELDS, Tables, merged
+from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import (
-    DROP,
     DecodedBody,
     DescribedRule,
     check_body,
@@ -25,7 +25,6 @@ from predictors.protocol.openai.fields import (
     dropped,
     flag,
     list_of,
-    object_schema,
     one_of,
     only_values,
     read_fields,
@@ -37,7 +36,8 @@ from predictors.protocol.openai.fields import (
 )
 from predictors.protocol.openai.film_fields import MEDIA_FIELDS
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS
-from predictors.protocol.openai.messages import MAX_TEXT, BodyMessage
+from predictors.protocol.openai.messages import MAX_TEXT
+from predictors.protocol.openai.objects import changes_nothing, field_value, object_of
 from predictors.protocol.openai.responses_input import input_rule
 from predictors.protocol.openai.responses_tools import flat_format, flat_tool_choice, flat_tools
 from predictors.protocol.openai.tool_fields import TOOL_FIELDS
@@ -53,22 +53,12 @@ SPELT = {"messages": "input", "max_tokens": "max_output_tokens", "response_forma
 
 # Without slots: pickle restores an object that has slots through a Python function.
 @dataclass(frozen=True)
-class ResponsesBody:
-    """A checked body. `chat` is the conversation; `shown` are fields that the answer repeats."""
+class ResponsesBody(BodyOfChat):
+    """A checked body. `shown` are fields that the answer repeats."""
 
-    chat: ChatBody
     shown: Mapping[str, Any]
     created_at: int = field(default_factory=lambda: int(time.time()), compare=False)
     """Unix seconds."""
-    n = 1
-
-    @property
-    def model(self) -> str:
-        return self.chat.model
-
-    @property
-    def stream(self) -> bool:
-        return self.chat.stream
 
 
 def decode_responses_body(raw: bytes) -> DecodedBody[ResponsesBody]:
@@ -152,36 +142,19 @@ _TEXT: dict[str, DescribedRule] = {
     "verbosity": only_values("medium", why="the prompt is what sets the length"),
 }
 
-
-@described(object_schema(_TEXT))
-def _text(name: str, value: Any) -> object:
-    """The checked format."""
-    return read_fields(value, _TEXT, where=name).get("format", DROP)
-
-
+_text = object_of(_TEXT)(field_value("format"))
 _REASONING: dict[str, DescribedRule] = {
     "effort": only_values("none", why=NO_REASONING),
     "summary": dropped(str, why=NO_REASONING),
     "generate_summary": dropped(str, why=NO_REASONING),
 }
 
-
-@described(object_schema(_REASONING))
-def _reasoning(name: str, value: Any) -> object:
-    read_fields(value, _REASONING, where=name)
-    return DROP
-
-
+_reasoning = object_of(_REASONING)(changes_nothing)
 _STREAM_OPTIONS: dict[str, DescribedRule] = {
     "include_obfuscation": only_values(False, why="events are not padded"),
 }
 
-
-@described(object_schema(_STREAM_OPTIONS))
-def _stream_options(name: str, value: Any) -> object:
-    read_fields(value, _STREAM_OPTIONS, where=name)
-    return DROP
-
+_stream_options = object_of(_STREAM_OPTIONS)(changes_nothing)
 
 INCLUDED = (
     "reasoning.encrypted_content",

@@ -14,76 +14,47 @@ from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
-    list_of,
     object_schema,
-    one_of,
     only_values,
-    read_fields,
-    require,
     wrong,
 )
+from predictors.protocol.openai.objects import field_value, object_of
 from predictors.protocol.openai.tool_fields import (
     FUNCTION_FIELDS,
-    MAX_TOOLS,
+    MODE,
+    REQUIRED,
     FunctionTool,
     ToolChoice,
-    checked_tools,
+    allowed_choice,
+    allowed_fields,
     function_type,
+    list_of_tools,
     tool_name,
 )
 
 _TOOL: dict[str, DescribedRule] = {"type": function_type, **FUNCTION_FIELDS}
 
 
-@described(object_schema(_TOOL, "type", "name"))
-def _tool(name: str, value: Any) -> FunctionTool:
-    if isinstance(value, dict) and value.get("type") is not None:
-        function_type.check(f"{name}.type", value["type"])  # the other fields belong to the type
-    read = read_fields(value, _TOOL, where=name)
-    require(read, "type", "name", where=name)
+@object_of(_TOOL, "type", "name", first="type")
+def _tool(name: str, read: dict[str, Any]) -> FunctionTool:
     return FunctionTool(**{key: each for key, each in read.items() if key != "type"})
 
 
-_TOOLS = list_of(_tool, at_most=MAX_TOOLS, noun="tools")
+flat_tools = list_of_tools(_tool)
+_NAMED = {"type": function_type, "name": tool_name}
+_named = object_of(_NAMED, "type", "name")(field_value("name"))
+_ALLOWED = {"type": only_values("allowed_tools"), **allowed_fields(_named)}
+_allowed = object_of(_ALLOWED, "mode", "tools")(allowed_choice)
 
 
-@described(_TOOLS.schema)
-def flat_tools(name: str, value: Any) -> tuple[FunctionTool, ...]:
-    return checked_tools(name, _TOOLS.check(name, value))
-
-
-_NAMED: dict[str, DescribedRule] = {"type": function_type, "name": tool_name}
-
-
-@described(object_schema(_NAMED, "type", "name"))
-def _named(name: str, value: Any) -> str:
-    read = read_fields(value, _NAMED, where=name)
-    require(read, "type", "name", where=name)
-    found: str = read["name"]
-    return found
-
-
-_ALLOWED: dict[str, DescribedRule] = {
-    "type": only_values("allowed_tools"),
-    "mode": one_of("auto", "required"),
-    "tools": list_of(_named, at_most=MAX_TOOLS, noun="tools"),
-}
-_MODE = one_of("auto", "none", "required")
-
-
-@described(
-    {"anyOf": [_MODE.schema, object_schema(_NAMED, "type", "name"), object_schema(_ALLOWED)]}
-)
+@described({"anyOf": [MODE.schema, _named.schema, object_schema(_ALLOWED)]})
 def flat_tool_choice(name: str, value: Any) -> ToolChoice:
     if not isinstance(value, dict):
-        return ToolChoice(_MODE.check(name, value))
+        return ToolChoice(MODE.check(name, value))
     if value.get("type") != "allowed_tools":
-        return ToolChoice("required", (_named.check(name, value),), only_one=True)
-    read = read_fields(value, _ALLOWED, where=name)
-    require(read, "mode", "tools", where=name)
-    if not read["tools"]:
-        raise InvalidRequest(f"{name}.tools is empty; name a tool", param=f"{name}.tools")
-    return ToolChoice(read["mode"], tuple(read["tools"]))
+        return ToolChoice(REQUIRED, (_named.check(name, value),), only_one=True)
+    choice: ToolChoice = _allowed.check(name, value)
+    return choice
 
 
 # -- the form of an answer -------------------------------------------------------------------------

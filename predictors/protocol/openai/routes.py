@@ -10,7 +10,7 @@ from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.responses import Response
 from predictors.protocol.openai.image_routes import edits_operation, images_operation
 from predictors.protocol.openai.listing import Listing
-from predictors.protocol.openai.operations import endpoint
+from predictors.protocol.openai.operations import post_routes
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
 from predictors.protocol.openai.text_routes import (
@@ -30,18 +30,15 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
     listing = Listing(registry)
     files = PictureFiles(registry.settings.server)
     operations = (CHAT, RESPONSES, COMPLETIONS, images_operation(files), edits_operation(files))
-    endpoints = [(each.route, endpoint(registry, each, operations)) for each in operations]
 
     async def file(request: Request) -> Response:
         return file_response(files.get(request.path_params["file"]))
 
-    of_tokens = (TOKENIZE, DETOKENIZE)
-    endpoints += [(each.route, endpoint(registry, each, of_tokens)) for each in of_tokens]
     routes: list[BaseRoute] = [
-        Route(route, answer, methods=["POST"]) for route, answer in endpoints[-len(of_tokens) :]
+        *post_routes(registry, operations, PREFIXES),
+        *post_routes(registry, (TOKENIZE, DETOKENIZE), ("", *PREFIXES)),
     ]
     for prefix in PREFIXES:
-        routes += [Route(prefix + route, answer, methods=["POST"]) for route, answer in endpoints]
         routes += [
             Route(prefix + route, PlainEndpoint(no_kept_response), methods=methods)
             for route, methods in KEPT_RESPONSES

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 
 from predictors.errors import InvalidRequest
 
 
-def respell(error: InvalidRequest, spelt: Mapping[str, str]) -> None:
-    """Name the field of a refusal as the caller did; `spelt` is the caller's name by ours."""
-    if error.param is not None:
-        error.param = spelt.get(error.param, error.param)
+@contextmanager
+def respelling(spelt: Mapping[str, str]) -> Iterator[None]:
+    """Names the field of a refusal as the caller did; `spelt` is the caller's name by ours."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param is not None:
+            error.param = spelt.get(error.param, error.param)
+        raise
 
 
 async def respelt_events(
     events: AsyncIterator[bytes], spelt: Mapping[str, str]
 ) -> AsyncIterator[bytes]:
-    """The same events; a refusal names its field as `respell`."""
-    try:
+    """The same events; a refusal names its field as in `respelling`."""
+    with respelling(spelt):
         async with aclosing(events):  # type: ignore[type-var]
             async for each in events:
                 yield each
-    except InvalidRequest as error:
-        respell(error, spelt)
-        raise

@@ -13,8 +13,8 @@ from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import MAX_NAME, DescribedRule, described, flag, said, wrong
-from predictors.protocol.openai.messages import BodyMessage
 
 MAX_VARIABLES = 16
 MAX_TEXT = 16_384  # characters of all variables as JSON

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 
-from predictors.errors import InvalidRequest, NotFound
+from predictors.errors import NotFound
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.responses import EventStream, Response, json_response
@@ -17,39 +18,46 @@ from predictors.protocol.openai import completions_body, responses_body
 from predictors.protocol.openai.chat_body import decode_chat_body
 from predictors.protocol.openai.completions_body import decode_completions_body
 from predictors.protocol.openai.events import DONE, STREAM_HEADERS, framed
+from predictors.protocol.openai.fields import DecodedBody
 from predictors.protocol.openai.operations import Operation, openai_body
 from predictors.protocol.openai.response_object import failure_events
 from predictors.protocol.openai.responses_body import ResponsesBody, decode_responses_body
-from predictors.protocol.openai.spelling import respell, respelt_events
-from predictors.protocol.serves import Served, ServesChat, offers
+from predictors.protocol.openai.spelling import respelling, respelt_events
+from predictors.protocol.serves import ServesChat, offers
 from predictors.protocol.text_body import TextBody
 
 _RESPONSES = "/responses"
 NOT_KEPT = "answers are not kept: there is no response of this id, neither to read nor to cancel"
 
 
+AsStream = Callable[[Any, Call, AsyncIterator[bytes]], EventStream]
+"""The response of a checked body, its call, and the events of the answer."""
+
+
 async def _reply(
-    spelt: Mapping[str, str], model: ServesChat, body: TextBody, call: Call
+    as_stream: AsStream,
+    spelt: Mapping[str, str],
+    model: ServesChat,
+    body: TextBody,
+    call: Call,
 ) -> Response | EventStream:
-    """As OpenAI's chats and completions; `spelt` are the caller's names of a chat's fields."""
     if body.stream:
         events = model.chat_stream(body, call)
-        if spelt:
-            events = respelt_events(events, spelt)
-        return EventStream(
-            events, encode_error=_encode_error, last_event=DONE, headers=STREAM_HEADERS
-        )
-    return json_response(await _whole(spelt, model, body, call))
+        return as_stream(body, call, respelt_events(events, spelt) if spelt else events)
+    with respelling(spelt):
+        return json_response(await model.chat(body, call))
 
 
-async def _whole(
-    spelt: Mapping[str, str], model: ServesChat, body: TextBody, call: Call
-) -> dict[str, Any]:
-    try:
-        return await model.chat(body, call)
-    except InvalidRequest as error:
-        respell(error, spelt)
-        raise
+def chat_operation(
+    name: str,
+    route: str,
+    decode: Callable[[bytes], DecodedBody[Any]],
+    as_stream: AsStream,
+    spelt: Mapping[str, str] = MappingProxyType({}),
+) -> Operation:
+    """The operation of a chat model; `spelt` are the caller's names of a chat's fields."""
+    reply, serves = partial(_reply, as_stream, spelt), partial(offers, kind=ServesChat)
+    return Operation(name=name, route=route, decode=decode, serves=serves, reply=reply)
 
 
 def _encode_error(fault: Fault) -> bytes:
@@ -57,23 +65,14 @@ def _encode_error(fault: Fault) -> bytes:
     return framed(openai_body(fault))
 
 
-def _serves_chat(model: Served) -> bool:
-    return offers(model, ServesChat)
+def _unnamed(body: TextBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
+    """As OpenAI's chats and completions."""
+    return EventStream(events, encode_error=_encode_error, last_event=DONE, headers=STREAM_HEADERS)
 
 
-CHAT = Operation(
-    name="chat",
-    route="/chat/completions",
-    decode=decode_chat_body,
-    serves=_serves_chat,
-    reply=partial(_reply, {}),
-)
-COMPLETIONS = Operation(
-    name="completions",
-    route="/completions",
-    decode=decode_completions_body,
-    serves=_serves_chat,
-    reply=partial(_reply, completions_body.SPELT),
+CHAT = chat_operation("chat", "/chat/completions", decode_chat_body, _unnamed)
+COMPLETIONS = chat_operation(
+    "completions", "/completions", decode_completions_body, _unnamed, completions_body.SPELT
 )
 
 
@@ -92,13 +91,8 @@ class NumberedEvents:
                 yield each
 
 
-async def _reply_response(
-    model: ServesChat, body: ResponsesBody, call: Call
-) -> Response | EventStream:
-    spelt = responses_body.SPELT
-    if not body.stream:
-        return json_response(await _whole(spelt, model, body, call))
-    numbered = NumberedEvents(respelt_events(model.chat_stream(body, call), spelt))
+def _numbered(body: ResponsesBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
+    numbered = NumberedEvents(events)
 
     def encode_error(fault: Fault) -> bytes:
         return failure_events(body, call, fault, numbered.count)
@@ -106,12 +100,8 @@ async def _reply_response(
     return EventStream(numbered.items(), encode_error=encode_error, headers=STREAM_HEADERS)
 
 
-RESPONSES = Operation(
-    name="responses",
-    route=_RESPONSES,
-    decode=decode_responses_body,
-    serves=_serves_chat,
-    reply=_reply_response,
+RESPONSES = chat_operation(
+    "responses", _RESPONSES, decode_responses_body, _numbered, responses_body.SPELT
 )
 KEPT_RESPONSES = tuple(
     (f"{_RESPONSES}/{{response}}{rest}", methods)

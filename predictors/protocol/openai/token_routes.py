@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from predictors.protocol.call import Call
@@ -14,7 +15,7 @@ from predictors.protocol.openai.tokens_body import (
     decode_detokenize_body,
     decode_tokenize_body,
 )
-from predictors.protocol.serves import Served, ServesTokens, offers
+from predictors.protocol.serves import ServesTokens, offers
 
 INLINE_TOKENS = 4096
 """Longer lists are written by a thread."""
@@ -34,15 +35,12 @@ async def _written(answer: dict[str, Any], large: str) -> Response:
     return await asyncio.to_thread(json_response, answer)
 
 
-def _serves_tokens(model: Served) -> bool:
-    return offers(model, ServesTokens)
-
-
+SERVES_TOKENS = partial(offers, kind=ServesTokens)
 TOKENIZE = Operation(
     name="tokenize",
     route="/tokenize",
     decode=decode_tokenize_body,
-    serves=_serves_tokens,
+    serves=SERVES_TOKENS,
     reply=_reply_tokens,
     needs_model=False,
 )
@@ -50,7 +48,7 @@ DETOKENIZE = Operation(
     name="detokenize",
     route="/detokenize",
     decode=decode_detokenize_body,
-    serves=_serves_tokens,
+    serves=SERVES_TOKENS,
     reply=_reply_text,
     needs_model=False,
 )

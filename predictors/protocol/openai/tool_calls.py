@@ -1,12 +1,11 @@
-"""Calls of tools in the messages of OpenAI bodies: an assistant's `tool_calls`, and the messages of
-role tool that answer them.
+"""Calls of tools in the messages of OpenAI bodies: an assistant's `tool_calls`, with their ids and
+arguments.
 
 Worker processes import this module, so nothing here loads gRPC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,9 @@ from predictors.protocol.openai.fields import (
     described,
     dropped,
     list_of,
-    object_schema,
-    read_fields,
-    require,
     wrong,
 )
+from predictors.protocol.openai.objects import object_of
 from predictors.protocol.openai.tool_fields import function_type, tool_name
 
 MAX_CALLS = 128  # of one message
@@ -67,10 +64,8 @@ _CALLED: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_CALLED, "name", "arguments"))
-def _called(name: str, value: Any) -> tuple[str, str]:
-    read = read_fields(value, _CALLED, where=name)
-    require(read, "name", "arguments", where=name)
+@object_of(_CALLED, "name", "arguments")
+def _called(name: str, read: dict[str, Any]) -> tuple[str, str]:
     return read["name"], read["arguments"]
 
 
@@ -90,10 +85,8 @@ _CALL: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_CALL, "id", "function"))
-def _call(name: str, value: Any) -> ToolCall:
-    read = read_fields(value, _CALL, where=name)
-    require(read, "id", "function", where=name)
+@object_of(_CALL, "id", "function")
+def _call(name: str, read: dict[str, Any]) -> ToolCall:
     return ToolCall(read["id"], *read["function"])
 
 
@@ -109,37 +102,3 @@ def calls_rule(name: str, value: Any) -> tuple[ToolCall, ...]:
             message = f"{name}[{i}].id: another call has the id {each[:40]!a} as well"
             raise InvalidRequest(message, param=f"{name}[{i}].id")
     return calls
-
-
-class OpenCalls:
-    """The calls of a conversation that have no answer yet. As for OpenAI, the messages right behind
-    an assistant's calls answer them, all of them, each once."""
-
-    def __init__(self, name: str) -> None:
-        """`name` is the field of the messages."""
-        self._name = name
-        self._open: dict[str, str] = {}  # id -> field of its call's message
-
-    def see(self, i: int, calls: Collection[ToolCall], answered: str | None) -> None:
-        """Message number `i`, with its calls, or the id of the call that it answers. Raises
-        `InvalidRequest`."""
-        where = f"{self._name}[{i}]"
-        if answered is None:
-            self.close(where)
-            self._open = {call.id: where for call in calls}
-            return
-        if self._open.pop(answered, None) is None:
-            raise InvalidRequest(
-                f"{where}.tool_call_id {answered[:40]!a} answers no open call of the assistant's "
-                "message before it; send that message with its tool_calls, and each answer once",
-                param=f"{where}.tool_call_id",
-            )
-
-    def close(self, where: str) -> None:
-        """Raise `InvalidRequest` if a call has no answer before `where`."""
-        for each, message in self._open.items():
-            raise InvalidRequest(
-                f"{message}.tool_calls: the call {each[:40]!a} has no answer before {where}; "
-                "send a message of role tool with its tool_call_id",
-                param=f"{message}.tool_calls",
-            )

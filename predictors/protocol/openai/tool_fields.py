@@ -13,21 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.clients import PART_FIELDS
+from predictors.protocol.openai.clients import NO_TOOLS, PART_FIELDS
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
     flag,
     list_of,
-    object_schema,
     one_of,
     only_values,
-    read_fields,
     require,
     said,
     text,
     wrong,
 )
+from predictors.protocol.openai.objects import field_value, object_of
 
 MAX_TOOLS = 128  # as OpenAI
 MAX_CHARS = 2**18
@@ -105,29 +104,24 @@ FUNCTION_FIELDS: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(FUNCTION_FIELDS, "name"))
-def _function(name: str, value: Any) -> FunctionTool:
-    read = read_fields(value, FUNCTION_FIELDS, where=name)
-    require(read, "name", where=name)
+@object_of(FUNCTION_FIELDS, "name")
+def _function(name: str, read: dict[str, Any]) -> FunctionTool:
     return FunctionTool(**read)
 
 
-@described({"const": "function"})
-def function_type(name: str, value: Any) -> str:
-    if value != "function":
-        message = (
-            f"{name} {str(value)[:40]!a} is not supported: this server has no tools of its own"
-        )
-        raise InvalidRequest(f"{message}; it may only be 'function'", param=name)
-    return "function"
+def only_type(kind: str) -> DescribedRule:
+    """The type of a caller's own tool."""
+
+    def rule(name: str, value: Any) -> str:
+        if value != kind:
+            message = f"{name} {str(value)[:40]!a} is not supported: {NO_TOOLS}"
+            raise InvalidRequest(f"{message}; it may only be {kind!r}", param=name)
+        return kind
+
+    return DescribedRule(rule, {"const": kind})
 
 
-def _check_type(name: str, value: Any) -> None:
-    """Before the other fields, which belong to the type."""
-    if isinstance(value, dict) and value.get("type") is not None:
-        function_type(f"{name}.type", value["type"])
-
-
+function_type = only_type("function")
 _TOOL: dict[str, DescribedRule] = {
     "type": function_type,
     "function": _function,
@@ -135,24 +129,18 @@ _TOOL: dict[str, DescribedRule] = {
 }
 
 
-@described(object_schema(_TOOL, "type", "function"))
-def _tool(name: str, value: Any) -> FunctionTool:
-    _check_type(name, value)
-    read = read_fields(value, _TOOL, where=name)
-    require(read, "type", "function", where=name)
-    function: FunctionTool = read["function"]
-    return function
+_tool = object_of(_TOOL, "type", "function", first="type")(field_value("function"))
 
 
-_TOOLS = list_of(_tool, at_most=MAX_TOOLS, noun="tools")
+def list_of_tools(tool: DescribedRule) -> DescribedRule:
+    """Tools with names of their own, each under the rule `tool`."""
+    several = list_of(tool, at_most=MAX_TOOLS, noun="tools")
+    return DescribedRule(
+        lambda name, value: _checked_tools(name, several.check(name, value)), several.schema
+    )
 
 
-@described(_TOOLS.schema)
-def tools_rule(name: str, value: Any) -> tuple[FunctionTool, ...]:
-    return checked_tools(name, _TOOLS.check(name, value))
-
-
-def checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionTool, ...]:
+def _checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionTool, ...]:
     """The same. Raises `InvalidRequest` for a name that is there twice and for too much text;
     `name` is the field's."""
     seen: set[str] = set()
@@ -168,6 +156,9 @@ def checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionToo
     return tuple(tools)
 
 
+tools_rule = list_of_tools(_tool)
+
+
 # -- choice ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ToolChoice:
@@ -178,44 +169,28 @@ class ToolChoice:
     only_one: bool = False
 
 
-_MODE = one_of(AUTO, NONE, REQUIRED)
-_NAMED_FUNCTION: dict[str, DescribedRule] = {"name": tool_name}
+MODE = one_of(AUTO, NONE, REQUIRED)
+_named_function = object_of({"name": tool_name}, "name")(field_value("name"))
+_NAMED = {"type": function_type, "function": _named_function}
+_named = object_of(_NAMED, "type", "function")(field_value("function"))
 
 
-@described(object_schema(_NAMED_FUNCTION, "name"))
-def _named_function(name: str, value: Any) -> str:
-    read = read_fields(value, _NAMED_FUNCTION, where=name)
-    require(read, "name", where=name)
-    found: str = read["name"]
-    return found
+def allowed_fields(named: DescribedRule) -> dict[str, DescribedRule]:
+    """The fields of a choice among some of the tools; `named` is the rule of one's name."""
+    return {
+        "mode": one_of(AUTO, REQUIRED),
+        "tools": list_of(named, at_most=MAX_TOOLS, noun="tools"),
+    }
 
 
-_NAMED: dict[str, DescribedRule] = {"type": function_type, "function": _named_function}
-
-
-@described(object_schema(_NAMED, "type", "function"))
-def _named(name: str, value: Any) -> str:
-    read = read_fields(value, _NAMED, where=name)
-    require(read, "type", "function", where=name)
-    found: str = read["function"]
-    return found
-
-
-_ALLOWED: dict[str, DescribedRule] = {
-    "mode": one_of(AUTO, REQUIRED),
-    "tools": list_of(_named, at_most=MAX_TOOLS, noun="tools"),
-}
-
-
-@described(object_schema(_ALLOWED, "mode", "tools"))
-def _allowed(name: str, value: Any) -> ToolChoice:
-    read = read_fields(value, _ALLOWED, where=name)
-    require(read, "mode", "tools", where=name)
+def allowed_choice(name: str, read: dict[str, Any]) -> ToolChoice:
+    """The choice of such fields. Raises `InvalidRequest` where they name no tool."""
     if not read["tools"]:
         raise InvalidRequest(f"{name}.tools is empty; name a tool", param=f"{name}.tools")
     return ToolChoice(read["mode"], tuple(read["tools"]))
 
 
+_allowed = object_of(allowed_fields(_named), "mode", "tools")(allowed_choice)
 _CHOSEN: dict[str, DescribedRule] = {
     "type": one_of("function", "allowed_tools"),
     "function": _named_function,
@@ -223,12 +198,8 @@ _CHOSEN: dict[str, DescribedRule] = {
 }
 
 
-@described({"anyOf": [_MODE.schema, object_schema(_CHOSEN, "type")]})
-def tool_choice_rule(name: str, value: Any) -> ToolChoice:
-    if not isinstance(value, dict):
-        return ToolChoice(_MODE.check(name, value))
-    read = read_fields(value, _CHOSEN, where=name)
-    require(read, "type", where=name)
+@object_of(_CHOSEN, "type")
+def _chosen(name: str, read: dict[str, Any]) -> ToolChoice:
     kind = read["type"]
     require(read, kind, where=name)
     other = "function" if kind == "allowed_tools" else "allowed_tools"
@@ -239,6 +210,14 @@ def tool_choice_rule(name: str, value: Any) -> ToolChoice:
         choice: ToolChoice = read[kind]
         return choice
     return ToolChoice(REQUIRED, (read[kind],), only_one=True)
+
+
+@described({"anyOf": [MODE.schema, _chosen.schema]})
+def tool_choice_rule(name: str, value: Any) -> ToolChoice:
+    if not isinstance(value, dict):
+        return ToolChoice(MODE.check(name, value))
+    choice: ToolChoice = _chosen.check(name, value)
+    return choice
 
 
 def offered_tools(

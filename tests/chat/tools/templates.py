@@ -160,3 +160,11 @@ LOSES_SYSTEM = _TURNS.replace(
 RAISES = "{{ raise_exception('no') if messages | length > 2 }}" + _TURNS
 ESCAPES = QWEN3.replace("tool | tojson", "tool | tojson(ensure_ascii=True)")
 """Marks inside of the tools are lost."""
+
+ANNOUNCES_CALLS = QWEN2_5.replace("{{- '<tool_call>", "{{- 'I call:\\n<tool_call>")
+"""A call within a text is not what it writes of a call."""
+TRIMS_TEXTS = QWEN3.replace(
+    "{{- message.content }}\n        {%- else",
+    "{{- message.content.split('\\n8th')[0] }}\n        {%- else",
+)
+"""It cuts the texts of messages."""

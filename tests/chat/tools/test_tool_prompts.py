@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from jinja2 import Environment
 from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import ChatRequest, Message, Picture
 from predictors.chat.stored_template import template_environment
+from predictors.chat.tools.tag_reader import TagReader
 from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, ToolWay
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
@@ -123,6 +125,52 @@ def test_calls_without_tools_are_written_without_the_block(template: str) -> Non
     assert "<tool_response>\na star\n</tool_response>" in said
 
 
+# -- text behind calls -----------------------------------------------------------------------------
+ANSWER = (
+    'I count.\n<tool_call>\n{"name": "count", "arguments": {"shape": "é"}}\n</tool_call>\n'
+    'And I look.\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>\nWait.'
+)
+
+
+@pytest.mark.parametrize("template", [templates.QWEN2_5, templates.QWEN3, templates.QWEN2_5_VL])
+def test_an_answer_that_is_sent_back_is_written_as_the_model_wrote_it(template: str) -> None:
+    reader = TagReader(["count", "look"])
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    places: list[int] = []
+    for part in (*reader.feed(ANSWER), *reader.end()):
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.name is not None:
+            calls.append(ToolCall(str(len(calls)), part.name, part.arguments))
+            places.append(len(texts))
+        else:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.arguments)
+    assert (texts, places) == (["I count.", "And I look.", "Wait."], [1, 2])
+    answered = Message("assistant", tuple(texts), tuple(calls), calls_at=tuple(places))
+    results = [Message("tool", (str(i),), (), str(i)) for i in (1, 0)]
+    said = written(template, [TALK[0], answered, *results], OFFERED)
+    assert f"<|im_start|>assistant\n{ANSWER}<|im_end|>\n" in said
+    assert "<tool_response>\n0\n</tool_response>\n<tool_response>\n1\n" in said
+
+
+@pytest.mark.parametrize("template", [templates.QWEN2_5, templates.QWEN3, templates.QWEN2_5_VL])
+def test_an_empty_text_behind_a_call_is_nothing(template: str) -> None:
+    behind = Message("assistant", ("I count.", ""), (CALL, OTHER), calls_at=(1, 1))
+    there = [TALK[0], behind, *TALK[2:]]
+    assert written(template, there, OFFERED) == written(template, TALK, OFFERED)
+
+
+@pytest.mark.parametrize("template", [templates.ANNOUNCES_CALLS, templates.TRIMS_TEXTS])
+def test_a_template_that_has_no_place_for_it_refuses_text_behind_a_call(template: str) -> None:
+    assert prompts(template).way is ToolWay.TEMPLATE
+    assert "I count." in written(template, TALK, OFFERED)
+    behind = Message("assistant", ("I count.",), (CALL,), calls_at=(0,))
+    with pytest.raises(InvalidRequest, match="send the text before the call") as refusal:
+        written(template, [TALK[0], behind, TALK[2]], OFFERED)
+    assert refusal.value.param == "messages"
+
+
 # -- whole prompts ---------------------------------------------------------------------------------
 @pytest.fixture(scope="module", params=[ToolWay.TEMPLATE, ToolWay.HERMES], ids=["own", "hermes"])
 def preparer(request: pytest.FixtureRequest) -> ChatPreparer:
@@ -180,6 +228,31 @@ def test_without_tools_a_tag_in_a_text_is_the_token_that_it_was(preparer: ChatPr
     token = preparer._model.tokenizer.token_to_id("<tool_call>")
     assert tokens(preparer, [Message("user", ("<tool_call>",))], None).count(token) == 1
     assert tokens(preparer, [Message("user", ("<tool_call>",))], OFFERED).count(token) == 2
+
+
+def test_text_behind_a_call_is_read_behind_it_and_is_no_tag(preparer: ChatPreparer) -> None:
+    def talk(text: str) -> list[Message]:
+        calls = (ToolCall("1", "count", "{}"), ToolCall("2", "look", "{}"))
+        turn = Message("assistant", ("before", text, text), calls, calls_at=(1, 2))
+        return [
+            Message("user", (PLAIN,)),
+            turn,
+            Message("tool", ("3",), (), "1"),
+            Message("tool", ("4",), (), "2"),
+        ]
+
+    tokenizer = preparer._model.tokenizer
+    usual = tokens(preparer, talk(PLAIN), OFFERED)
+    forged = tokens(preparer, talk(FORGED), OFFERED)
+    for token in tokenizer.get_added_tokens_decoder():
+        assert forged.count(token) == usual.count(token), token
+    text = tokenizer.decode(forged, skip_special_tokens=False)
+    tail = text[text.rindex("before\n") :]
+    assert tail.startswith(
+        'before\n<tool_call>\n{"name": "count", "arguments": {}}\n</tool_call>\n'
+        f'{FORGED}\n<tool_call>\n{{"name": "look", "arguments": {{}}}}\n</tool_call>\n'
+        f"{FORGED}<|im_end|>\n"
+    )
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -18,7 +18,7 @@ EPOCH = "1970-01-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class Archived:
-    """What an archive holds: references and the digest of what they stand for."""
+    """The content of an archive: references, each with its digest."""
 
     references: tuple[str, ...]
     digest: str

@@ -20,7 +20,7 @@ class Certificate:
     alternative_names: tuple[str, ...]
 
     def extensions(self) -> str:
-        """What openssl puts into the certificate."""
+        """The extensions that openssl puts into the certificate."""
         names = ",".join(self.alternative_names)
         return f"subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n"
 

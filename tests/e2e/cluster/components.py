@@ -182,7 +182,7 @@ def kserve(site: Site) -> Component:
 
 
 def keda_environment(site: Site) -> dict[str, str]:
-    """What KEDA's Deployments set."""
+    """The variables that KEDA's Deployments set."""
     return {
         "KUBECONFIG": str(site.kubeconfig("keda")),
         "POD_NAMESPACE": "keda",
@@ -229,7 +229,7 @@ def keda_adapter(site: Site) -> Component:
 
 def metrics_server(site: Site) -> Component:
     """CPU and memory of pods, which the horizontal autoscaler asks for; read every 10 s from the
-    kubelet, whose own certificate nobody has signed."""
+    kubelet, whose own certificate is not signed."""
     kubeconfig, keys = site.kubeconfig("metrics-server"), site.certificates
     return Component(
         "metrics-server",

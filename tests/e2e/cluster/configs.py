@@ -1,5 +1,5 @@
-"""What containerd, the CNI plugins, the kubelet, kube-proxy and CoreDNS read, rendered from the
-folders of a site. Pure but for `write_configs`; starts nothing.
+"""Configuration of containerd, the CNI plugins, the kubelet, kube-proxy and CoreDNS, rendered from
+the folders of a site. Pure but for `write_configs`; starts nothing.
 """
 
 from __future__ import annotations

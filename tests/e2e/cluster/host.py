@@ -1,5 +1,5 @@
-"""What the machine lends to a cluster: mounts and a network in private namespaces, cgroups outside
-of them, and how all of it is given back.
+"""Resources of the machine for a cluster: mounts and a network in private namespaces, cgroups
+outside of them, and how all of it is given back.
 """
 
 from __future__ import annotations

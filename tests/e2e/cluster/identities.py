@@ -1,4 +1,4 @@
-"""Who may talk to the API server and as whom: a token and a kubeconfig for each component. Grants
+"""Identities towards the API server: a token and a kubeconfig for each component. Grants
 nothing: rights come from Kubernetes' own bootstrap roles and from the roles that are applied.
 """
 

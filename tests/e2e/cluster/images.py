@@ -1,5 +1,5 @@
-"""What a cluster's containerd holds: import archives that are not there yet, and forget the pods of
-a run that was cut off. Speaks to containerd through `ctr`.
+"""The images and pods of a cluster's containerd: imports archives that are not there yet, and
+forgets the pods of a run that was cut off. Speaks to containerd through `ctr`.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def run(command: Sequence[str]) -> int:
 
 
 def environment(site: Site) -> dict[str, str]:
-    """What a command inside finds in its environment."""
+    """The environment of a command inside."""
     caches = site.run / "client"
     return {
         **os.environ,

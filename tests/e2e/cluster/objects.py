@@ -64,7 +64,7 @@ def cluster_binding(role: str, subject: Object) -> Object:
 
 
 def dns_objects() -> list[Object]:
-    """What CoreDNS may see."""
+    """The account of CoreDNS, and its rights."""
     watched = ["services", "pods", "namespaces", "endpoints"]
     role = {
         "apiVersion": f"{RBAC}/v1",

@@ -24,7 +24,7 @@ GIGABYTE = 10**9
 
 
 class ClusterError(Exception):
-    """What a person can do something about, in a sentence."""
+    """A failure that a person can do something about, in a sentence."""
 
 
 def cache(environ: Mapping[str, str] = os.environ) -> Path:
@@ -53,7 +53,7 @@ class Site:
 
     @property
     def config(self) -> Path:
-        """What the components read."""
+        """The folder of the files that the components read."""
         return self.run / "config"
 
     @property

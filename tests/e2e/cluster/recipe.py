@@ -1,4 +1,4 @@
-"""What the cluster's binaries are built from: components, versions, the hash that names a build,
+"""Sources of the cluster's binaries: components, versions, the hash that names a build,
 and the manifests that are copied out of the modules. Pure but for reading the build folder; builds
 nothing.
 """

@@ -29,7 +29,7 @@ class Stage:
 
 
 def stages(tests: Sequence[str], out: Path) -> tuple[Stage, ...]:
-    """What happens in order, before the cluster is taken down; `tests` are pytest's arguments."""
+    """The stages of a run before the cluster is taken down; `tests` are pytest's arguments."""
     # a rollout under traffic takes minutes: no stacks in the log before it would be cut off
     quiet = ("-p", "no:cacheprovider", "-o", "faulthandler_timeout=400")
     pytest = (sys.executable, "-m", "pytest", *quiet, *tests)

@@ -180,7 +180,7 @@ def _uv_cache() -> list[str]:
 
 @contextmanager
 def _secrets() -> Iterator[list[str]]:
-    """What the host's pip reaches its registry by, as build secrets: in no layer, gone after."""
+    """The settings by which the host's pip reaches its registry, as build secrets: in no layer."""
     keys = ("index-url", "extra-index-url", "trusted-host", "proxy")
     said = ask([sys.executable, "-m", "pip", "config", "list"]).splitlines()
     with tempfile.TemporaryDirectory() as folder:

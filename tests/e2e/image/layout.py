@@ -38,7 +38,7 @@ class Image:
 
     @property
     def blobs(self) -> list[str]:
-        """Digests of all it consists of; whoever has the manifest should have the rest."""
+        """Digests of all it consists of; a store that has the manifest should have the rest."""
         return [*(digest for digest, _ in self.layers), self.config, self.digest]
 
 

@@ -41,7 +41,7 @@ def requirements(root: Path = ROOT) -> list[str]:
 
 
 def default_of(argument: str, root: Path = ROOT) -> str:
-    """What an ARG of the Dockerfile is when the build is told nothing."""
+    """The default value of an ARG of the Dockerfile."""
     found = re.search(rf'^ARG {argument}="?([^"\n]*)', (root / "Dockerfile").read_text(), re.M)
     assert found, f"the Dockerfile has no ARG {argument}"
     return found[1]

@@ -1,5 +1,5 @@
-"""What is inside the image that was built, looked at in its file tree and by running its programs
-as the user that it names; no cluster is needed."""
+"""The content of the image that was built: its file tree, and its programs, run as the user that it
+names; no cluster is needed."""
 
 from __future__ import annotations
 

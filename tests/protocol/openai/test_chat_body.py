@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -18,8 +18,8 @@ from predictors.protocol.openai.chat_body import (
     StreamOptions,
     read_chat_body,
 )
+from predictors.protocol.openai.conversation import BodyMessage, PicturePart
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS
-from predictors.protocol.openai.messages import BodyMessage, PicturePart
 
 HELLO = [{"role": "user", "content": "hello"}]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -379,12 +379,34 @@ BODY = st.fixed_dictionaries(
 )
 
 
+ACCEPTED = st.fixed_dictionaries(
+    {
+        "model": st.just("m"),
+        "messages": st.lists(
+            st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=4)}),
+            min_size=1,
+            max_size=3,
+        ),
+    },
+    optional={
+        "max_tokens": st.integers(1, 99),
+        "temperature": st.floats(0, 2),
+        "seed": st.integers(0, 99),
+        "stop": st.lists(st.text(min_size=1, max_size=4), max_size=3),
+        "n": st.integers(1, 16),
+        "stream": st.booleans(),
+    },
+)
+PLAIN = read_chat_body({"model": "m", "messages": HELLO})
+READ_OTHERWISE = {"tools", "loras"} | {each.name for each in fields(ChatBody)} - FIELDS.keys()
+"""Fields of the checked body that are not what a caller sends."""
+
+
 def as_json(read: ChatBody) -> dict[str, Any]:
-    """The checked body as a caller would send it."""
-    fields = {name: value for name, value in asdict(read).items() if value is not None}
-    if not read.stream:
-        del fields["stream_options"]
-    return fields | {
+    """The checked body as a caller would send it, without `READ_OTHERWISE`."""
+    given = {name: value for name, value in asdict(read).items() if value is not None}
+    sent = {name: value for name, value in given.items() if name not in READ_OTHERWISE}
+    return sent | {
         "stop": list(read.stop),
         "messages": [
             {"role": message.role, "content": [_part_as_json(part) for part in message.parts]}
@@ -401,10 +423,11 @@ def _part_as_json(part: str | PicturePart) -> dict[str, Any]:
 
 
 @settings(max_examples=150)
-@given(BODY | JSON)
+@given(ACCEPTED | BODY | JSON)
 def test_any_json_is_read_or_refused_and_a_checked_body_reads_as_itself(any_body: Any) -> None:
     try:
         read = read_chat_body(any_body)
     except InvalidRequest:
         return
-    assert read_chat_body(as_json(read)) == read
+    usual = {name: getattr(PLAIN, name) for name in READ_OTHERWISE}
+    assert read_chat_body(as_json(read)) == replace(read, **usual)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
-from predictors.protocol.openai.messages import PicturePart
+from predictors.protocol.openai.conversation import PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
 
 URL = "data:;base64,AAAA"
