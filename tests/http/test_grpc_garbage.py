@@ -124,3 +124,10 @@ def test_a_method_whose_name_is_no_text_ends_its_own_call_alone(big: Running, pa
     with connect(port) as plain:
         plain.call(LIVE, b"")
         assert pb.ServerLiveResponse.FromString(plain.answer()).live
+
+
+def test_metadata_that_is_no_text_is_no_error_of_ours(big: Running) -> None:
+    with logged(logging.WARNING) as lines, connect(big.server.grpc_port) as connection:
+        connection.call(LIVE, b"", {"x-name": b"\xff\xfe", "x-request-id": b"\xff"})
+        assert pb.ServerLiveResponse.FromString(connection.answer()).live
+    assert lines.text == ""
