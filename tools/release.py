@@ -32,6 +32,8 @@ CHECKSUMS = "SHA256SUMS"
 PROVENANCE = "provenance.intoto.json"
 BUILDERS = ("docker", "podman", "buildah")
 PINNED = ("constraints.txt", "hashes.txt", "pyproject.toml", "Dockerfile")
+FILES = ("predictors-*.tgz", "vision-predictors-*", PROVENANCE, CHECKSUMS)
+"""Patterns of a release's files."""
 PLACEHOLDER = "https://vision-predictors.example"
 """Stands in Chart.yaml for the repository's address, which a clone does not know."""
 
@@ -197,10 +199,23 @@ def statement(source: Source, names: Names, subjects: Sequence[Path]) -> dict[st
     }
 
 
+def clear(out: Path) -> None:
+    """Makes `out` an empty folder. Deletes the files of an earlier release alone; raises
+    `ReleaseError` where there are others."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = sorted(out.iterdir())
+    others = [each.name for each in found if not any(map(each.match, FILES)) or each.is_dir()]
+    if others:
+        raise ReleaseError(
+            f"{out} has other files as well ({', '.join(others[:3])}): give an --out of its own"
+        )
+    for each in found:
+        each.unlink()
+
+
 def write_release(source: Source, names: Names, sbom: Path, out: Path, builder: str | None) -> None:
-    """All files of the release, into an empty `out`. Raises `ReleaseError`."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    """All files of the release, into `out` as `clear` leaves it. Raises `ReleaseError`."""
+    clear(out)
     listed = out / f"vision-predictors-{source.version}.cdx.json"
     shutil.copyfile(sbom, listed)
     files = [pack_chart(source, names, out), listed]
@@ -229,7 +244,7 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
         builder = None if said.no_image else working_builder()
         source = Source.of(root)
         write_release(source, names, said.sbom, said.out, builder)
-    except (ReleaseError, FileNotFoundError) as error:
+    except (ReleaseError, OSError) as error:
         print(f"no release: {error}", file=sys.stderr)
         return 1
     print((said.out / CHECKSUMS).read_text(), end="")

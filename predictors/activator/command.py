@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from predictors import metrics
 from predictors.cluster.api import ApiUnavailable, KubernetesApi
@@ -20,8 +19,10 @@ from predictors.errors import InvalidRequest
 from predictors.observe import logs
 from predictors.settings import InvalidSetting
 
-HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:.]{2,45}")
-"""A host name or an address."""
+_TARGET = re.compile(
+    r"([0-9A-Za-z](?:[0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?"
+)
+"""A host name or an address, that of IPv6 in brackets, with or without a port."""
 
 
 def activator(arguments: argparse.Namespace) -> int:
@@ -63,24 +64,26 @@ def activator(arguments: argparse.Namespace) -> int:
 
 def read_address(url: str) -> tuple[str, int]:
     """Host and port of `http://HOST[:PORT]`. Raises `InvalidRequest` for anything else."""
-    try:
-        found = urlsplit(url)
-        host, port = found.hostname or "", found.port or 80
-    except ValueError:
-        found, host, port = urlsplit(""), "", 0
-    more = found.path.strip("/") or found.query or found.fragment or found.username
-    if found.scheme != "http" or not HOST.fullmatch(host) or more:
+    found = _read_target(url.removeprefix("http://").removesuffix("/"))
+    if found is None or not url.startswith("http://"):
         raise InvalidRequest(
             f"--upstream takes http://HOST or http://HOST:PORT, without a path, not {url[:200]!r}; "
             "TLS between activator and model is not offered"
         )
-    return host, port
+    return found[0].strip("[]"), found[1] or 80
 
 
 def check_target(target: str) -> str:
     """`HOST:PORT`, or empty for no gRPC. Raises `InvalidRequest` for anything else."""
-    host, _, port = target.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    if target and not (HOST.fullmatch(host.strip("[]")) and is_port):
+    found = _read_target(target)
+    if target and (found is None or not found[1]):
         raise InvalidRequest(f"--grpc-upstream takes HOST:PORT, not {target[:200]!r}")
     return target
+
+
+def _read_target(text: str) -> tuple[str, int | None] | None:
+    """Host, and port if it is said; None for anything else."""
+    found = _TARGET.fullmatch(text)
+    if found is None or (found[2] and not 0 < int(found[2]) < 65536):
+        return None
+    return found[1], int(found[2]) if found[2] else None

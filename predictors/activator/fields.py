@@ -4,6 +4,7 @@ stay behind (RFC 9110, 7.6.1), and the caller's address is added.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from predictors.errors import InvalidRequest
@@ -22,6 +23,8 @@ HOP_BY_HOP = frozenset(
 _REQUEST_ID = REQUEST_ID_HEADER.encode()
 _FORWARDED = FORWARDED_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
+_SENT = re.compile(r"[\x20-\x7e]*+")
+"""Values of gRPC's metadata, but for those of keys that end with `-bin`."""
 OWN_REQUEST_FIELDS = frozenset({b"expect", _REQUEST_ID, _FORWARDED})
 """Of a request: answered or written by the proxy."""
 OWN_RESPONSE_FIELDS = frozenset({b"date", _REQUEST_ID})
@@ -68,7 +71,8 @@ def request_metadata(
     pairs: Iterable[tuple[str, str | bytes]], request_id: str, peer: str, waited_s: float = 0.0
 ) -> Metadata:
     """The metadata for the model's server, as `request_fields`. gRPC writes its own, which begin
-    with `grpc-`."""
+    with `grpc-`. Raises `InvalidRequest` for a value that gRPC takes from a caller and never
+    sends."""
     given = list(pairs)
     passed: Metadata = [
         (name, _time_left(str(value), waited_s) if name == TIMEOUT_HEADER else value)
@@ -77,6 +81,12 @@ def request_metadata(
     before = [str(value) for name, value in given if name == FORWARDED_HEADER]
     passed.append((FORWARDED_HEADER, ", ".join([*before, *([peer] if peer else [])])))
     passed.append((REQUEST_ID_HEADER, request_id))
+    for name, value in passed:
+        if isinstance(value, str) and not _SENT.fullmatch(value):
+            raise InvalidRequest(
+                f"the metadata {name!r} has characters outside of printable ASCII, which gRPC "
+                "carries in keys that end with -bin only"
+            )
     return passed
 
 

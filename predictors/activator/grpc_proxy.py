@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ import grpc
 from predictors.activator.fields import Metadata, passed_metadata, request_metadata
 from predictors.activator.http_proxy import broken_off
 from predictors.activator.proxying import Proxying
-from predictors.errors import ServingError
+from predictors.activator.waking import RETRY_SOON_S
+from predictors.errors import Overloaded, ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
@@ -71,11 +72,14 @@ async def _is_connected(channel: grpc.aio.Channel) -> bool:
 
 
 class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """The handler of every method. A unary call is a stream of one message on the wire."""
+    """The handler of every method, for at most `most` calls at a time. A unary call is a stream of
+    one message on the wire."""
 
-    def __init__(self, proxying: Proxying, upstream: GrpcUpstream) -> None:
+    def __init__(self, proxying: Proxying, upstream: GrpcUpstream, most: int) -> None:
         self._proxying = proxying
         self._upstream = upstream
+        self._most = most
+        self._num = 0
 
     def service(self, details: Any) -> Any:
         """Called by gRPC for each call."""
@@ -85,7 +89,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = start_call(context)
         fault, began = None, time.monotonic()
         try:
-            with self._proxying.request("v2_grpc"):
+            with self._proxying.request("v2_grpc"), self._place():
                 channel = await self._proxying.reach(call, self._upstream.connect)
                 try:
                     given = context.invocation_metadata() or ()
@@ -98,6 +102,21 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             fault = fault_of(error, request_id=call.request_id)
         if fault is not None:
             await abort(context, fault, call)
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Raises `Overloaded` if there is none: each call takes a connection to the model."""
+        if self._num >= self._most:
+            raise Overloaded(
+                f"{self._most} gRPC calls are in progress already, which is the limit; "
+                "try again later",
+                retry_after_s=RETRY_SOON_S,
+            )
+        self._num += 1
+        try:
+            yield
+        finally:
+            self._num -= 1
 
     async def _forward(
         self,

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from predictors.activator.waking import WaitingRoom
-from predictors.errors import Cancelled, DeadlineExceeded
+from predictors.errors import Cancelled, DeadlineExceeded, Overloaded
 from predictors.protocol.http.bodies import Receive
 
 JOINED_BYTES = 64 * 1024
@@ -29,6 +29,7 @@ class HeldBody:
         self._timeout_s = timeout_s
         self._parts: deque[bytearray] = deque()
         self._has_more = True
+        self._failure: Overloaded | None = None
         self.was_sent = asyncio.Event()
         """Every byte was taken by the reader of `stream`."""
 
@@ -38,7 +39,7 @@ class HeldBody:
         while self._has_more:
             part = await self._next_part()
             if part:
-                self._room.charge(len(part))
+                self._charge(len(part))
                 self._hold(part)
         await self.until_left()
 
@@ -49,7 +50,9 @@ class HeldBody:
         raise Cancelled("the caller left")
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The whole body, once, in parts. Raises as `read_ahead`, but for its size."""
+        """The whole body, once, in parts. Raises as `read_ahead`, for its size only if that has."""
+        if self._failure is not None:
+            raise self._failure
         while self._parts:
             held = self._parts.popleft()
             self._room.release(len(held))
@@ -63,6 +66,15 @@ class HeldBody:
         """Forget what was read ahead and not streamed."""
         self._room.release(sum(map(len, self._parts)))
         self._parts.clear()
+
+    def _charge(self, num_bytes: int) -> None:
+        """A part that does not fit is lost. The wait may have ended meanwhile without reading this
+        error, and the body must not be passed on without the part."""
+        try:
+            self._room.charge(num_bytes)
+        except Overloaded as error:
+            self._failure = error
+            raise
 
     def _hold(self, part: bytes) -> None:
         """Keep `part`. An object for each part of two bytes would take thirty times its bytes."""

@@ -85,14 +85,15 @@ class Proxying:
         request is held; what it raises ends the wait. Raises as `WaitingRoom.until_ready`, and
         `InvalidRequest` for a bad timeout in the headers.
         """
+        came = time.monotonic()
         found = None if self.room.is_waking else await attempt()
         if found is not None:
             return found
-        call.read_deadline(self._max_wait_s)
-        call.tighten(self._max_wait_s)
-        deadline = call.deadline or time.monotonic() + self._max_wait_s
+        call.read_deadline(self._max_wait_s, lambda: came)
+        call.tighten(self._max_wait_s, lambda: came)
+        deadline = call.deadline or came + self._max_wait_s
         while found is None:
-            await first_of(self.room.until_ready(deadline), beside() if beside else None)
+            await first_of(self.room.until_ready(deadline, came), beside() if beside else None)
             found = await attempt()
         return found
 

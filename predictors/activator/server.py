@@ -27,7 +27,7 @@ from predictors.activator.proxying import Proxying
 from predictors.activator.waking import WaitingRoom
 from predictors.errors import Draining
 from predictors.protocol.http.app import CLOSE_TIMEOUT_S, HttpServer, PlainEndpoint, RestApp
-from predictors.protocol.http.connection_limits import max_connections
+from predictors.protocol.http.connection_limits import proxied_requests
 from predictors.protocol.http.listening import listen, loop_factory, port_of
 from predictors.protocol.http.metrics_route import metrics_route
 from predictors.protocol.http.responses import Response, json_response
@@ -103,13 +103,14 @@ class ActivatorServer:
             data = opened.enter_context(listen(own.host, own.port))
             self.http_port = port_of(data)
             await self._open_side_ports(opened)
-            grpc_server = await self._start_grpc(proxying)
+            most = proxied_requests(own.max_connections, settings.activator.max_held)
+            grpc_server = await self._start_grpc(proxying, most[1])
             app = RestApp(
                 [Route("/{path:path}", HttpProxy(proxying, http, own.body_timeout_s))],
                 access_log=own.access_log,
                 closes_connections=self._ending.is_set,
             )
-            http_server = HttpServer(app, own, max_connections(own.max_connections))
+            http_server = HttpServer(app, own, most[0])
             serving = asyncio.create_task(http_server.serve(sockets=[data]))
             self._handle_signals()
             self._started.set()
@@ -124,14 +125,14 @@ class ActivatorServer:
         log.info("stopped")
         return 0
 
-    async def _start_grpc(self, proxying: Proxying) -> grpc.aio.Server | None:
+    async def _start_grpc(self, proxying: Proxying, most: int) -> grpc.aio.Server | None:
         if self.grpc_port < 0 or not self._upstream.grpc_target:
             self.grpc_port = -1
             return None
         connect_timeout_s = self._settings.activator.connect_timeout_s
         upstream = GrpcUpstream(self._upstream.grpc_target, connect_timeout_s)
         server, self.grpc_port = await start_grpc_proxy(
-            GrpcProxy(proxying, upstream), self._settings
+            GrpcProxy(proxying, upstream, most), self._settings
         )
         return server
 

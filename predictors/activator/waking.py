@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -46,6 +47,8 @@ class WaitingRoom:
         self._waiting: set[asyncio.Future[None]] = set()
         self._waking: asyncio.Task[None] | None = None
         self._began = 0.0
+        self._looked_at = -math.inf  # seconds of `clock`: at the replicas
+        self._scale_failure = ""
         self._start_s = UNKNOWN_START_S
         self._num_bytes = 0
         self._refusal: str | None = None
@@ -69,12 +72,12 @@ class WaitingRoom:
         elapsed_s = self._clock() - self._began if self.is_waking else 0.0
         return max(RETRY_SOON_S, self._start_s - elapsed_s)
 
-    async def until_ready(self, deadline: float) -> None:
-        """Return once the model has a ready endpoint.
+    async def until_ready(self, deadline: float, came: float) -> None:
+        """Return once the model has a ready endpoint. The request `came` then, and has until
+        `deadline`, both seconds of `time.monotonic`.
 
-        Raises `Overloaded` if too many wait, `WakeTimeout` at `deadline` (seconds of
-        `time.monotonic`), `Draining` after `refuse`, and what one of the two calls raises that it
-        should not.
+        Raises `Overloaded` if too many wait, `WakeTimeout` at `deadline`, `Draining` after
+        `refuse`, and what one of the two calls raises that it should not.
         """
         if self._refusal is not None:
             raise Draining(self._refusal)
@@ -91,7 +94,7 @@ class WaitingRoom:
                     await ready
             except TimeoutError as error:
                 raise WakeTimeout(
-                    f"{self._model} did not start within {round(deadline - began, 1):g} s of this"
+                    f"{self._model} did not start within {round(deadline - came, 1):g} s of this"
                     " request; its start goes on, try again later",
                     retry_after_s=self.retry_after_s(),
                 ) from error
@@ -140,7 +143,7 @@ class WaitingRoom:
                 self._waking = None
 
     async def _wake(self) -> None:
-        scaling = asyncio.create_task(self._keep_raised())
+        scaling, was_away = asyncio.create_task(self._keep_raised()), False
         try:
             while True:
                 await asyncio.sleep(self._settings.probe_s)
@@ -148,12 +151,13 @@ class WaitingRoom:
                     scaling.result()
                 if await self._is_ready():
                     break
+                was_away = True
         finally:
             scaling.cancel()
-        self._start_s = self._clock() - self._began
-        log.info(
-            "%s is ready after %.1f s, %d wait", self._model, self._start_s, len(self._waiting)
-        )
+        seconds = self._clock() - self._began
+        if was_away:  # else a connection failed, and nothing was started
+            self._start_s = seconds
+        log.info("%s is ready after %.1f s, %d wait", self._model, seconds, len(self._waiting))
         self._end_waits(None)
 
     def _wake_ended(self, waking: asyncio.Task[None]) -> None:
@@ -162,7 +166,9 @@ class WaitingRoom:
             self._end_waits(error)
 
     def _end_waits(self, error: BaseException | None) -> None:
-        for ready in self._waiting:
+        """Requests that come from now on do not wait with those that leave."""
+        ended, self._waiting = self._waiting, set()
+        for ready in ended:
             if ready.done():
                 continue
             if error is None:
@@ -172,17 +178,18 @@ class WaitingRoom:
 
     async def _keep_raised(self) -> None:
         """Look again and again: an autoscaler may set the replicas back before it has seen the
-        requests that wait."""
-        last_failure = ""
+        requests that wait. Callers who come and leave do not make it look more often."""
         while True:
+            await asyncio.sleep(self._looked_at + self._settings.scale_s - self._clock())
+            self._looked_at = self._clock()
             try:
                 if await self._raise_from_zero():
                     self._wakes.inc()
                     log.info("%s is woken: its replicas were 0 and are 1", self._model)
-                last_failure = ""
+                self._scale_failure = ""
             except (ApiUnavailable, ApiRefusal) as error:
                 self._scale_failures.inc()
-                if str(error) != last_failure:  # once, not every two seconds
-                    last_failure = str(error)
+                if str(error) != self._scale_failure:  # once, not at every look
+                    self._scale_failure = str(error)
                     log.error("%s can't be woken by the scale API: %s", self._model, error)
-            await asyncio.sleep(self._settings.scale_s)
+            self._looked_at = self._clock()

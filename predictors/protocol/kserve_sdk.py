@@ -29,9 +29,13 @@ def put_off(spec: ModuleSpec) -> ModuleType:
     def run_file_for(name: str) -> object:
         with lock:
             if waiting and not name.startswith("__"):  # Python asks for names of its own
-                loader = waiting.pop()
+                loader = waiting.pop()  # first: the file asks for names of its own
                 assert loader is not None
-                loader.exec_module(package)
+                try:
+                    loader.exec_module(package)
+                except BaseException:
+                    waiting.append(loader)  # the next one who asks gets the reason as well
+                    raise
             if name in vars(package):
                 return vars(package)[name]
         raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")

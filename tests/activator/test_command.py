@@ -183,7 +183,8 @@ def test_an_address_is_a_host_and_a_port(url: str, found: tuple[str, int]) -> No
 @pytest.mark.parametrize(
     "url",
     ["https://flux", "flux:80", "http://", "http://a b", "http://a/v1", "http://a:99999",
-     "http://u:p@a", "http://a?b", "http://[::1", "http://a\r\nx: y"],
+     "http://u:p@a", "http://a?b", "http://[::1", "http://a\r\nx: y", "http://a:0", "http://:p@a",
+     "http://a//", "http://a:", "http://::1", "http://a\n"],
 )  # fmt: skip
 def test_another_address_is_refused_with_the_form_that_is_taken(url: str) -> None:
     with pytest.raises(InvalidRequest, match="--upstream takes http://HOST"):
@@ -194,7 +195,8 @@ def test_a_grpc_target_is_a_host_with_a_port_or_nothing() -> None:
     assert check_target("") == ""
     assert check_target("flux.svc:8081") == "flux.svc:8081"
     assert check_target("[::1]:8081") == "[::1]:8081"
-    for wrong in ("flux", "flux:x", "flux:0", "unix:/a", "dns:///a:1", ":1", "flux:70000"):
+    for wrong in ("flux", "flux:x", "flux:0", "unix:/a", "dns:///a:1", ":1", "flux:70000",
+                  "::1:8081", "[flux]:8081", "[[::1]]:8081", "[::1]"):  # fmt: skip
         with pytest.raises(InvalidRequest, match="--grpc-upstream takes HOST:PORT"):
             check_target(wrong)
 

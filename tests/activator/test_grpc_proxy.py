@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from predictors.activator import server as activator_server
 from tests.activator.scripted import (
     BRISK,
     PATIENCE_S,
@@ -20,6 +21,7 @@ from tests.activator.scripted import (
     held_target,
     sample,
 )
+from tests.http.http2 import ODD_PATHS, connect
 
 
 class Model:
@@ -233,3 +235,51 @@ def test_a_large_message_arrives_whole_and_one_beyond_the_limit_is_refused() -> 
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(bytes(33 * 2**20), timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("path", ODD_PATHS.values(), ids=ODD_PATHS)
+def test_a_method_whose_name_is_no_text_ends_its_own_call_alone(path: bytes) -> None:
+    with grpc_rig() as (rig, _, channel):
+        assert unary(channel, "Echo")(b"before", timeout=PATIENCE_S) == b"before"
+        with connect(rig.server.grpc_port) as odd:
+            odd.call(path, b"")
+            assert odd.answer() == b""
+            assert b"grpc-status" in odd.trailers
+        with grpc.insecure_channel(f"127.0.0.1:{rig.server.grpc_port}") as other:
+            assert unary(other, "Echo")(b"after", timeout=PATIENCE_S) == b"after"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-note", b"\xc3\xbc"),
+        ("x-note", b"a\tb"),
+        ("x-forwarded-for", b"\xff"),
+        ("x-request-timeout-ms", b"\xb2"),
+    ],
+)
+def test_metadata_that_cant_be_passed_on_is_refused_by_its_name(name: str, value: bytes) -> None:
+    with grpc_rig() as (rig, model, channel):
+        unary(channel, "Echo")(b"awake", timeout=PATIENCE_S)
+        model.metadata = {}
+        with connect(rig.server.grpc_port) as connection:
+            connection.call("/test.Model/Echo", b"", {name: value})
+            connection.answer()
+        assert f"the metadata '{name}' has characters".encode() in connection.trailers
+        assert model.metadata == {}
+
+
+def test_calls_beyond_those_that_have_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activator_server, "proxied_requests", lambda wanted, held: (64, 2))
+    with grpc_rig() as (_, model, channel):
+        wait = unary(channel, "Wait")
+        waiting = [wait.future(b"", timeout=PATIENCE_S) for _ in range(2)]
+        assert model.asked.wait(PATIENCE_S)
+        with pytest.raises(grpc.RpcError) as refused:
+            unary(channel, "Echo")(b"", timeout=PATIENCE_S)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 gRPC calls are in progress already" in refused.value.details()
+        assert "retry-after" in dict(refused.value.trailing_metadata())
+        model.left.set()
+        assert [each.result(PATIENCE_S) for each in waiting] == [b"", b""]
+        assert unary(channel, "Echo")(b"again", timeout=PATIENCE_S) == b"again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from predictors.activator.waking import WaitingRoom
+from predictors.errors import WakeTimeout
 from tests.activator.scripted import BRISK, PATIENCE_S, Rig, activated, sample
 
 KIB = 1024
@@ -209,4 +211,88 @@ async def test_a_fault_of_the_wake_is_told_to_those_who_wait(faulty: str) -> Non
     room = WaitingRoom(f"faulty-{faulty}", BRISK, **calls)
     for _ in range(2):  # the second wait begins another wake
         with pytest.raises(TypeError, match="replicas is a text"):
-            await room.until_ready(time.monotonic() + PATIENCE_S)
+            await room.until_ready(time.monotonic() + PATIENCE_S, time.monotonic())
+
+
+class Asked:
+    """The two calls of a waiting room, counted, and a clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.looks = 0
+        self.looked = asyncio.Event()
+        self.now = 0.0
+
+    async def is_ready(self) -> bool:
+        return self.is_up
+
+    async def raise_from_zero(self) -> bool:
+        self.looks += 1
+        self.looked.set()
+        return False
+
+    def room(self, name: str, **bounds: Any) -> WaitingRoom:
+        settings = replace(BRISK, **bounds)
+        return WaitingRoom(name, settings, self.is_ready, self.raise_from_zero, lambda: self.now)
+
+
+def waits(room: WaitingRoom) -> asyncio.Task[None]:
+    return asyncio.create_task(room.until_ready(PATIENCE_S, 0.0))
+
+
+async def leave(waiting: asyncio.Task[None]) -> None:
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_callers_who_come_and_leave_do_not_have_the_scale_api_asked_more_often() -> None:
+    asked = Asked()
+    room = asked.room("comes-and-leaves", scale_s=60.0)
+    first = waits(room)
+    await asked.looked.wait()
+    await leave(first)
+    for _ in range(50):
+        each = waits(room)
+        for _ in range(5):  # its wake has begun
+            await asyncio.sleep(0)
+        await leave(each)
+    assert asked.looks == 1
+    asked.looked.clear()
+    asked.now = 61.0
+    again = waits(room)
+    await asked.looked.wait()
+    await leave(again)
+
+
+async def test_a_request_that_comes_once_the_model_is_ready_does_not_wait_behind_the_others() -> (
+    None
+):
+    asked = Asked()
+    room = asked.room("just-ready")
+    states: list[bool] = []
+
+    async def wait() -> None:
+        await room.until_ready(PATIENCE_S, 0.0)
+        states.append(room.is_waking)
+
+    both = [asyncio.create_task(wait()) for _ in range(2)]
+    await asked.looked.wait()
+    asked.is_up = True
+    await asyncio.gather(*both)
+    assert states == [False, False]
+
+
+async def test_a_connection_that_failed_once_is_no_start_whose_time_is_remembered() -> None:
+    asked = Asked()
+    room = asked.room("failed-once")
+    guess = room.retry_after_s()
+    asked.is_up = True
+    await waits(room)
+    assert room.retry_after_s() == guess
+
+
+async def test_the_time_of_a_request_counts_from_when_it_came() -> None:
+    """Its first attempt to connect took a second, which is part of its two."""
+    room = Asked().room("came-before")
+    with pytest.raises(WakeTimeout, match="did not start within 2 s of this request"):
+        await room.until_ready(0.0, -2.0)

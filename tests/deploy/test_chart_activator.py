@@ -152,6 +152,7 @@ def test_callers_reach_it_it_reaches_the_model_and_the_api_and_prometheus_reache
         (("models.flux.replicas.min=1",),
          "models.flux.activator.enabled needs replicas.min 0, which is 1"),
         (('tls.secretName="certificate"',), "activator.enabled and tls.secretName exclude"),
+        (("networkPolicy.dnsTo=[]",), "activator.enabled needs networkPolicy.dnsTo"),
         (("models.flux.autoscaling.enabled=false",), "replicas.min 0 needs autoscaling.enabled"),
         (("models.flux.activator.enabled=false",), "replicas.min 0 needs activator.enabled, or"),
         (("models.flux.activator.maxPendingRequests=0",), "maxPendingRequests is 0: at least 1"),

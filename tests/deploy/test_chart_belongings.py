@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,52 @@ def test_downloads_are_cached_on_nodes_where_that_is_asked_for() -> None:
     for cache in of_kind(unnamed, "LocalModelCache").values():
         assert "serviceAccountName" not in cache["spec"]
     assert not of_kind(render("values-one-gpu.yaml"), "LocalModelCache")
+
+
+LONG = "flux-black-forest-labs-dev-2025-variant"
+TWO_LONG = {
+    f"{LONG}{number}": {
+        "format": "flux",
+        "storage": {"uri": "pvc://checkpoints/flux"},
+        "replicas": {"min": 0, "max": 2},
+        "autoscaling": {"enabled": True},
+        "activator": {"enabled": True},
+        "cache": {"enabled": True},
+    }
+    for number in (1, 2)
+}
+
+
+def test_long_names_of_models_and_releases_stay_apart() -> None:
+    """The account of a model's pods must not be that of its activator, which may scale it."""
+    sets = (f"models={json.dumps(TWO_LONG | {'flux': None})}",)
+    objects = render(
+        "ci/activator-values.yaml", sets=sets, release="a-release-with-quite-a-long-name"
+    )
+    for kind in {each["kind"] for each in objects}:
+        named = of_kind(objects, kind)  # fails on two of one name
+        assert max(map(len, named)) <= 63
+    accounts = of_kind(objects, "ServiceAccount")
+    assert len(accounts) == 4
+    scales = {
+        name
+        for name, each in of_kind(objects, "Role").items()
+        if each["rules"][0]["resources"] == ["deployments/scale"]
+    }
+    bound = {
+        each["subjects"][0]["name"]
+        for each in of_kind(objects, "RoleBinding").values()
+        if each["roleRef"]["name"] in scales
+    }
+    served = {
+        each["spec"]["predictor"]["serviceAccountName"]
+        for each in of_kind(objects, "InferenceService").values()
+    }
+    assert len(bound) == len(served) == 2
+    assert bound | served == accounts.keys()
+
+
+def test_a_model_whose_name_is_that_of_an_activator_is_refused() -> None:
+    model = '{"format":"flux","storage":{"uri":"pvc://a/b"}}'
+    message = refusal("ci/activator-values.yaml", sets=(f"models.flux-activator={model}",))
+    assert "models.flux.activator.enabled and models.flux-activator" in " ".join(message.split())

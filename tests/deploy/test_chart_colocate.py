@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.deploy.asked_cluster import render_in
 from tests.deploy.chart import refusal, render, template
 
 CASE = "ci/colocated-values.yaml"
@@ -182,3 +184,14 @@ def test_what_one_pod_can_not_be_is_refused_by_a_sentence(
     sets: tuple[str, ...], message: str
 ) -> None:
     assert message in " ".join(refusal(CASE, sets=sets).split())
+
+
+def test_a_second_model_that_still_has_pods_is_refused_since_its_service_would_go_with_it(
+    tmp_path: Path,
+) -> None:
+    """Helm takes over the Service that KServe made, which is deleted with its owner."""
+    refused = render_in(tmp_path, {"qwen-vl": {}}, CASE)
+    assert "there still is the InferenceService qwen-vl" in " ".join(refused.stderr.split())
+    assert "models.qwen-vl.enabled false and no colocate" in " ".join(refused.stderr.split())
+    before = render_in(tmp_path, {"flux": {}}, CASE)
+    assert before.returncode == 0, before.stderr

@@ -9,23 +9,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.deploy.answering import PNG, serving
-from tests.deploy.chart import CHART, KUBERNETES, binary, of_kind, render
+from tests.deploy.asked_cluster import render_in
+from tests.deploy.chart import CHART, of_kind, render
 
 LAPTOP = "values-laptop.yaml"
 SHOWN = """{kind: ConfigMap, apiVersion: v1, metadata: {name: notes}, data: {text:
     {{ include "predictors.notes" . | toJson }} }}"""
-KSERVE = "serving.kserve.io/v1beta1"
 
 
 def notes(*sets: str) -> str:
@@ -166,61 +161,6 @@ def test_the_notes_say_where_the_pages_are() -> None:
     assert "page for browsers: https://127.0.0.1:18081/playground" in secured
 
 
-@contextmanager
-def cluster(folder: Path, services: dict[str, Any]) -> Iterator[Path]:
-    """A kubeconfig of an API server that knows one kind, and has these InferenceServices."""
-    kind = {"name": "inferenceservices", "singularName": "", "namespaced": True,
-            "kind": "InferenceService", "verbs": ["get", "list"]}  # fmt: skip
-    versions = [{"groupVersion": KSERVE, "version": "v1beta1"}]
-    group = {"name": "serving.kserve.io", "versions": versions, "preferredVersion": versions[0]}
-    said: dict[str, Any] = {
-        "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
-        f"/apis/{KSERVE}": {
-            "kind": "APIResourceList", "groupVersion": KSERVE, "resources": [kind],
-        },
-    }  # fmt: skip
-    for name, status in services.items():
-        metadata = {"name": name, "namespace": "demo"}
-        said[f"/apis/{KSERVE}/namespaces/demo/inferenceservices/{name}"] = {
-            "apiVersion": KSERVE, "kind": "InferenceService", "metadata": metadata, **status,
-        }  # fmt: skip
-
-    class Api(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = said.get(self.path.partition("?")[0])
-            missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
-                       "reason": "NotFound"}  # fmt: skip
-            text = json.dumps(missing if found is None else found).encode()
-            self.send_response(404 if found is None else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        config = folder / "config"
-        config.write_text(yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "one",
-            "clusters": [{"name": "one", "cluster": {
-                "server": f"http://127.0.0.1:{server.server_address[1]}"}}],
-            "contexts": [{"name": "one", "context": {"cluster": "one", "user": "one"}}],
-            "users": [{"name": "one", "user": {}}],
-        }))  # fmt: skip
-        try:
-            yield config
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_the_notes_say_the_state_that_kserve_reports_of_each_model(tmp_path: Path) -> None:
     """As `helm upgrade` does: `helm template` alone finds nothing, as before a first install."""
     since = "2026-11-01T10:00:00Z"
@@ -234,15 +174,7 @@ def test_the_notes_say_the_state_that_kserve_reports_of_each_model(tmp_path: Pat
     sets = ('models.new={"format":"flux","storage":{"uri":"pvc://a/b"}}',
             'models.none={"format":"flux","storage":{"uri":"pvc://a/b"}}',
             f"extraObjects={json.dumps([SHOWN])}")  # fmt: skip
-    flags = [word for each in sets for word in ("--set-json", each)]
-    with cluster(tmp_path, services) as config:
-        done = subprocess.run(
-            [binary("helm"), "template", "predictors", str(CHART), "-n", "demo",
-             "--dry-run=server", "--kube-version", KUBERNETES, "--api-versions", KSERVE,
-             "-f", str(CHART / LAPTOP), *flags],
-            env={**os.environ, "KUBECONFIG": str(config), "HOME": str(tmp_path)},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+    done = render_in(tmp_path, services, LAPTOP, *sets)
     assert done.returncode == 0, done.stderr
     objects = [each for each in yaml.safe_load_all(done.stdout) if each]
     text = of_kind(objects, "ConfigMap")["notes"]["data"]["text"]

@@ -207,6 +207,29 @@ def test_a_folder_that_is_no_clone_and_a_missing_sbom_are_refused(
     assert "a release is made of a git clone" in refused(clone, capsys)
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "notes/", "predictors-notes.tgz/"])
+def test_a_folder_with_other_files_is_left_as_it_is(
+    clone: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = made(clone, "out")
+    capsys.readouterr()
+    other = out / name
+    if name.endswith("/"):
+        other.mkdir()
+    else:
+        other.write_text("three years of work")
+    before = sorted(out.iterdir())
+    assert f"has other files as well ({name.rstrip('/')})" in refused(clone, capsys)
+    assert sorted(out.iterdir()) == before
+
+
+def test_a_release_takes_the_place_of_an_earlier_one(clone: Path) -> None:
+    out = made(clone, "out")
+    before = sums(out)
+    (out / "vision-predictors-0.0.1.image.tar").write_text("of an earlier version")
+    assert sums(made(clone, "out")) == before
+
+
 @pytest.mark.parametrize("words", [["--digest", DIGEST], ["--digest", "1", "--image", IMAGE]])
 def test_a_digest_needs_its_form_and_an_image(clone: Path, words: list[str]) -> None:
     with pytest.raises(SystemExit):

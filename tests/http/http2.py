@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,14 @@ ACK = END_STREAM = 1
 END_HEADERS = 4
 ENHANCE_YOUR_CALM = 11
 MAX_CONCURRENT_STREAMS = 3
+ODD_PATHS = {
+    "no UTF-8": b"/\xff\xff",
+    "half a character": b"/inference.GRPCInferenceService/ServerLive\xc3",
+    "a surrogate": b"/\xed\xa0\x80/x",
+    "a slash alone": b"/",
+    "no slash": b"inference.GRPCInferenceService",
+}
+"""Paths that name no method."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Connection:
         self._sock = sock
         self._file = sock.makefile("rb")
         self.settings: dict[int, int] = {}
+        self.trailers = b""
         sock.sendall(PREFACE)
         self.send(SETTINGS)
         while not self.settings:
@@ -75,21 +84,26 @@ class Connection:
                 assert frame.payload[8:] == b"too_many_pings"
                 return False
 
-    def call(self, path: str, message: bytes) -> None:
-        """Start a gRPC call on stream 1."""
+    def call(
+        self, path: str | bytes, message: bytes, more: Mapping[str, str | bytes] | None = None
+    ) -> None:
+        """Start a gRPC call on stream 1, with `more` headers."""
         headers = {
             ":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost",
-            "te": "trailers", "content-type": "application/grpc",
+            "te": "trailers", "content-type": "application/grpc", **(more or {}),
         }  # fmt: skip
         block = b"".join(_literal(name) + _string(text) for name, text in headers.items())
         self.send(HEADERS, block, END_HEADERS, 1)
         self.send(DATA, struct.pack(">BI", 0, len(message)) + message, END_STREAM, 1)
 
     def answer(self) -> bytes:
-        """The call's message, read until its trailers."""
+        """The call's message, read until its trailers, which are kept in `trailers` as they
+        came."""
         found = b""
         while True:
             frame = self.receive()
+            if frame.stream == 1 and frame.kind == HEADERS:
+                self.trailers = frame.payload
             if frame.stream == 1 and frame.kind == DATA:
                 found += frame.payload
             if frame.stream == 1 and frame.flags & END_STREAM and frame.kind in {DATA, HEADERS}:
@@ -110,6 +124,6 @@ def _literal(name: str) -> bytes:
     return b"\x00" + _string(name)
 
 
-def _string(text: str) -> bytes:
+def _string(text: str | bytes) -> bytes:
     assert len(text) < 127
-    return bytes([len(text)]) + text.encode("ascii")
+    return bytes([len(text)]) + (text.encode("ascii") if isinstance(text, str) else text)

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from predictors.protocol.grpc.methods import MAX_SMALL_BYTES
 from predictors.protocol.kserve_sdk import pb
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
+from tests.http.http2 import ODD_PATHS, connect
 from tests.http.log_lines import logged
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -27,6 +28,7 @@ GARBAGE = {
     "a group that never ends": b"\x0b" * 200,
     "text": b"hello, is this thing on?",
 }
+LIVE = f"/{SERVICE.full_name}/ServerLive"
 
 Method = type(METHODS[0])
 
@@ -109,3 +111,23 @@ def test_every_response_has_the_request_id(channel: grpc.Channel) -> None:
         path = f"/{method.containing_service.full_name}/{method.name}"
         _, call = channel.unary_unary(path).with_call(raw, timeout=PATIENCE_S, metadata=given)
         assert dict(call.trailing_metadata())["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize("path", ODD_PATHS.values(), ids=ODD_PATHS)
+def test_a_method_whose_name_is_no_text_ends_its_own_call_alone(big: Running, path: bytes) -> None:
+    """grpcio from 1.84 to 1.85.3 ends the whole server, for anybody without a key."""
+    port = big.server.grpc_port
+    with connect(port) as odd:
+        odd.call(path, b"")
+        assert odd.answer() == b""
+        assert b"grpc-status" in odd.trailers
+    with connect(port) as plain:
+        plain.call(LIVE, b"")
+        assert pb.ServerLiveResponse.FromString(plain.answer()).live
+
+
+def test_metadata_that_is_no_text_is_no_error_of_ours(big: Running) -> None:
+    with logged(logging.WARNING) as lines, connect(big.server.grpc_port) as connection:
+        connection.call(LIVE, b"", {"x-name": b"\xff\xfe", "x-request-id": b"\xff"})
+        assert pb.ServerLiveResponse.FromString(connection.answer()).live
+    assert lines.text == ""

@@ -179,3 +179,12 @@ def test_grpcs_client_may_keep_a_long_request_alive_by_pings(
 def test_concurrent_calls_of_a_connection_are_limited() -> None:
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:
         assert connection.settings[MAX_CONCURRENT_STREAMS] == connection_options.MAX_STREAMS
+
+
+def test_two_hundred_calls_at_once_on_a_new_connection_are_all_answered() -> None:
+    """gRPC refuses calls at its limit of streams: it leaves none of them waiting in the client."""
+    with serving(echo()) as running, grpc.insecure_channel(running.grpc_target) as channel:
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        calls = [live.future(b"", timeout=PATIENCE_S) for _ in range(200)]
+        answers = [pb.ServerLiveResponse.FromString(each.result()) for each in calls]
+        assert all(answer.live for answer in answers)

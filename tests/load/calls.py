@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 CHANNELS = 8
-"""The server lets a connection carry 64 calls at once."""
+"""A connection carries 256 calls at once."""
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", -1),

@@ -75,6 +75,18 @@ def test_pythons_own_questions_do_not_run_it(package: ModuleType) -> None:
     assert "runs" not in vars(package)
 
 
+def test_a_file_that_fails_says_why_to_everyone_who_asks(package: ModuleType) -> None:
+    assert package.__file__ is not None
+    file = Path(package.__file__)
+    text = file.read_text()
+    file.write_text("import no_such_module_of_a_test\n")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_module_of_a_test"):
+            _ = package.VALUE
+    file.write_text(text + "# longer, so that it is compiled again\n")
+    assert package.VALUE == 3
+
+
 def test_kserves_other_names_are_there_when_they_are_asked_for() -> None:
     ended = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

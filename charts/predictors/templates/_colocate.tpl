@@ -78,6 +78,12 @@ args:
   {{- include "predictors.fail" (printf "models.%s.loras beside colocate: the chart gives adapters to pods of one model alone" $name) -}}
   {{- end -}}
 {{- end -}}
+{{- /* Helm would take over the Service that KServe made for the guest, and Kubernetes then delete it with its owner */ -}}
+{{- if $root.Capabilities.APIVersions.Has "serving.kserve.io/v1beta1" -}}
+{{- if lookup "serving.kserve.io/v1beta1" "InferenceService" (include "predictors.namespace" $root) $guest -}}
+{{- include "predictors.fail" (printf "colocate: there still is the InferenceService %s, and the Service %s-predictor would go with it. Upgrade in two steps: first %s.enabled false and no colocate, and once it is gone this" $guest $guest $at) -}}
+{{- end -}}
+{{- end -}}
 {{- $m := get $models $host -}}{{- $g := get $models $guest -}}
 {{- if $m.cache.precompile -}}
 {{- include "predictors.fail" (printf "%s.cache.precompile beside colocate: its Job would warm one of the two models. Leave it off: the first start fills the cache" $pod) -}}

@@ -17,8 +17,12 @@
 
 {{/* Name of what belongs to one model: (list root name suffix?) */}}
 {{- define "predictors.of" -}}
-{{- $parts := prepend (rest .) (include "predictors.fullname" (first .)) -}}
-{{ join "-" $parts | trunc 63 | trimSuffix "-" }}
+{{ include "predictors.short" (prepend (rest .) (include "predictors.fullname" (first .)) | join "-") }}
+{{- end }}
+
+{{/* A name of at most 63 characters. Of a longer one the end is a digest: names that begin alike, as those of one model do, must stay apart. */}}
+{{- define "predictors.short" -}}
+{{- ternary . (printf "%s-%s" (trunc 54 . | trimSuffix "-") (sha256sum . | trunc 8)) (le (len .) 63) -}}
 {{- end }}
 
 {{/* Labels that never change between versions: KServe copies an InferenceService's to the pod, where a changed label would restart the pod. */}}

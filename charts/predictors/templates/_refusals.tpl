@@ -74,8 +74,15 @@
 
 {{- define "predictors.refuse.activator" -}}
 {{- $root := index . 0 -}}{{- $at := index . 1 -}}{{- $m := index . 2 -}}
+{{- if and $m.activator.enabled (hasKey $root.Values.models (printf "%s-activator" (trimPrefix "models." $at))) -}}
+{{- include "predictors.fail" (printf "%s.activator.enabled and %s-activator: the objects of that model would have the names of the activator's. Give the model another name" $at $at) -}}
+{{- end -}}
 {{- if and $m.activator.enabled (gt (int $m.replicas.min) 0) -}}
 {{- include "predictors.fail" (printf "%s.activator.enabled needs replicas.min 0, which is %d: a model that always has a pod is never woken" $at (int $m.replicas.min)) -}}
+{{- end -}}
+{{- $policy := $root.Values.networkPolicy -}}
+{{- if and $m.activator.enabled $policy.enabled (not $policy.dnsTo) (not $policy.extraEgress) -}}
+{{- include "predictors.fail" (printf "%s.activator.enabled needs networkPolicy.dnsTo: it looks the model's Service up by name, and would hold every request until waitTimeoutSeconds" $at) -}}
 {{- end -}}
 {{- if and $m.activator.enabled $root.Values.tls.secretName -}}
 {{- include "predictors.fail" (printf "%s.activator.enabled and tls.secretName exclude each other: the activator speaks plain HTTP on both sides. Say TLS at the gateway or in the mesh, or activator.enabled false with an autoscaling.wakeQuery" $at) -}}

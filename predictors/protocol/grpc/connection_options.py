@@ -9,7 +9,9 @@ from predictors.protocol.http.connection_limits import max_grpc_connections
 # A client that pings every 10 s is sometimes early; the third early ping ends its connection.
 MIN_PING_INTERVAL_MS = 5_000
 HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2, or with TLS
-MAX_STREAMS = 64  # concurrent calls of one connection; others wait in the client
+MAX_STREAMS = 256
+"""Concurrent calls of one connection. gRPC refuses those beyond, and some at the limit, instead of
+leaving them in the client: it counts calls that have ended until their memory is free."""
 
 
 def server_options(max_message_bytes: int, max_streams: int = MAX_STREAMS) -> list[tuple[str, int]]:

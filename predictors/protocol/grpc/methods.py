@@ -8,6 +8,7 @@ Every response carries the request id in its trailing metadata.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,15 @@ RETRY_KEY = "retry-after"
 RETRY_INFO = b"type.googleapis.com/google.rpc.RetryInfo"
 MAX_SMALL_BYTES = 64 * 1024
 """Of a request that holds names at most."""
+
+
+def is_no_metadata_line(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs of metadata that is not UTF-8, which it reads as Latin-1 then: a
+    traceback each time that a call's metadata is looked at, for whatever anybody sends."""
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_metadata_line)
 
 
 class RawMessage:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONNECTIONS = 8192  # of HTTP, when the setting is 0 and descriptors allow it
 MAX_GRPC_CONNECTIONS = 1024
+PROXIED_CALLS = 1024
+"""gRPC calls that a proxy passes on at a time: each takes about 60 KiB beside its messages."""
 MIN_CONNECTIONS = 8
 RESERVED_FILES = 64  # or a quarter of all if more: for models, logs, threads and processes
 MAX_FILES = 65_536
@@ -118,12 +120,29 @@ def max_connections(wanted: int) -> int:
     possible = _possible_connections()
     if possible is None:
         return max(MIN_CONNECTIONS, wanted or DEFAULT_CONNECTIONS)
-    possible = max(MIN_CONNECTIONS, possible - max_grpc_connections())
+    return _within(wanted, possible - max_grpc_connections())
+
+
+def _within(wanted: int, possible: int) -> int:
+    possible = max(MIN_CONNECTIONS, possible)
     if wanted > possible:
         log.warning(
             "server.max_connections is %d, but the limit of open files leaves %d", wanted, possible
         )
     return max(MIN_CONNECTIONS, min(wanted or DEFAULT_CONNECTIONS, possible))
+
+
+def proxied_requests(wanted: int, held: int) -> tuple[int, int]:
+    """HTTP connections and gRPC calls that a proxy takes at a time, within the limit on open files:
+    each needs a second connection to go on. `wanted` connections, 0 for as many as possible; at
+    least `held` calls, where there are files for them."""
+    calls = max(PROXIED_CALLS, held)
+    possible = _possible_connections()
+    if possible is None:
+        return max(MIN_CONNECTIONS, wanted or DEFAULT_CONNECTIONS), calls
+    left = possible - max_grpc_connections()
+    calls = min(calls, left // 4)
+    return _within(wanted, (left - calls) // 2), max(MIN_CONNECTIONS, calls)
 
 
 def max_grpc_connections() -> int:

@@ -8,9 +8,12 @@ import pytest
 
 from predictors.protocol.http import connection_limits
 from predictors.protocol.http.connection_limits import (
+    RESERVED_FILES,
     ConnectionLimit,
     is_probe,
     max_connections,
+    max_grpc_connections,
+    proxied_requests,
     raise_file_limit,
 )
 from predictors.protocol.http.parsing import Head, parse_head
@@ -156,6 +159,29 @@ def test_max_connections_depend_on_the_limit_of_open_files(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     assert max_connections(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "held", "expected"),
+    [
+        (256, 0, 100, (54, 36)), (1024, 0, 100, (216, 144)), (4096, 0, 100, (864, 576)),
+        (65_536, 0, 100, (8192, 1024)), (65_536, 0, 5000, (8192, 5000)),
+        (65_536, 40_000, 100, (23_552, 1024)), (40, 0, 100, (8, 8)), (1024, 50, 1, (50, 144)),
+        (resource.RLIM_INFINITY, 0, 100, (8192, 1024)),
+    ],
+)  # fmt: skip
+def test_what_a_proxy_takes_has_a_second_file_each(
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    wanted: int,
+    held: int,
+    expected: tuple[int, int],
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
+    connections, calls = found = proxied_requests(wanted, held)
+    assert found == expected
+    if 40 < files != resource.RLIM_INFINITY:
+        assert 2 * connections + calls + max_grpc_connections() <= files - RESERVED_FILES
 
 
 @pytest.mark.parametrize(
