@@ -36,7 +36,7 @@ class ModelSize:
 
     def folder(self, *, is_toy: bool) -> Path:
         """Where the random checkpoint is kept: on the memory disk, where there is one."""
-        shelf = MEMORY if MEMORY.is_dir() else Path("out")
+        shelf = MEMORY if MEMORY.is_dir() else paths.ROOT / "out"
         return shelf / f"qwen-vl-{self.name}-{'toy' if is_toy else 'random'}"
 
 
