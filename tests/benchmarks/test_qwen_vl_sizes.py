@@ -38,7 +38,7 @@ BY_NAME = pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 
 # -- the released models ---------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the full sizes, without weights."""
     folders = {name: tmp_path_factory.mktemp(name) for name in SIZES}
     for name, folder in folders.items():
