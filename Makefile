@@ -225,8 +225,9 @@ bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, and its tabl
 	$(BIN)/python -m benchmarks.flux
 	$(BIN)/python -m benchmarks.journal
 
-bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the pages
+bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL, 3B and 7B, through the server beside transformers, and the tables in the pages
 	$(BIN)/python -m benchmarks.qwen_vl
+	$(BIN)/python -m benchmarks.qwen_vl --size 7b
 	$(BIN)/python -m benchmarks.journal
 
 checkpoints: $(STAMP) ## train both embedded checkpoints again (fixed seeds)

@@ -90,8 +90,9 @@ def open_predictor(task: str, device: str, folder: Path, *, is_full: bool) -> Pr
         return build(task, checkpoint, settings)
     if task == "qwen":
         from benchmarks.qwen_vl import random_weights as chat_weights
+        from benchmarks.qwen_vl.sizes import THREE
 
-        chat_weights.make(folder, chat_weights.FULL, torch.device(device))
+        chat_weights.make(folder, THREE.full, torch.device(device))
         return build(task, folder, settings)
     from benchmarks.flux import random_weights
     from predictors.diffusion.predictor import DiffusionPredictor

@@ -9,7 +9,7 @@ from benchmarks.common import journal, paths
 from benchmarks.flux import tables as flux
 from benchmarks.qwen_vl import tables as qwen_vl
 
-MODELS = {"flux": flux.ON_PAGES, "qwen_vl": qwen_vl.ON_PAGES}
+MODELS = {"flux": flux.ON_PAGES, "qwen_vl": qwen_vl.ON_PAGES, "qwen_vl_7b": qwen_vl.OF_SEVEN}
 PAGES = (paths.ROOT / "docs" / "performance.md", paths.ROOT / "README.md")
 
 

@@ -23,6 +23,7 @@ from benchmarks.common import server as servers
 from benchmarks.qwen_vl import client
 from benchmarks.qwen_vl.answers import summed_up
 from benchmarks.qwen_vl.cases import Case
+from benchmarks.qwen_vl.sizes import THREE
 from benchmarks.serving import stream_cost
 from benchmarks.serving.wire_client import measure as echo_requests
 from predictors.cli.child import free_ports
@@ -233,8 +234,7 @@ def qwen_vl(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 def random_checkpoint(options: Options) -> Path:
     """Made once, in another process, so that this one holds no device memory."""
-    shelf = Path("/dev/shm") if Path("/dev/shm").is_dir() else paths.SCRATCH
-    folder = shelf / ("qwen-vl-toy" if options.is_small else "qwen-vl-3b-random")
+    folder = THREE.folder(is_toy=options.is_small)
     command = [sys.executable, "-m", "benchmarks.qwen_vl.random_weights", str(folder)]
     command += ["--device", options.device, *(["--toy"] if options.is_small else [])]
     subprocess.run(command, cwd=paths.ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -5,7 +5,9 @@ of `sharing.policy`.
 `python -m benchmarks.colocated` takes random weights of full size, made on the card; `--toy` takes
 the embedded checkpoints on any device. One server serves all measurements: the policy is changed
 between them, so under `none` and `priority` a step is in pieces too, but nothing waits between
-them. Clients run in a process of their own; pictures are asked for over HTTP, one after the other.
+them. `--policy` measures one policy alone, with a server that starts with it: only `turns` cuts a
+step then. Clients run in a process of their own; pictures are asked for over HTTP, one after the
+other.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.colocated.driver import CLIENTS, FLUX, FULL, QWEN, TOY, Driver, Size
+from benchmarks.colocated.driver import CLIENTS, FLUX, FULL, POLICIES, QWEN, TOY, Driver, Size
 from benchmarks.common import paths
 from benchmarks.common.goals import Goal
 from benchmarks.common.run import BenchmarkRun, write_json
 from benchmarks.common.tables import columns
 from predictors.cli.child import free_ports
 
-RESULTS = paths.RESULTS / "colocated.json"
 PATIENCE_S = 60.0
 GOALS = {
     "itl_ms_p99": Goal("99th percentile between tokens beside a picture, ms", 60.0),
@@ -57,15 +58,16 @@ def write_folders(folder: Path, device: str) -> list[tuple[str, Path]]:
 
     from benchmarks.flux import random_weights as flux_weights
     from benchmarks.qwen_vl import random_weights as qwen_weights
+    from benchmarks.qwen_vl.sizes import THREE
 
     flux, qwen = folder / FLUX, folder / QWEN
     if not flux.exists():
         flux_weights.write_folder(flux, flux_weights.FULL)
-    qwen_weights.make(qwen, qwen_weights.FULL, torch.device(device))
+    qwen_weights.make(qwen, THREE.full, torch.device(device))
     return [(FLUX, flux), (QWEN, qwen)]
 
 
-def settings_for(port: int, device: str, size: Size) -> Any:
+def settings_for(port: int, device: str, size: Size, policy: str) -> Any:
     from predictors.settings import (
         ClusterSettings,
         ComputeSettings,
@@ -83,7 +85,7 @@ def settings_for(port: int, device: str, size: Size) -> Any:
         ),
         compute=ComputeSettings(device=device),
         cluster=ClusterSettings(events="off"),
-        sharing=SharingSettings(policy="turns"),
+        sharing=SharingSettings(policy=policy),
         flux=FluxSettings(
             sizes=side, default_size=side, tiers=",".join(size.tiers), slots=1, preview="vae",
             edits="off", memory_fraction=0.4 if is_full else 0.0,
@@ -136,14 +138,22 @@ def measure(asked: argparse.Namespace) -> int:
         models[name] = build(name, folder, settings, workers, is_toy=asked.toy)
         return models[name]
 
-    driver = threading.Thread(target=Driver(port, size, run, models), daemon=True)
+    policies = POLICIES if asked.policy is None else (asked.policy,)
+    driver = threading.Thread(target=Driver(port, size, run, models, policies), daemon=True)
     driver.start()
     served: Callable[..., int] = serve_models
-    code = served(named, make, settings_for(port, device, size), None, os.environ)
+    settings = settings_for(port, device, size, asked.policy or "turns")
+    code = served(named, make, settings, None, os.environ)
     driver.join(PATIENCE_S)
     goals = report(run.found)
     write_json(asked.out, run.found | ({} if asked.toy else {"goals": goals}))
     return code or run.end()
+
+
+def results_of(asked: argparse.Namespace) -> Path:
+    """The file of a run; one policy alone has its own."""
+    name = "colocated" if asked.policy is None else f"colocated_{asked.policy}"
+    return (paths.SCRATCH if asked.toy else paths.RESULTS) / f"{name}.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -152,9 +162,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", help="cuda:0, cpu, ...")
     parser.add_argument("--budget", type=float, default=285.0, help="seconds of the whole run")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/colocated"))
+    parser.add_argument("--policy", choices=POLICIES, help="measure this one alone")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
-    asked.out = asked.out or (paths.SCRATCH / "colocated.json" if asked.toy else RESULTS)
+    asked.out = asked.out or results_of(asked)
     return measure(asked)
 
 

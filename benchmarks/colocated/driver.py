@@ -50,10 +50,19 @@ TOY = Size(("lossless", "turbo"), 64, 6, ("text", "64x64"), 48, 400, 2)
 
 
 class Driver:
-    """Measures a server that runs in this process. `models` are filled by then."""
+    """Measures a server that runs in this process. `models` are filled by then. The server was
+    started under `turns`, or under the only one of `policies`."""
 
-    def __init__(self, port: int, size: Size, run: BenchmarkRun, models: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        port: int,
+        size: Size,
+        run: BenchmarkRun,
+        models: dict[str, Any],
+        policies: tuple[str, ...] = POLICIES,
+    ) -> None:
         self._port, self._size, self._run, self._models = port, size, run, models
+        self._policies = policies
         self._alone: dict[str, float] = {}
         self._first = 0
 
@@ -82,9 +91,16 @@ class Driver:
         size, section = self._size, partial(self._run.section, least_s=LEAST_S)
         section("tokens alone", partial(self._tokens_alone, size.kinds[0]))
         section("pictures alone", self._pictures_alone)
-        for policy in POLICIES:
+        for policy in self._policies:
             for tier in size.tiers:
                 section(f"{policy}, {tier}", partial(self._beside, policy, tier, {}))
+        if "turns" in self._policies:
+            self._measure_variants()
+        self._run.section("after ready", self._late_work)
+
+    def _measure_variants(self) -> None:
+        """Of `turns`: prompts with pictures, and other settings."""
+        size, section = self._size, partial(self._run.section, least_s=LEAST_S)
         tier = size.tiers[-2]
         section(
             f"turns, {tier}, prompts with pictures",
@@ -93,11 +109,10 @@ class Driver:
         for more in VARIANTS:
             named = ", ".join(f"{name} {value:g}" for name, value in more.items())
             section(f"turns, {tier}, {named}", partial(self._beside, "turns", tier, more))
-        self._run.section("after ready", self._late_work)
 
     # -- what is measured ------------------------------------------------------------------------
     def _tokens_alone(self, kind: str) -> dict[str, Any]:
-        self._use("turns", {})
+        self._use("turns" if "turns" in self._policies else self._policies[0], {})
         with crowd(self._share(kind)) as clients:
             began = time.monotonic()
             time.sleep(ALONE_S)
@@ -128,7 +143,8 @@ class Driver:
     def _late_work(self) -> dict[str, Any]:
         states = {name: model.host.describe() for name, model in self._models.items()}
         kinds = ("recompilations_after_ready", "captures_after_ready", "attention", "kv_pages")
-        return {n: {k: s[k] for k in kinds if k in s} for n, s in states.items()}
+        found = {n: {k: s[k] for k in kinds if k in s} for n, s in states.items()}
+        return found | {"step_pieces": self._models[FLUX]._engine._turns.card.step_pieces}
 
     # -- means -----------------------------------------------------------------------------------
     def _use(self, policy: str, more: dict[str, float]) -> None:

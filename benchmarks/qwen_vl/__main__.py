@@ -1,11 +1,12 @@
-"""Qwen2.5-VL-3B on a GPU: transformers beside this engine, alone and behind its server with
-streaming clients, with random weights of full size. Prints tables and writes JSON.
+"""Qwen2.5-VL on a GPU, 3B or with `--size 7b` 7B: transformers beside this engine, alone and behind
+its server with streaming clients, with random weights of full size. Prints tables and writes JSON.
 
 `python -m benchmarks.qwen_vl` on a GPU runs every part in a process of its own; `--only` and
 `--cases` take some, `--set NAME=VALUE` changes a setting of our server
 (`QWEN_VL_PREFILL_CHUNK=2048`), `--keep` adds to the figures of an earlier run. `--toy` runs the
-same code at the embedded checkpoint's size, also on a CPU: its numbers mean nothing. The checkpoint
-is made once, on a memory disk where there is one (7.5 GB); nothing is downloaded.
+same code at about the embedded checkpoint's size, also on a CPU: its numbers mean nothing. The
+checkpoint is made once, on a memory disk where there is one (7.5 or 16.6 GB); nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -13,23 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import paths
 from benchmarks.common.journal import as_text
 from benchmarks.common.run import BenchmarkRun, read_arguments, rounded, run_parser
 from benchmarks.qwen_vl import goals, part, tables
 from benchmarks.qwen_vl.options import QwenVLOptions
+from benchmarks.qwen_vl.sizes import SIZES, THREE
 
-RESULTS = paths.RESULTS / "qwen_vl.json"
-TOY_RESULTS = paths.SCRATCH / "qwen-vl-toy.json"
 DEFAULT = ("ceilings", "http", "ours", "peer", "accuracy", "attention", "soak", "vllm")
 SECTIONS = (*DEFAULT, "profile", "inspect")
-MEMORY = Path("/dev/shm")
 SLOTS, TOY_SLOTS = 64, 4
 LEAST_S = 15.0
 """No part is started with less time left."""
@@ -37,6 +35,22 @@ LEAST_S = 15.0
 
 class QwenVLRun(BenchmarkRun):
     """The results of one run: four significant digits, with the goals."""
+
+    def keep(self, earlier: dict[str, Any]) -> None:
+        """Start with the parts of an earlier run. Those that are not measured again are listed in
+        `kept`, by their day."""
+        day = earlier.get("make", {}).get("machine", {}).get("date", "earlier")
+        parts = [name for name in part.PARTS if name in earlier and name != "make"]
+        kept = {name: earlier.get("kept", {}).get(name, day) for name in parts}
+        self.found = {
+            **earlier, "options": self.found["options"], "left_out": [], "failed": {}, "kept": kept,
+        }  # fmt: skip
+
+    def section(self, name: str, work: Callable[[], Any], least_s: float = 0.0) -> None:
+        before = self.found.get(name)
+        super().section(name, work, least_s)
+        if self.found.get(name) is not before and self.found.get("kept", {}).pop(name, None):
+            self.save()
 
     def results(self) -> dict[str, Any]:
         is_toy = self.found["options"]["is_toy"]
@@ -47,21 +61,23 @@ class QwenVLRun(BenchmarkRun):
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = run_parser("python -m benchmarks.qwen_vl", __doc__, SECTIONS, DEFAULT)
     add = parser.add_argument
+    add("--size", choices=SIZES, default=THREE.name, help="of the model")
     add("--cases", default="", help="of the clients', such as '64 x text,1 x 448x448'")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of our server")
     add("--slots", type=int, help="sequences that decode together")
     add("--folder", type=Path, help="where the checkpoint is, or is put")
     add("--keep", action="store_true", help="keep the file's other sections")
-    asked = read_arguments(parser, arguments, RESULTS, TOY_RESULTS)
-    shelf = MEMORY if MEMORY.is_dir() else Path("out")
-    name = "qwen-vl-toy" if asked.toy else "qwen-vl-3b-random"
+    size = SIZES[parser.parse_args(arguments).size]
+    paths = (size.results(is_toy=is_toy) for is_toy in (False, True))
+    asked = read_arguments(parser, arguments, *paths)
     asked.options = QwenVLOptions(
-        folder=str(asked.folder or shelf / name),
+        folder=str(asked.folder or size.folder(is_toy=asked.toy)),
         device=asked.device,
         is_toy=asked.toy,
         slots=asked.slots or (TOY_SLOTS if asked.toy else SLOTS),
         settings=dict(each.split("=", 1) for each in asked.set),
         cases=asked.cases,
+        size=size.name,
     )
     return asked
 
@@ -83,9 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = read_options(arguments)
     run = QwenVLRun(asked.out, asked.budget, options=asdict(asked.options))
     if asked.keep and asked.out.exists():
-        run.found = json.loads(asked.out.read_text()) | {
-            "options": run.found["options"], "left_out": [], "failed": {},
-        }  # fmt: skip
+        run.keep(json.loads(asked.out.read_text()))
     run_parts(run, asked.options, ["make", *asked.names])
     run.save()
     print(f"\n{as_text(tables.TABLES, run.results())}")

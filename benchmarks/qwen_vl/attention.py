@@ -4,6 +4,7 @@ memory-efficient one. The share of this engine's own kernels is in the traces of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,14 +45,20 @@ class Shape:
         return whole / 2 if self.is_causal else whole
 
 
-SHAPES = (
-    Shape("tower, full block, 1024x1024", 1, 16, 80, 5476, 5476),
-    Shape("tower, windows, 1024x1024", 100, 16, 80, 64, 64),
-    Shape("tower, full block, 448x448", 1, 16, 80, 1024, 1024),
-    Shape("prompt with 1024x1024", 1, 16, 128, 1433, 1433, is_causal=True),
-    Shape("decode, 1 row", 1, 16, 128, 1, 1536),
-    Shape("decode, 64 rows", 64, 16, 128, 1, 1536),
-)
+def shapes(text: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """Of the tower, and of a decoder with this `text_config`, keys repeated for each head."""
+    heads = text["num_attention_heads"]
+    head_dim = text["hidden_size"] // heads
+    return (
+        Shape("tower, full block, 1024x1024", 1, 16, 80, 5476, 5476),
+        Shape("tower, windows, 1024x1024", 100, 16, 80, 64, 64),
+        Shape("tower, full block, 448x448", 1, 16, 80, 1024, 1024),
+        Shape("prompt with 1024x1024", 1, heads, head_dim, 1433, 1433, is_causal=True),
+        Shape("decode, 1 row", 1, heads, head_dim, 1, 1536),
+        Shape("decode, 64 rows", 64, heads, head_dim, 1, 1536),
+    )
+
+
 TOY_SHAPES = (Shape("toy", 1, 4, 32, 64, 64), Shape("toy, causal", 1, 4, 32, 64, 64, True))
 
 
@@ -59,7 +66,7 @@ def attention(options: QwenVLOptions, results: PartialResults) -> None:
     """Milliseconds by shape and kernel; None for a kernel that does not take a shape."""
     clock = Clock(torch.device(options.device))
     dtype = torch.bfloat16 if clock.is_cuda else torch.float32
-    for shape in TOY_SHAPES if options.is_toy else SHAPES:
+    for shape in TOY_SHAPES if options.is_toy else shapes(options.config["text_config"]):
         results.add(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
 
 

@@ -23,8 +23,8 @@ def make(options: QwenVLOptions, results: PartialResults) -> None:
     """The machine, and the random checkpoint, which is made if it is not there."""
     device = torch.device(options.device)
     results.add("machine", machine(device=options.device))
-    changes = random_weights.TOY if options.is_toy else random_weights.FULL
-    results.add("checkpoint", random_weights.make(Path(options.folder), changes, device))
+    made = random_weights.make(Path(options.folder), options.config, device)
+    results.add("checkpoint", made)
 
 
 def ceilings(options: QwenVLOptions, results: PartialResults) -> None:

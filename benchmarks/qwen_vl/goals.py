@@ -1,4 +1,4 @@
-"""Goals of the GPU work on Qwen2.5-VL and vLLM's figures, beside the measurements of a run."""
+"""Goals of the GPU work on Qwen2.5-VL, beside the measurements of a run and vLLM's figures."""
 
 from __future__ import annotations
 
@@ -6,68 +6,113 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.common.goals import Goal
+from benchmarks.qwen_vl.floors import Rates
+from benchmarks.qwen_vl.quoted import PROMPTS, Beside, beside, card_of
+from benchmarks.qwen_vl.shares import floors_of
+from benchmarks.qwen_vl.sizes import SEVEN, THREE, size_of
 
-VLLM: Mapping[str, Mapping[str, float]] = {
-    "1 x 1024x1024": {
-        "requests_per_s": 1.60, "ttft_ms_p50": 146, "ttft_ms_p99": 168,
-        "tpot_ms_mean": 3.77, "itl_ms_p99": 4.2,
+GOALS: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]] = {
+    THREE.name: {
+        ("1 x 1024x1024", "tpot_ms_mean"): {"limit": 3.0, "wish": 2.0},
+        ("1 x text", "tpot_ms_mean"): {"limit": 3.0, "wish": 2.0},
+        ("1 x 1024x1024", "ttft_ms_p50"): {"limit": 38},
+        ("1 x 448x448", "ttft_ms_p50"): {"limit": 30, "wish": 18},
+        ("1 x text", "ttft_ms_p50"): {"limit": 5},
+        ("1 x same 1024x1024", "ttft_ms_p50"): {"limit": 20},
+        ("64 x 1024x1024", "requests_per_s"): {"limit": 20, "wish": 26, "is_least": True},
+        ("64 x 448x448", "requests_per_s"): {"limit": 60, "wish": 85, "is_least": True},
+        ("64 x text", "requests_per_s"): {"limit": 100, "wish": 130, "is_least": True},
     },
-    "1 x 448x448": {
-        "requests_per_s": 1.74, "ttft_ms_p50": 111, "ttft_ms_p99": 119,
-        "tpot_ms_mean": 3.72, "itl_ms_p99": 4.2,
-    },
-    "1 x text": {
-        "requests_per_s": 2.04, "ttft_ms_p50": 19, "ttft_ms_p99": 23,
-        "tpot_ms_mean": 3.70, "itl_ms_p99": 4.0,
-    },
-    "64 x 1024x1024": {
-        "requests_per_s": 14.4, "ttft_ms_p50": 2149, "ttft_ms_p99": 3866,
-        "tpot_ms_mean": 17.7, "itl_ms_p99": 145,
-    },
-    "64 x 448x448": {
-        "requests_per_s": 36.7, "ttft_ms_p50": 905, "ttft_ms_p99": 1171,
-        "tpot_ms_mean": 6.7, "itl_ms_p99": 95,
-    },
-    "64 x text": {
-        "requests_per_s": 82.2, "ttft_ms_p50": 177, "ttft_ms_p99": 244,
-        "tpot_ms_mean": 4.68, "itl_ms_p99": 26,
-    },
-}  # fmt: skip
-"""Measured elsewhere on another card, so not comparable within a run: vLLM 0.24.0 on an H100 80GB
-HBM3 on 2026-11-23, Qwen2.5-VL-3B's shape, dummy weights, bf16, FlashAttention 3, its default
-compile and graphs, prefix and processor caches off, 64 sequences; streaming client, about 60 text
-tokens in, 128 out, closed loop."""
-
-
-GOALS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("1 x 1024x1024", "tpot_ms_mean"): {"limit": 3.0, "wish": 2.0},
-    ("1 x text", "tpot_ms_mean"): {"limit": 3.0, "wish": 2.0},
-    ("1 x 1024x1024", "ttft_ms_p50"): {"limit": 60, "wish": 38},
-    ("1 x 448x448", "ttft_ms_p50"): {"limit": 30, "wish": 18},
-    ("1 x text", "ttft_ms_p50"): {"limit": 12},
-    ("1 x same 1024x1024", "ttft_ms_p50"): {"limit": 20},
-    ("64 x 1024x1024", "requests_per_s"): {"limit": 20, "wish": 26, "is_least": True},
-    ("64 x 448x448", "requests_per_s"): {"limit": 60, "wish": 85, "is_least": True},
-    ("64 x text", "requests_per_s"): {"limit": 100, "wish": 130, "is_least": True},
-    ("64 x 1024x1024", "itl_ms_p99"): {"limit": 60},
-    ("64 x 448x448", "itl_ms_p99"): {"limit": 60},
-    ("64 x text", "itl_ms_p99"): {"limit": 60},
+    SEVEN.name: {},
 }
-"""By case and figure of the clients."""
+"""By size, case and figure of the clients."""
+ONE_CLIENT_MS: Mapping[tuple[str, str], float] = {
+    (SEVEN.name, "H200"): 3.9,
+    (SEVEN.name, "H100"): 4.9,
+}
+"""Of one client's token, by size and card, whatever the prompt."""
+TIMES_VLLM: Mapping[str, float] = {SEVEN.name: 1.4}
+"""Requests per second of 64 clients, of vLLM's, by size."""
+NOT_BEHIND = ("tpot_ms_mean", "itl_ms_p99")
+"""Of 64 clients: at most vLLM's."""
+GAP_MS = 60.0
+"""Between texts, 99th percentile, of 64 clients: the limit where vLLM's figure is larger."""
+DECODE_SHARE = 0.75
+"""Of the bandwidth's floor, of an engine's decode step with this many rows or more."""
+DECODE_ROWS = 8
 
 Results = Iterator[dict[str, Any]]
 
 
 def held(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*_of_clients(found.get("http", {})), *_of_steps(found)]
+    return [
+        *_of_clients(found),
+        *_of_one_client(found),
+        *_of_vllm(found),
+        *_of_decoding(found),
+        *_of_steps(found),
+    ]
 
 
-def _of_clients(http: Mapping[str, Any]) -> Results:
-    for (case, figure), goal in GOALS.items():
-        measured = http.get(case, {}).get(figure)
+def _measured(found: Mapping[str, Any], case: str, figure: str) -> float | None:
+    value: float | None = found.get("http", {}).get(case, {}).get(figure)
+    return value
+
+
+def _other(other: Beside | None, case: str, figure: str) -> float | None:
+    return None if other is None else other.rows.get(case, {}).get(figure)
+
+
+def _of_clients(found: Mapping[str, Any]) -> Results:
+    other = beside(found)
+    for (case, figure), goal in GOALS[size_of(found).name].items():
+        measured = _measured(found, case, figure)
         if measured is not None:
-            other = VLLM.get(case, {}).get(figure)
-            yield Goal(f"{case}: {figure}", other=other, **goal).result(measured)
+            theirs = _other(other, case, figure)
+            yield Goal(f"{case}: {figure}", other=theirs, **goal).result(measured)
+
+
+def _of_one_client(found: Mapping[str, Any]) -> Results:
+    figure, card, other = "tpot_ms_mean", card_of(found), beside(found)
+    for (size, name), limit in ONE_CLIENT_MS.items():
+        if size != size_of(found).name or name not in card:
+            continue
+        for case in (f"1 x {prompt}" for prompt in PROMPTS):
+            measured = _measured(found, case, figure)
+            if measured is not None:
+                theirs = _other(other, case, figure)
+                yield Goal(f"{case}: {figure}", limit, other=theirs).result(measured)
+
+
+def _of_vllm(found: Mapping[str, Any]) -> Results:
+    """Of 64 clients, relative to vLLM's figures, where there are any. A limit for gaps also without
+    them."""
+    other, times = beside(found), TIMES_VLLM.get(size_of(found).name)
+    for case in (f"64 x {prompt}" for prompt in PROMPTS):
+        for figure in NOT_BEHIND:
+            measured, theirs = _measured(found, case, figure), _other(other, case, figure)
+            limits = [theirs, GAP_MS if figure == "itl_ms_p99" else None]
+            known = [limit for limit in limits if limit is not None]
+            if measured is not None and known:
+                yield Goal(f"{case}: {figure}", min(known), other=theirs).result(measured)
+        rate = "requests_per_s"
+        measured, theirs = _measured(found, case, rate), _other(other, case, rate)
+        if times is not None and measured is not None and theirs is not None:
+            least = times * theirs
+            yield Goal(f"{case}: {rate}", least, is_least=True, other=theirs).result(measured)
+
+
+def _of_decoding(found: Mapping[str, Any]) -> Results:
+    """The engine's steps without a server, beside reading weights, keys and values once."""
+    ceilings = found.get("ceilings", {})
+    if "copy_bytes_per_s" not in ceilings:
+        return
+    floors, rates = floors_of(found), Rates.of(ceilings)
+    for row in found.get("ours", {}).get("decode steps", ()):
+        if row["rows"] >= DECODE_ROWS:
+            share = floors.decode_ms(rates, row["rows"], row["tokens"]) / row["step_ms"]
+            what = f"decoding {row['rows']} rows after {row['prompt']}: share of the floor"
+            yield Goal(what, DECODE_SHARE, is_least=True).result(share)
 
 
 def _of_steps(found: Mapping[str, Any]) -> Results:

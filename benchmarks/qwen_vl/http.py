@@ -5,6 +5,7 @@ are the clients'.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def vllm(options: QwenVLOptions, results: PartialResults) -> None:
     (port,) = free_ports(1)
     start = servers.vllm(port, Path(options.folder), options.slots)
     with servers.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
+        results.add("version", version("vllm"))
         results.add("ready_s", server.ready_s)
         measure(options, server, results)
 

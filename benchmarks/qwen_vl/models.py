@@ -3,8 +3,8 @@ with the same streaming clients. One table of first tokens and times per token.
 
 `python -m benchmarks.qwen_vl.models` measures all models within `--budget` seconds; `--models`
 takes some, `--keep` adds to the file of an earlier call, `--toy` runs the same code at a few
-layers' size on any device. Checkpoints are made once, on a memory disk where there is one (7.5, 4.3
-and 8.9 GB); nothing is downloaded.
+layers' size on any device. Checkpoints are made once, on a memory disk where there is one (7.5,
+16.6, 4.3 and 8.9 GB); nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.common import paths
 from benchmarks.common.run import BenchmarkRun, rounded, write_json
 from benchmarks.common.tables import markdown
 from benchmarks.qwen_vl import random_weights
-from benchmarks.qwen_vl.__main__ import MEMORY, SLOTS, TOY_SLOTS, run_parts
+from benchmarks.qwen_vl.__main__ import SLOTS, TOY_SLOTS, run_parts
 from benchmarks.qwen_vl.options import QwenVLOptions
-from benchmarks.qwen_vl.random_weights import Config
+from benchmarks.qwen_vl.sizes import MEMORY, SEVEN, THREE, Config
 from benchmarks.qwen_vl.tables import cases
 
 RESULTS = paths.RESULTS / "qwen_vl_models.json"
@@ -62,7 +62,8 @@ def qwen3_vl(text: Config, vision: Config = MappingProxyType({})) -> Config:
 
 
 MODELS: Mapping[str, Config] = {
-    "Qwen2.5-VL-3B": random_weights.FULL,
+    THREE.title: THREE.full,
+    SEVEN.title: SEVEN.full,
     "Qwen3-VL-2B": qwen3_vl(
         {
             "hidden_size": 2048,
@@ -81,7 +82,8 @@ MODELS: Mapping[str, Config] = {
     ),
 }
 TOYS: Mapping[str, Config] = {
-    "Qwen2.5-VL-3B": random_weights.TOY,
+    THREE.title: THREE.toy,
+    SEVEN.title: SEVEN.toy,
     "Qwen3-VL-2B": qwen3_vl(
         {
             "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,

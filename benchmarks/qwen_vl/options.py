@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from benchmarks.qwen_vl.sizes import SIZES, THREE, Config
+
 
 @dataclass(frozen=True, slots=True)
 class QwenVLOptions:
@@ -18,6 +20,13 @@ class QwenVLOptions:
     """Of our server, by name after `PREDICTORS_`, such as `QWEN_VL_PREFILL_CHUNK`."""
     cases: str = ""
     """Of the clients' cases, comma-separated; all if empty."""
+    size: str = THREE.name
+    """Of the model, by its name in `sizes.SIZES`."""
+
+    @property
+    def config(self) -> Config:
+        """Of the checkpoint: what differs from the embedded one's."""
+        return SIZES[self.size].config(is_toy=self.is_toy)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))

@@ -1,13 +1,12 @@
-"""A random Qwen2.5-VL-3B checkpoint at full size, made on the device and kept on a memory disk, and
-a toy of the embedded checkpoint's size. transformers, our engine, our server and vLLM read the same
-folder.
+"""A random Qwen2.5-VL checkpoint of one of `benchmarks.qwen_vl.sizes`, made on the device and kept
+on a memory disk. transformers, our engine, our server and vLLM read the same folder.
 
 Speed does not depend on the values, so anyone with a GPU can rerun the benchmark without a
 download. Matrices are normal with 0.02 (a residual stream of 36 layers stays finite in bfloat16,
 logits have a spread of about 1), norms are about 1, biases are small and not zero: a forgotten one
-would show in the accuracy section. The vocabulary is the embedded tokenizer's, filled up to 151,936
-with three-letter tokens that no text contains, so that every token of an answer has text on the
-wire.
+would show in the accuracy section. The vocabulary is the embedded tokenizer's, filled up to the
+model's with three-letter tokens that no text contains, so that every token of an answer has text on
+the wire.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ import json
 import shutil
 import string
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,10 +27,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.common import paths
+from benchmarks.qwen_vl.sizes import SIZES, THREE, Config
 
 EMBEDDED = paths.SHAPES_QWEN_VL
 SEED = 2026
 SPREAD = 0.02
+VALUE_BYTES = 2
 NORM_SPREAD = 0.05
 COPIED = (
     "chat_template.json", "generation_config.json", "merges.txt", "preprocessor_config.json",
@@ -40,37 +40,9 @@ COPIED = (
 )  # fmt: skip
 DONE = "complete"
 """A file that is written last: a folder without it was cut off."""
-
-Config = Mapping[str, Any]
-
-FULL: Config = {
-    "text_config": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "max_position_embeddings": 128000,
-        "layer_types": ["full_attention"] * 36,
-        "rope_parameters": {
-            "mrope_section": [16, 24, 24],
-            "rope_theta": 1000000.0,
-            "rope_type": "default",
-        },
-    },
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "num_heads": 16,
-        "intermediate_size": 3420,
-        "out_hidden_size": 2048,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-}
-"""What differs from the embedded checkpoint in Qwen2.5-VL-3B-Instruct; the rest is the same."""
-
-TOY: Config = {}
+SHARD_BYTES = 2 * 2**30
+"""Of weights, per file. The host holds one file's weights at a time."""
+INDEX = "model.safetensors.index.json"
 
 
 def make(
@@ -78,20 +50,21 @@ def make(
     changes: Config,
     device: torch.device,
     files: Mapping[str, object] = MappingProxyType({}),
+    shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, float]:
     """Make the checkpoint in `folder` unless it is there; returns seconds, parameters and bytes.
-    `files` are JSON files by name, in place of the embedded checkpoint's."""
+    `files` are JSON files by name, in place of the embedded checkpoint's. Raises `OSError` if the
+    disk has no room for it."""
     started = time.perf_counter()
     if not (folder / DONE).exists():
         write_configs(folder, changes)
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content))
-        save_file(dict(tensors(folder, device)), folder / "model.safetensors", {"format": "pt"})
+        write_shards(folder, shards(shapes(folder), shard_bytes), tensors(folder, device))
         (folder / DONE).write_text("")
-    size = (folder / "model.safetensors").stat().st_size
     return {
         "seconds": time.perf_counter() - started,
-        "bytes": size,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "parameters": sum(shape.numel() for shape in shapes(folder).values()),
     }
 
@@ -147,13 +120,48 @@ def tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         yield name, drawn.cpu()
 
 
+def shards(shapes: Mapping[str, torch.Size], most_bytes: int) -> list[dict[str, int]]:
+    """Bytes of the tensors of each file, by name, in order. A file has at most `most_bytes`, or one
+    tensor."""
+    files: list[dict[str, int]] = [{}]
+    for name, shape in shapes.items():
+        size = VALUE_BYTES * shape.numel()
+        if files[-1] and sum(files[-1].values()) + size > most_bytes:
+            files.append({})
+        files[-1][name] = size
+    return files
+
+
+def write_shards(
+    folder: Path, files: Sequence[Mapping[str, int]], drawn: Iterator[tuple[str, Tensor]]
+) -> None:
+    """Write `drawn`, in the order of `files`, file by file, and their index. Weights of an earlier
+    attempt are deleted first."""
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    whole, free = sum(sum(file.values()) for file in files), shutil.disk_usage(folder).free
+    if whole > free:
+        raise OSError(
+            f"the checkpoint takes {whole / 1e9:.1f} GB and the disk of {folder} has "
+            f"{free / 1e9:.1f} GB free; choose another disk with --folder"
+        )
+    index = {}
+    for number, file in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        save_file(dict(itertools.islice(drawn, len(file))), folder / name, {"format": "pt"})
+        index |= dict.fromkeys(file, name)
+    described = {"metadata": {"total_size": whole}, "weight_map": index}
+    (folder / INDEX).write_text(json.dumps(described, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default=THREE.name)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
-    changes = TOY if asked.toy else FULL
+    changes = SIZES[asked.size].config(is_toy=asked.toy)
     print(json.dumps(make(asked.folder, changes, torch.device(asked.device))))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from benchmarks.common.goals import goal_cells
 from benchmarks.common.journal import Rows, Tables
-from benchmarks.qwen_vl import floors
 from benchmarks.qwen_vl import goals as qwen_vl_goals
-from benchmarks.qwen_vl.cases import Case
 from benchmarks.qwen_vl.floors import Rates
+from benchmarks.qwen_vl.quoted import PROMPTS, beside
+from benchmarks.qwen_vl.shares import decode_share, floors_of, percent, share_of_floor
+from benchmarks.qwen_vl.sizes import size_of
 
 Found = Mapping[str, Any]
 
@@ -23,22 +24,6 @@ def cases(found: Mapping[str, Any], part: str) -> dict[str, dict[str, Any]]:
 
 def _is_case(row: object) -> bool:
     return isinstance(row, dict) and "case" in row
-
-
-def share_of_floor(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> float | None:
-    """Of the requests per second that the card's best rates allow. None where prompts repeat: their
-    floor is not that of a new prompt."""
-    case = Case(**row["case"])
-    if "requests_per_s" not in row or "copy_bytes_per_s" not in ceilings:
-        return None
-    if case.is_same or case.turns > 1:
-        return None
-    rates = floors.Rates.of(ceilings)
-    vision = case.pictures * floors.vision_operations(*case.size) if case.size else 0.0
-    prompt, answer = row["prompt_tokens_mean"], row["tokens_mean"]
-    floor = floors.requests_per_s(rates, case.clients, prompt, answer, vision)
-    share: float = row["requests_per_s"] / floor
-    return share
 
 
 def latencies(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -61,7 +46,7 @@ def rates(row: Mapping[str, Any]) -> tuple[str, ...]:
 def machine(found: Found) -> Rows:
     if "make" not in found:
         return
-    yield "the machine of the Qwen tables", ""
+    yield f"the machine of the tables of {size_of(found).title}", ""
     known = found["make"]["machine"]
     for name in (
         "gpu",
@@ -81,6 +66,11 @@ def machine(found: Found) -> Rows:
         yield "copy, read and write", f"{ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s"
     for name, value in found["options"]["settings"].items():
         yield f"`PREDICTORS_{name}`", str(value)
+    days: dict[str, list[str]] = {}
+    for part, day in found.get("kept", {}).items():
+        days.setdefault(day, []).append(part)
+    for day, parts in days.items():
+        yield f"parts of {day}", ", ".join(parts)
 
 
 def clients(found: Found) -> Rows:
@@ -97,9 +87,39 @@ def clients(found: Found) -> Rows:
         "between texts ms, p99", "requests/s", "tokens/s", "of floor",
     )  # fmt: skip
     for name, row in rows:
-        share = share_of_floor(row, found.get("ceilings", {}))
-        cell = "-" if share is None else f"{100 * share:.0f} %"
-        yield name, *latencies(row), *rates(row), cell
+        yield name, *latencies(row), *rates(row), percent(share_of_floor(row, found))
+
+
+def side_by_side(found: Found) -> Rows:
+    """The rows that are compared with vLLM, each as measured here and as known of vLLM."""
+    rows, other = cases(found, "http"), beside(found)
+    names = [f"{clients} x {prompt}" for clients in (1, 64) for prompt in PROMPTS]
+    if not any("requests_per_s" in rows.get(name, {}) for name in names):
+        return
+    yield (
+        "clients x prompt", "server", "requests/s", "first token ms, p50", "ms per token, mean",
+        "between texts ms, p99", "J per 1,000 tokens", "decode, of the floor",
+    )  # fmt: skip
+    for name in names:
+        if "requests_per_s" in rows.get(name, {}):
+            yield name, "here", *_compared(rows[name]), percent(decode_share(rows[name], found))
+        if other is not None and name in other.rows:
+            theirs = other.rows[name]
+            share = decode_share(theirs, found) if "case" in theirs else None
+            yield name, other.label, *_compared(theirs), percent(share)
+
+
+def _compared(row: Mapping[str, Any]) -> tuple[str, ...]:
+    forms = {
+        "requests_per_s": "{:.2f}",
+        "ttft_ms_p50": "{:.1f}",
+        "tpot_ms_mean": "{:.2f}",
+        "itl_ms_p99": "{:.1f}",
+        "joules_per_1000_tokens": "{:.0f}",
+    }
+    return tuple(
+        "-" if row.get(name) is None else form.format(row[name]) for name, form in forms.items()
+    )
 
 
 def energy(found: Found) -> Rows:
@@ -120,7 +140,9 @@ def goals(found: Found) -> Rows:
     held = qwen_vl_goals.held(found)
     if not held:
         return
-    yield "Qwen goal", "measured", "asked for", "reached", "wished for", "vLLM 0.24 on an H100"
+    other = beside(found)
+    theirs = "vLLM" if other is None else other.label
+    yield "Qwen goal", "measured", "asked for", "reached", "wished for", theirs
     for goal in held:
         further = ("-" if name not in goal else f"{goal[name]:g}" for name in ("wish", "other"))
         yield *goal_cells(goal), *further
@@ -196,7 +218,7 @@ def steps(found: Found) -> Rows:
     rows, ceilings = found.get("ours", {}).get("decode steps", ()), found.get("ceilings", {})
     if not rows or "copy_bytes_per_s" not in ceilings:
         return
-    rates = Rates.of(ceilings)
+    rates, floors = Rates.of(ceilings), floors_of(found)
     yield "rows that decode", "after", "ms per step", "p99", "floor", "of floor", "tokens/s"
     for row in rows:
         floor = floors.decode_ms(rates, row["rows"], row["tokens"])
@@ -258,17 +280,16 @@ def memory(found: Found) -> Rows:
 
 
 def readme(found: Found) -> Rows:
-    """The README's rows: this server, transformers in the same run, and vLLM elsewhere."""
-    yield (
-        "Qwen2.5-VL-3B, 64 tokens in, 128 out",
-        "here",
-        "transformers, static cache",
-        "vLLM on an H100",
-    )
-    for prompt in ("1024x1024", "448x448", "text"):
+    """The README's rows: this server, transformers in the same run, and vLLM on the same kind of
+    card."""
+    other = beside(found)
+    assert other is not None
+    title = f"{size_of(found).title}, 64 tokens in, 128 out"
+    yield title, "here", "transformers, static cache", other.label
+    for prompt in PROMPTS:
         one, many = (found["http"][f"{clients} x {prompt}"] for clients in (1, 64))
         peer = found["peer"][f"transformers static, 1 x {prompt}"]
-        mark, busy = (qwen_vl_goals.VLLM[f"{clients} x {prompt}"] for clients in (1, 64))
+        mark, busy = (other.rows[f"{clients} x {prompt}"] for clients in (1, 64))
         yield (
             f"{prompt}: first token",
             f"{one['ttft_ms_p50']:.1f} ms",
@@ -281,13 +302,15 @@ def readme(found: Found) -> Rows:
             f"{peer['tpot_ms']:.2f} ms",
             f"{mark['tpot_ms_mean']:.2f} ms",
         )
-        rate = f"{many['requests_per_s']:.1f} requests/s"
-        yield f"{prompt}: 64 clients", rate, "-", f"{busy['requests_per_s']} requests/s"
+        shown = (f"{row['requests_per_s']:.1f} requests/s" for row in (many, busy))
+        here, theirs = shown
+        yield f"{prompt}: 64 clients", here, "-", theirs
 
 
 TABLES: Tables = {
     "machine": machine,
     "clients": clients,
+    "side_by_side": side_by_side,
     "energy": energy,
     "goals": goals,
     "compiling": compiling,
@@ -298,6 +321,14 @@ TABLES: Tables = {
     "logits": logits,
     "memory": memory,
 }
-"""Those of docs/performance.md."""
+"""Those of docs/performance.md, of 3B."""
 ON_PAGES: Tables = {**TABLES, "readme": readme}
 """With the README's."""
+OF_SEVEN: Tables = {
+    "machine": machine,
+    "side_by_side": side_by_side,
+    "goals": goals,
+    "steps": steps,
+    "logits": logits,
+}
+"""Those of docs/performance.md, of 7B."""

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from benchmarks.qwen_vl.cases import LIST_FORMAT
-from benchmarks.qwen_vl.random_weights import FULL, write_configs
+from benchmarks.qwen_vl.random_weights import write_configs
+from benchmarks.qwen_vl.sizes import THREE
 from predictors.chat.constraints import Constraint, fill_masks
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.operators.serve import SWITCH_INTERVAL_S
 from predictors.protocol.answer_format import AnswerFormat, schema_format
 
-VOCAB = FULL["text_config"]["vocab_size"]
+VOCAB = THREE.full["text_config"]["vocab_size"]
 ENDS = (800, 802)
 STEPS = 128
 
@@ -96,7 +97,7 @@ class BusyLoop:
 def measure(rows: int, schemas: int, *, is_busy: bool) -> dict[str, Any]:
     """Of one run, with new grammars."""
     with tempfile.TemporaryDirectory() as folder:
-        write_configs(Path(folder), FULL)
+        write_configs(Path(folder), THREE.full)
         tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     compiler = GrammarCompiler(tokenizer, VOCAB, ENDS)
     formats = list_formats(schemas)

@@ -18,18 +18,23 @@ from benchmarks.qwen_vl.cases import Pictures
 from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.ours import Ours
 from benchmarks.qwen_vl.peer import Peer, Stamps
+from benchmarks.qwen_vl.sizes import SIZES
 from benchmarks.qwen_vl.tables import cases
 
 CPU = torch.device("cpu")
+SHARD_BYTES = 2**20
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVLOptions]:
-    """With a random toy checkpoint."""
+@pytest.fixture(scope="module", params=SIZES)
+def options(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[QwenVLOptions]:
+    """With a random toy checkpoint of each size, in several files."""
     folder = tmp_path_factory.mktemp("toy") / "checkpoint"
-    random_weights.make(folder, random_weights.TOY, CPU)
+    options = QwenVLOptions(str(folder), device="cpu", is_toy=True, slots=4, size=request.param)
+    random_weights.make(folder, options.config, CPU, shard_bytes=SHARD_BYTES)
     before = torch.get_num_threads()
-    yield QwenVLOptions(folder=str(folder), device="cpu", is_toy=True, slots=4)
+    yield options
     torch.set_num_threads(before)
 
 

@@ -12,7 +12,12 @@ from benchmarks.qwen_vl import models, random_weights
 from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.ours import Ours
 
-RELEASED = {"Qwen2.5-VL-3B": 3.75e9, "Qwen3-VL-2B": 2.13e9, "Qwen3-VL-4B": 4.44e9}
+RELEASED = {
+    "Qwen2.5-VL-3B": 3.75e9,
+    "Qwen2.5-VL-7B": 8.29e9,
+    "Qwen3-VL-2B": 2.13e9,
+    "Qwen3-VL-4B": 4.44e9,
+}
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -59,4 +64,4 @@ def test_the_table_puts_the_models_of_one_case_together() -> None:
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         models.read_options(["--models", "Qwen9"])
-    assert "--models takes Qwen2.5-VL-3B, Qwen3-VL-2B" in capsys.readouterr().err
+    assert "--models takes Qwen2.5-VL-3B, Qwen2.5-VL-7B, Qwen3-VL-2B" in capsys.readouterr().err
