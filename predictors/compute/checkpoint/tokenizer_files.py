@@ -43,8 +43,9 @@ Special = Mapping[str, str | AddedToken | None]
 
 @dataclass(frozen=True, slots=True)
 class StoredVocabulary:
-    """What a class builds its tokenizer of. `vocabulary` are ids of a BPE's tokens, or the tokens
-    and scores of a unigram model in order; `charsmap` is sentencepiece's table of characters."""
+    """The parts that a class builds its tokenizer of. `vocabulary` are ids of a BPE's tokens, or
+    the tokens and scores of a unigram model in order; `charsmap` is sentencepiece's table of
+    characters."""
 
     vocabulary: Any
     merges: Sequence[tuple[str, str]]
