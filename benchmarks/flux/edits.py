@@ -107,8 +107,8 @@ def store_autoencoder(models: Models, folder: Path) -> None:
 
 def peer_of(options: EditOptions, models: Models, kind: Any) -> Peer:
     """Diffusers' pipeline, its blocks compiled, with the faster attention of a Hopper GPU."""
-    config, tokenizers = read_checkpoint(models.folder)
-    eager = Peer("diffusers eager", models, config, tokenizers, kind)
+    config, _ = read_checkpoint(models.folder)
+    eager = Peer("diffusers eager", models, config, kind)
     if options.device.type == "cuda":
         eager.use_attention("_native_cudnn")
     return eager.compiled(COMPILED, "eager" if options.is_toy else "inductor")

@@ -21,6 +21,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL.Image import Image, fromarray
 from torch import Tensor
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from benchmarks.common.clock import Clock, Marks
 from benchmarks.common.energy import first_card, joules_of
@@ -38,7 +39,7 @@ from benchmarks.flux.cases import (
 )
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import draw_noise
-from predictors.models.flux.config import FluxConfig, Tokenizers
+from predictors.models.flux.config import FluxConfig
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
     "pillow default": {},
@@ -63,23 +64,21 @@ class Peer:
         name: str,
         models: Models,
         config: FluxConfig,
-        tokenizers: Tokenizers,
         kind: Any = FluxPipeline,
     ) -> None:
         """`kind` is one of diffusers' FLUX pipelines."""
         self.name = name
         self.models = models
         self._config = config
-        self._tokenizers = tokenizers
         self._kind = kind
         self._clock = Clock(models.transformer.device)
         self._pipeline = kind(
             scheduler=models.scheduler,
             vae=models.vae,
             text_encoder=models.clip,
-            tokenizer=tokenizers.clip,
+            tokenizer=CLIPTokenizer.from_pretrained(models.folder / "tokenizer"),
             text_encoder_2=models.t5,
-            tokenizer_2=tokenizers.t5,
+            tokenizer_2=T5Tokenizer.from_pretrained(models.folder / "tokenizer_2"),
             transformer=models.transformer,
         )
         self._pipeline.set_progress_bar_config(disable=True)
@@ -198,7 +197,7 @@ class Peer:
 
     def _with(self, name: str, **modules: Any) -> Peer:
         models = replace(self.models, **modules)
-        return Peer(name, models, self._config, self._tokenizers, self._kind)
+        return Peer(name, models, self._config, self._kind)
 
     def use_attention(self, backend: str) -> None:
         """One of diffusers' attention backends, by its name there. Before anything is compiled."""

@@ -102,8 +102,8 @@ def cases(run: FluxRun, peers: list[Peer], ours: Ours) -> None:
 # -- both sides ------------------------------------------------------------------------------------
 def peers_of(run: FluxRun, models: Models) -> list[Peer]:
     """Diffusers eager and compiled, with cuDNN's attention where that is faster."""
-    config, tokenizers = read_checkpoint(models.folder)
-    eager = Peer(EAGER, models, config, tokenizers)
+    config, _ = read_checkpoint(models.folder)
+    eager = Peer(EAGER, models, config)
     if run.measured is not None and run.measured.cudnn_pays:
         eager.use_attention("_native_cudnn")
     return [eager, eager.compiled(COMPILED, run.options.backend)]

@@ -1,5 +1,6 @@
 """The parts of a checkpoint in transformers' layout that are the same for every chat model:
-tokenizer, chat template, image processor and sampling defaults, read by transformers' own classes.
+tokenizer, chat template, image processor and sampling defaults. What is unusual is left to
+transformers' own classes, which are imported then.
 
 A template or tokenizer is tried before it is used. `folder` checks the files themselves, and
 `decoder.weights` the weights.
@@ -13,10 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.video_processing_utils import BaseVideoProcessor
 
+from predictors.chat.chat_template import ChatTemplate
+from predictors.chat.chat_tokenizer import read_chat_tokenizer
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import VisionSpan, mrope_positions
 from predictors.chat.folder import (
@@ -33,13 +33,15 @@ from predictors.chat.template_files import read_template
 from predictors.chat.token_files import NAMED_TOKENS, check_tokens, end_tokens, read_tokens
 from predictors.chat.vision.films import FRAMES, FilmPreparation
 from predictors.chat.vision.pixels import PicturePreparation
-from predictors.compute.checkpoint.folder import reading
+from predictors.chat.vision.settings import FILM_DEFAULTS, PROCESSOR_DEFAULTS, usual_settings
+from predictors.compute.checkpoint.folder import read_if_there, reading
 from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
 
 CLASS_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 """`size` of transformers' class, for a file without one."""
+IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
 
 
 class HubCheckpoint:
@@ -49,8 +51,12 @@ class HubCheckpoint:
     files that can't be read or don't fit together.
     """
 
-    film_processor: ClassVar[type[BaseVideoProcessor]]
-    """transformers' class for the model's films."""
+    film_processor: ClassVar[str]
+    """The name of transformers' class for the model's films."""
+    film_defaults: ClassVar[Mapping[str, Any]]
+    """Settings that this class has where a folder gives none."""
+    films_rename_edges: ClassVar[bool]
+    """True if this class knows `min_pixels` and `max_pixels`."""
     image_defaults: ClassVar[Mapping[str, Any]]
     """Settings of the image processor for a folder without its file: those of the release."""
 
@@ -66,9 +72,9 @@ class HubCheckpoint:
             self.sampling = sampling_defaults(checkpoint)
         self.image_token = tokens[NAMED_TOKENS["image_token_id"]]
         self.end_tokens = end_tokens(checkpoint, config, tokens)
-        with reading("the tokenizer"):
-            self._renderer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        self.tokenizer: Any = self._renderer.backend_tokenizer
+        found = read_chat_tokenizer(checkpoint)
+        self.tokenizer: Any = found.tokenizer
+        self._special = found.special
         self.template = read_template(checkpoint)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
         self.video_token = tokens.get(VIDEO_TOKEN)
@@ -81,13 +87,19 @@ class HubCheckpoint:
                     f"tower {theirs}"
                 )
 
+    @property
+    def template(self) -> str | None:
+        """The chat template by which conversations are rendered."""
+        return self._renderer.text
+
+    @template.setter
+    def template(self, text: str | None) -> None:
+        self._renderer = ChatTemplate(text, self._special)
+
     def render(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER
     ) -> str:
-        rendered: str = self._renderer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, **options
-        )
-        return rendered
+        return self._renderer.render(messages, **options)
 
     def _read_pictures(self, checkpoint: Path, vision: Mapping[str, Any]) -> PicturePreparation:
         file, found = read_preprocessor(checkpoint)
@@ -102,8 +114,9 @@ class HubCheckpoint:
             settings |= found
         with reading(file):
             # a copy: the class keeps the sizes of one checkpoint as the defaults of the next
-            size = dict(settings.get("size") or CLASS_SIZE)
-            return PicturePreparation(Qwen2VLImageProcessor.from_dict({**settings, "size": size}))
+            settings["size"] = dict(settings.get("size") or CLASS_SIZE)
+            usual = usual_settings(settings, PROCESSOR_DEFAULTS)
+            return PicturePreparation(usual or _processor(IMAGE_PROCESSOR, settings))
 
     def make_films(self, videos: Any) -> FilmPreparation:
         """The preparation of films by this processor. Each model has its own."""
@@ -116,12 +129,14 @@ class HubCheckpoint:
         that."""
         kind = self.film_processor
         try:
-            file, found = read_film_settings(checkpoint, kind.__name__, vision)
+            file, found = read_film_settings(checkpoint, kind, vision)
             sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
             settings = {**sizes, **(found or {})}
-            size = dict(settings.get("size") or kind.size or {})  # a copy, as for pictures
+            defaults = {**FILM_DEFAULTS, **self.film_defaults}
+            settings["size"] = dict(settings.get("size") or defaults["size"])  # as for pictures
             with reading(file):
-                films = self.make_films(kind.from_dict({**settings, "size": size}))
+                usual = usual_settings(settings, defaults, renames_edges=self.films_rename_edges)
+                films = self.make_films(usual or _processor(kind, settings))
         except EngineFailed as error:
             log.warning("%s is served without films: %s", checkpoint.name, error.message)
             return None, f"this checkpoint is served without films: {error.message}"
@@ -134,20 +149,23 @@ class HubCheckpoint:
         return mrope_positions(num_tokens, spans)
 
 
+def _processor(kind: str, settings: Mapping[str, Any]) -> Any:
+    import transformers  # takes seconds, and few folders need it
+
+    return getattr(transformers, kind).from_dict(settings)
+
+
 def sampling_defaults(checkpoint: Path) -> Sampling:
     """The sampling of `generation_config.json`; a value it does not name stays neutral, and without
     the file sampling is greedy, as in transformers."""
-    try:
-        found = GenerationConfig.from_pretrained(checkpoint, local_files_only=True)
-    except OSError:  # no such file
-        found = GenerationConfig()  # type: ignore[no-untyped-call]
+    found = read_if_there(checkpoint, "generation_config.json")
 
     def given(name: str, neutral: float) -> float:
-        value = getattr(found, name, None)
+        value = found.get(name)
         return neutral if value is None else value
 
     return Sampling(
-        temperature=float(given("temperature", 1.0)) if found.do_sample else 0.0,
+        temperature=float(given("temperature", 1.0)) if found.get("do_sample") else 0.0,
         top_p=float(given("top_p", 1.0)),
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta
 
+from predictors.chat.chat_template import template_environment
 from predictors.chat.model import ChatModel
 from predictors.chat.request import USUAL_PROMPT, PromptOptions
-from predictors.chat.stored_template import template_environment
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.fields import MAX_NAME
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields

@@ -57,8 +57,8 @@ def test_schnell_shares_its_tensors_with_dev(models: Models, tmp_path: Path) -> 
 
 
 def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: Models) -> None:
-    facts, tokenizers = read_checkpoint(models.folder)
-    eager = Peer("eager", models, facts, tokenizers)
+    facts, _ = read_checkpoint(models.folder)
+    eager = Peer("eager", models, facts)
     ours = Ours(models, placement_for(CPU), settings_for("64x64", "lossless,high"))
     ours.open()
     found = accuracy.velocities([eager], ours, CASE)
@@ -82,9 +82,9 @@ def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: M
 def test_a_forward_in_float32_is_that_of_a_float32_module_and_leaves_weights_alone(
     models: Models,
 ) -> None:
-    facts, tokenizers = read_checkpoint(models.folder)
+    facts, _ = read_checkpoint(models.folder)
     narrow = make(models.folder, CPU, torch.bfloat16)
-    peer = Peer("eager", narrow, facts, tokenizers)
+    peer = Peer("eager", narrow, facts)
     place = Placement(CPU, torch.bfloat16, "off")
     work = Ours(narrow, place, settings_for("64x64", "lossless")).prepare(CASE, "lossless")
     before = accuracy.peer_velocity(peer, CASE, work, 1)

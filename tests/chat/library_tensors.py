@@ -48,6 +48,6 @@ def check_defaults(module: ModuleType, config: Any) -> None:
         (module.VISION_DEFAULTS, config.vision_config),
     ):
         for name, value in ours.items():
-            found = getattr(theirs, name)
+            found = getattr(theirs, "default_theta" if name == "rope_theta" else name)
             found = tuple(found) if isinstance(value, tuple) else found
             assert derived.get(name, found) == value, name

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from predictors.chat.chat_template import template_environment
 from predictors.chat.inputs import ChatPreparer
 from predictors.chat.model import OPENS_ANSWER
 from predictors.chat.request import USUAL_PROMPT, Message, Picture, PromptOptions
-from predictors.chat.stored_template import template_environment
 from predictors.chat.template_options import (
     OWN_FIELDS,
     RENDERING,

@@ -23,7 +23,9 @@ UNUSED = (
     "opentelemetry.sdk", "cryptography", "c2pa", "av",
     # of torch and transformers: imported by the first compilation, or never
     "torch._inductor.compile_fx", "torch._inductor.codegen", "torch.utils.tensorboard",
-    "transformers.pipelines", "transformers.trainer",
+    # a folder as hubs have it is read without them
+    "transformers", "huggingface_hub", "torchvision", "sentencepiece", "tiktoken",
+    "torch._dynamo", "torch.distributed.tensor", "sympy", "scipy", "sklearn",
     # installed for tests and benchmarks
     "matplotlib", "openai", "tritonclient", "compressed_tensors", "hypothesis", "pytest",
 )  # fmt: skip

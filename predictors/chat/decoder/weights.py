@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
 from predictors.chat.decoder.rotary import inverse_frequencies
+from predictors.chat.folder import rope_of
 from predictors.chat.tensors import (
     EMBEDDING,
     FRAMES,
@@ -27,11 +27,13 @@ from predictors.chat.tensors import (
     LANGUAGE,
     SECOND_FRAME,
     VISION,
+    DecoderSizes,
     by_hub_names,
     check_weights,
     component_of,
 )
 from predictors.compute.checkpoint.accounting import FLOATS
+from predictors.compute.checkpoint.folder import is_real, shown
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.checkpoint.values import check_magnitudes
 from predictors.compute.device.placement import Placement
@@ -44,32 +46,54 @@ V = TypeVar("V", bound=nn.Module)
 
 
 def decoder_shape(
-    config: Any, head_dim: int, axes: tuple[int, ...], **options: Any
+    checkpoint: Path,
+    sizes: DecoderSizes,
+    text: Mapping[str, Any],
+    axes: tuple[int, ...],
+    **options: Any,
 ) -> DecoderShape:
-    """The decoder of a whole config of transformers; `options` are `DecoderShape`'s."""
-    text = config.text_config
-    rope = dict(text.rope_parameters)
-    scale = 1.0
-    if rope.get("rope_type", "default") == "default":
-        frequencies = inverse_frequencies(head_dim, rope["rope_theta"])
-    else:  # scaled frequencies for long contexts
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
+    """The decoder of a config whose `text` values have all defaults; `options` are
+    `DecoderShape`'s."""
+    frequencies, scale = rotary_frequencies(checkpoint, sizes.head_dim, text)
+    eps = text["rms_norm_eps"]
+    if not is_real(eps):
+        raise EngineFailed(f"config.json: rms_norm_eps is {shown(eps)}, not a number")
     return DecoderShape(
-        vocab=text.vocab_size,
-        hidden=text.hidden_size,
-        mlp=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=head_dim,
-        eps=text.rms_norm_eps,
+        vocab=sizes.vocab,
+        hidden=sizes.hidden,
+        mlp=sizes.mlp,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        eps=eps,
         frequencies=tuple(frequencies.tolist()),
         axes=axes,
         rope_scale=scale,
-        tied=bool(config.tie_word_embeddings),
-        max_positions=text.max_position_embeddings,
+        tied=sizes.tied,
+        max_positions=sizes.max_positions,
         **options,
     )
+
+
+def rotary_frequencies(
+    checkpoint: Path, head_dim: int, text: Mapping[str, Any]
+) -> tuple[Tensor, float]:
+    """Of a decoder, float32 (head_dim / 2,), and the factor of its rotary values. Those that are
+    scaled for long contexts are transformers'."""
+    rope = rope_of(text)
+    if rope.get("rope_type", rope.get("type", "default")) in ("default", "mrope"):
+        theta = rope.get("rope_theta", text["rope_theta"])
+        if not is_real(theta) or theta <= 0:
+            raise EngineFailed(f"config.json: rope_theta is {shown(theta)}, not a number above 0")
+        return inverse_frequencies(head_dim, theta), 1.0
+    from transformers import AutoConfig  # takes seconds, and few folders need it
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True).text_config
+    function = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]]
+    frequencies, scale = function(config, torch.device("cpu"))
+    return frequencies, scale
 
 
 def load_modules(

@@ -1,5 +1,5 @@
-"""Picks the frames of films, resizes them and cuts them into patches, with transformers' own video
-processor of a checkpoint.
+"""Picks the frames of films, resizes them and cuts them into patches, as transformers' video
+processor of a checkpoint does.
 
 Two frames become one step of patches, which the vision tower reads on its own as it does a picture:
 its attention never leaves a step. So a film is a row of such steps from here on.
@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.image_utils import SizeDict
-from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoMetadata
 
 from predictors.chat.decoder.rotary import VisionSpan
-from predictors.chat.vision.pixels import PatchFormat, PreparedPicture, patch_format
+from predictors.chat.vision.pixels import (
+    PatchFormat,
+    PreparedPicture,
+    patch_format,
+    patches_of,
+    resized_exactly,
+)
 from predictors.errors import InvalidRequest
 from predictors.protocol.films.decode import FilmFacts
 
@@ -88,8 +91,8 @@ class PreparedFilm:
 class FilmPreparation:
     """Prepares films as a checkpoint's processor of transformers does. Thread-safe.
 
-    A model says in a subclass which processor that is, how its sizes are meant and how it tells the
-    time.
+    `videos` are its settings if they are usual, or the processor itself. A model says in a subclass
+    which processor that is, how it picks frames, how its sizes are meant and how it tells the time.
     """
 
     def __init__(self, videos: Any) -> None:
@@ -118,11 +121,9 @@ class FilmPreparation:
             fps = self.default_fps
         if count is not None or fps is not None:
             picker.num_frames = picker.fps = None
-        metadata = VideoMetadata(total_num_frames=facts.frames, fps=facts.fps)
         if count is not None and count > facts.frames:
             raise InvalidRequest(f"has {facts.frames} frames; num_frames {count} is more")
-        found = picker.sample_frames(metadata, num_frames=count, fps=fps)
-        return tuple(int(i) for i in found)
+        return self._picked(picker, facts, count, fps)
 
     def grid_of(self, frames: int, height: int, width: int, bounds: FilmBounds) -> tuple[int, int]:
         """Patches (rows, columns) of each of `frames`, resized as transformers does it. Raises
@@ -131,6 +132,12 @@ class FilmPreparation:
         return height // self.patch, width // self.patch
 
     # of the models' own classes
+    def _picked(
+        self, picker: Any, facts: FilmFacts, count: int | None, fps: float | None
+    ) -> tuple[int, ...]:
+        """As the processor's `sample_frames` with the settings of `picker`."""
+        raise NotImplementedError
+
     def _resized(self, frames: int, height: int, width: int, bounds: FilmBounds) -> tuple[int, int]:
         raise NotImplementedError
 
@@ -143,15 +150,26 @@ class FilmPreparation:
     ) -> tuple[Tensor, PatchFormat | None]:
         """Values and format of two `frames` (2, height, width, 3) uint8, see `PreparedPicture`.
         They are resized here in any case; without `on_device` the patches are made here, too."""
+        pictures = frames.permute(0, 3, 1, 2)
+        if self._format is None:
+            return self._unusual_step(pictures, grid), None
+        levels = resized_exactly(pictures, grid, self.patch)
+        if on_device:
+            whole = levels.permute(0, 2, 3, 1).contiguous()
+            return whole.pin_memory() if torch.cuda.is_available() else whole, self._format
+        return torch.cat([patches_of(each, self._format) for each in levels], dim=1), None
+
+    def _unusual_step(self, pictures: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patches of two pictures (2, 3, height, width) uint8 by transformers' processor."""
+        from transformers.image_utils import SizeDict  # it is imported already
+        from transformers.video_processing_utils import BaseVideoProcessor
+
         videos = self._videos
         size = SizeDict(height=grid[0] * self.patch, width=grid[1] * self.patch)
         # the processor's own `resize` would choose a size first
         levels = BaseVideoProcessor.resize(
-            videos, image=frames.permute(0, 3, 1, 2), size=size, resample=videos.resample
+            videos, image=pictures, size=size, resample=videos.resample
         )
-        if on_device and self._format is not None:
-            whole = levels.permute(0, 2, 3, 1).contiguous()
-            return whole.pin_memory() if torch.cuda.is_available() else whole, self._format
         values = videos.rescale_and_normalize(
             levels,
             videos.do_rescale,
@@ -162,8 +180,8 @@ class FilmPreparation:
         )
         patches, *_ = videos.patchify(values[None], self.patch, self.merge, FRAMES)
         # (patches, channels, frames, pixels): the first frame, then the second one
-        pairs = patches[0].unflatten(1, (-1, FRAMES, self.patch**2))
-        return pairs.transpose(1, 2).flatten(1).contiguous(), None
+        pairs: Tensor = patches[0].unflatten(1, (-1, FRAMES, self.patch**2))
+        return pairs.transpose(1, 2).flatten(1).contiguous()
 
     def prepare(
         self, plan: FilmPlan, frames: Sequence[Tensor], digest: bytes, *, on_device: bool

@@ -1,13 +1,15 @@
 """A decoded picture to the patches that a vision encoder reads: resize, normalise, cut.
 
-On the CPU transformers' own image processor does it, so that patches are those of training. For a
-GPU the same is done with tensor operations: antialiased bicubic across and then down, each rounded
+On the CPU it is done with torchvision's resize of uint8, which is torch's, and the operations of
+transformers' image processor, so that patches are those of training, to the bit. For a GPU the same
+is done with tensor operations: antialiased bicubic across and then down, each rounded
 to whole levels within 0 .. 255, then `(level * rescale - mean) / std`. torchvision's weights are
 integers and these are float32, so some levels differ, by at most two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from predictors.chat.pixel_bounds import PixelBounds
 
 LEVELS = 255.0
 BICUBIC = 3  # as Pillow counts
+MOST_RATIO = 200  # of a picture's sides
 DEFAULT_MAX_PIXELS = 28 * 28 * 1408
 """Pictures of 2**20 pixels are not shrunk: rounded to whole tokens, they have at most so many. The
 5,632 patches of 14x14 fill a graph (`vision.pictures`). The hub's files allow 12,845,056."""
@@ -75,7 +77,8 @@ class PreparedPicture:
 class PicturePreparation:
     """Prepares pictures as transformers' `Qwen2VLImageProcessor` of a checkpoint does. Thread-safe.
 
-    `bounds` are the checkpoint's own.
+    `bounds` are the checkpoint's own. `images` are its settings if they are usual, or the processor
+    itself.
     """
 
     def __init__(self, images: Any) -> None:
@@ -94,7 +97,7 @@ class PicturePreparation:
         Raises `ValueError` for a picture that it refuses.
         """
         factor = self.patch * self.merge
-        size = smart_resize(height, width, factor, bounds.min_pixels, bounds.max_pixels)
+        size = fitted_size(height, width, factor, bounds.min_pixels, bounds.max_pixels)
         return size[0] // self.patch, size[1] // self.patch
 
     def prepare(
@@ -108,6 +111,9 @@ class PicturePreparation:
             # any case, as mapped memory belongs to the kernel's account of shared memory
             pinned = torch.cuda.is_available()
             return picture.pin_memory() if pinned else picture.clone(), self._format
+        if self._format is not None:
+            levels = resized_exactly(picture.permute(2, 0, 1)[None], grid, self.patch)[0]
+            return patches_of(levels, self._format), None
         made = self._images(
             images=[picture.permute(2, 0, 1)],
             size={"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels},
@@ -117,6 +123,34 @@ class PicturePreparation:
         pairs = made["pixel_values"].view(grid[0] * grid[1], -1, self._temporal, self.patch**2)
         # both frames of a still picture are the same: one is enough
         return pairs[:, :, 0].flatten(1).contiguous(), None
+
+
+def fitted_size(height: int, width: int, factor: int, least: float, most: float) -> tuple[int, int]:
+    """Sides of a picture in multiples of `factor`, of an area from `least` to `most` as far as that
+    is possible: `smart_resize` of transformers' `image_processing_qwen2_vl`. Raises `ValueError`
+    for sides too far apart."""
+    return fitted_film_size(1, height, width, 1, factor, least, most)
+
+
+def fitted_film_size(
+    frames: int, height: int, width: int, step: int, factor: int, least: float, most: float
+) -> tuple[int, int]:
+    """As `fitted_size`, of `frames` together, in steps of `step`: `smart_resize` of transformers'
+    `video_processing_qwen3_vl`, but that small sides are not enlarged first."""
+    ratio = max(height, width) / min(height, width)
+    if ratio > MOST_RATIO:
+        raise ValueError(f"absolute aspect ratio must be smaller than {MOST_RATIO}, got {ratio}")
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    area = round(frames / step) * step * rows * columns
+    if area > most:
+        shrink = math.sqrt((frames * height * width) / most)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif area < least:
+        grow = math.sqrt(least / (frames * height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
 
 
 def patch_format(images: Any) -> PatchFormat | None:
@@ -131,6 +165,23 @@ def patch_format(images: Any) -> PatchFormat | None:
         images.patch_size,
         images.merge_size,
     )
+
+
+def resized_exactly(pictures: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """`pictures` uint8 (count, channels, height, width) on the CPU, resized to a grid's size in
+    integers, as torchvision does it."""
+    size = (grid[0] * patch, grid[1] * patch)
+    if tuple(pictures.shape[2:]) == size:
+        return pictures
+    return F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def patches_of(levels: Tensor, layout: PatchFormat) -> Tensor:
+    """Normalised patches (patches, channels * patch * patch) fp32 of whole `levels` (channels,
+    height, width) uint8 on the CPU."""
+    pixels = layout.patch**2
+    out = torch.empty(levels[0].numel() // pixels, len(levels) * pixels)
+    return cut(levels.float(), layout, layout.levels(), out)
 
 
 def resized(picture: Tensor, grid: tuple[int, int], patch: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Reads the configs and tokenizers of a FLUX.1 checkpoint, without weights.
 
-Tokenizers and encoders' configs are read through transformers' own classes. What the other configs
-leave out is filled in from `tensors.DEFAULTS`, since importing diffusers for it takes seconds.
+What configs leave out is filled in from `tensors.DEFAULTS`, since importing the libraries for it
+takes seconds.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from transformers import (  # type: ignore[attr-defined]
-    CLIPTextConfig,
-    CLIPTokenizer,
-    T5Config,
-    T5TokenizerFast,
-)
-
 from predictors.compute.checkpoint.folder import read_json, reading
 from predictors.diffusion.request import FILL
 from predictors.diffusion.sampling import Schedule
+from predictors.models.flux.encoders import ClipShape, T5Shape, clip_shape, t5_shape
 from predictors.models.flux.fit import check_fit, kind_of
-from predictors.models.flux.folder import check_folder, is_quantised, part_folders
+from predictors.models.flux.folder import (
+    WEIGHTED_PARTS,
+    check_folder,
+    is_quantised,
+    part_folders,
+)
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.encoder import EncoderShape, encoder_shape
 from predictors.models.flux.modules.transformer import Shape
+from predictors.models.flux.prompt_tokenizers import (
+    PromptTokenizer,
+    read_clip_tokenizer,
+    read_t5_tokenizer,
+)
 from predictors.models.flux.stored import stores_encoder
 from predictors.models.flux.tensors import with_defaults
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
@@ -44,6 +48,8 @@ class FluxConfig:
     variant: str
     """The wanted variant of the weights files, or an empty string."""
     shape: Shape
+    clip: ClipShape
+    t5: T5Shape
     decoder: DecoderShape
     schedule: Schedule
     latent_channels: int
@@ -86,10 +92,10 @@ class FluxConfig:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizers:
-    """The two tokenizers of a checkpoint. Not thread-safe: they keep padding state."""
+    """The two tokenizers of a checkpoint. Not thread-safe."""
 
-    clip: Any
-    t5: Any
+    clip: PromptTokenizer
+    t5: PromptTokenizer
 
 
 def read_checkpoint(
@@ -107,27 +113,25 @@ def read_checkpoint(
     folders = part_folders(folder, replaced)
     is_narrow = is_quantised(folders["transformer"], variant)
     raw = check_folder(folder, replaced)
-    transformer, vae = (with_defaults(part, raw[part]) for part in ("transformer", "vae"))
     tokenizers = Tokenizers(
-        clip=_tokenizer(CLIPTokenizer, folders["tokenizer"]),
-        t5=_tokenizer(T5TokenizerFast, folders["tokenizer_2"]),
+        clip=read_clip_tokenizer(folders["tokenizer"]),
+        t5=read_t5_tokenizer(folders["tokenizer_2"]),
     )
-    with reading("text_encoder/config.json"):
-        clip = CLIPTextConfig.from_pretrained(folders["text_encoder"])
-    with reading("text_encoder_2/config.json"):
-        t5 = T5Config.from_pretrained(folders["text_encoder_2"])
     with reading("the configs of the parts"):
-        check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
+        parts = {part: with_defaults(part, raw[part]) for part in WEIGHTED_PARTS}
+        transformer, vae = parts["transformer"], parts["vae"]
+        check_fit(*(parts[part] for part in WEIGHTED_PARTS))
+        clip, t5 = clip_shape(parts["text_encoder"]), t5_shape(parts["text_encoder_2"])
         shape, decoder = _shape(transformer), decoder_shape(vae)
     index = read_json(folder, "model_index.json", "model_index.json")
-    check_clip_tokenizer(
-        tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
-    )
-    check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
+    check_clip_tokenizer(tokenizers.clip, clip.vocab, clip.positions, clip.end_token)
+    check_t5_tokenizer(tokenizers.t5, t5.vocab)
     config = FluxConfig(
         folders=folders,
         variant=variant,
         shape=shape,
+        clip=clip,
+        t5=t5,
         decoder=decoder,
         schedule=Schedule.of(raw["scheduler"]),
         latent_channels=vae["latent_channels"],
@@ -141,11 +145,6 @@ def read_checkpoint(
         encoder=encoder_shape(vae) if stores_encoder(folders["vae"], variant) else None,
     )
     return config, tokenizers
-
-
-def _tokenizer(kind: Any, folder: Path) -> Any:
-    with reading(f"the tokenizer in {folder.name}"):
-        return kind.from_pretrained(folder, local_files_only=True)
 
 
 def _shape(config: Mapping[str, Any]) -> Shape:

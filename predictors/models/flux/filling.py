@@ -100,15 +100,3 @@ def _quantise(batch: list[tuple[RowScaled, Tensor, str]], stored: Source) -> Non
 def _copy(stored: Source, pairs: Sequence[tuple[Tensor, str]]) -> None:
     stored.copy_into(pairs)
     check_magnitudes(pairs)
-
-
-def derive_buffers(module: nn.Module, placement: Placement) -> None:
-    """Fill CLIP's position ids, which are derived and not stored. No other module has a buffer."""
-    for name, buffer in list(module.named_buffers()):
-        if not buffer.is_meta:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        if leaf != "position_ids":
-            raise EngineFailed(f"no way is known to derive the buffer {name}")
-        positions = torch.arange(buffer.shape[-1], device=placement.device)[None]
-        module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)

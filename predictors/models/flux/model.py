@@ -9,8 +9,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from predictors.compute.checkpoint.summary import AdapterSummary
@@ -44,20 +44,20 @@ class FluxModel:
         folder when weights are loaded; `parts`, `variant` and `kind` as in `read_checkpoint`."""
         self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant, kind)
         self.schedule = self.config.schedule
-        # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
+        # a tokenizer refuses to be borrowed twice
         self._lock = threading.Lock()
         self._open_component = open_component
 
     def tokenize(self, text: str, num_tokens: int) -> Prompt:
         """CLIP's ids, padded or cut to 77, and T5's, to `num_tokens`, as in diffusers."""
         with self._lock:
-            clip = self._tokenizers.clip
-            clip_ids, _ = _ids(clip, text, clip.model_max_length)
-            t5_ids, is_text = _ids(self._tokenizers.t5, text, num_tokens)
-            num_read = int(is_text.sum())
-            is_full = num_read == num_tokens
-            num_all = _count(self._tokenizers.t5, text) if is_full else num_read
-        return Prompt((text, num_tokens), (clip_ids, t5_ids), num_read, num_all - num_read)
+            clip, t5 = self._tokenizers.clip, self._tokenizers.t5
+            clip_ids = clip.padded(clip.read(text), clip.model_max_length)
+            read = t5.read(text)
+            t5_ids = t5.padded(read, num_tokens)
+        num_read = min(len(read), num_tokens)
+        ids = tuple(torch.tensor([each]) for each in (clip_ids, t5_ids))
+        return Prompt((text, num_tokens), ids, num_read, len(read) - num_read)
 
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
@@ -85,17 +85,3 @@ class FluxModel:
             encodes=options.encodes,
         )
         return FluxPasses(name, self.config, parts, placement, options)
-
-
-def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Token ids and the mask of those that are text, each int64 (1, num_tokens)."""
-    read = tokenizer(
-        text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
-    )
-    return read.input_ids, read.attention_mask
-
-
-def _count(tokenizer: Any, text: str) -> int:
-    """Tokens of the whole text, the end token included."""
-    # verbose: the tokenizer would warn of a text that is longer than its model takes
-    return len(tokenizer(text, verbose=False).input_ids)

@@ -35,7 +35,6 @@ from predictors.models.flux.modules.adapted import (
 )
 from predictors.models.flux.modules.operations import Operations, Plain, PlainFp8
 from predictors.models.flux.modules.rotary import rotary_table
-from predictors.models.flux.modules.text_encoders import clip_pooled, t5_states
 from predictors.models.flux.modules.transformer import (
     EAGER,
     BlockUnits,
@@ -120,8 +119,8 @@ class FluxPasses:
         """T5's states after the context embedder, (T, dim), and CLIP's pooled state, (features,),
         for one prompt: clip_ids (1, 77), t5_ids (1, T)."""
         (clip_ids, t5_ids), parts = ids, self.parts
-        pooled = clip_pooled(parts.clip, clip_ids)[0].to(self._dtype)
-        states = t5_states(parts.t5, t5_ids)[0].to(self._dtype)
+        pooled = parts.clip(clip_ids)[0].to(self._dtype)
+        states = parts.t5(t5_ids)[0].to(self._dtype)
         return parts.conditioning.context(states), pooled
 
     def modulations(

@@ -26,6 +26,7 @@ from predictors.diffusion.editing import loads_encoder
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
 from predictors.diffusion.request import FILL, KONTEXT, TEXT
 from predictors.models.flux.adapters.reading import describe_adapter
+from predictors.models.flux.encoders import clip_shape, t5_shape
 from predictors.models.flux.fit import check_decoder, check_encoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
@@ -34,8 +35,8 @@ from predictors.models.flux.folder import (
     is_quantised,
     part_folders,
 )
+from predictors.models.flux.prompt_tokenizers import read_clip_tokenizer, read_t5_tokenizer
 from predictors.models.flux.stored import CheckedPart, check_part, stores_encoder
-from predictors.models.flux.stored_tokenizer import StoredTokenizer
 from predictors.models.flux.tensors import (
     Shapes,
     block_linears,
@@ -152,14 +153,8 @@ def _summary_of(part: str, found: CheckedPart) -> PartSummary:
 def _check_tokenizers(
     folders: Mapping[str, Path], configs: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """As the start does with the libraries' tokenizers."""
-    with reading("the tokenizer in tokenizer"):
-        clip = StoredTokenizer(folders["tokenizer"], end="<|endoftext|>", pad="<|endoftext|>")
-    with reading("the tokenizer in tokenizer_2"):
-        t5 = StoredTokenizer(folders["tokenizer_2"], end="</s>", pad="<pad>")
-    encoder = configs["text_encoder"]
-    check_clip_tokenizer(
-        clip, encoder["vocab_size"], encoder["max_position_embeddings"], encoder["eos_token_id"]
-    )
-    if t5.has_vocabulary:
-        check_t5_tokenizer(t5, configs["text_encoder_2"]["vocab_size"])
+    """As the start does."""
+    clip, t5 = clip_shape(configs["text_encoder"]), t5_shape(configs["text_encoder_2"])
+    tokenizer = read_clip_tokenizer(folders["tokenizer"])
+    check_clip_tokenizer(tokenizer, clip.vocab, clip.positions, clip.end_token)
+    check_t5_tokenizer(read_t5_tokenizer(folders["tokenizer_2"]), t5.vocab)

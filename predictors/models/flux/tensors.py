@@ -51,6 +51,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 8,
         "max_position_embeddings": 77,
         "eos_token_id": 49407,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
     },
     "text_encoder_2": {
         "vocab_size": 32128,
@@ -60,11 +62,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_layers": 6,
         "num_heads": 8,
         "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "relu",
     },
 }
-"""diffusers' and transformers' defaults of the values that decide about tensors, and of the
-autoencoder's that latents are scaled by."""
+"""diffusers' and transformers' defaults of the values that decide about tensors, of the text
+encoders' other numbers, and of the autoencoder's that latents are scaled by."""
 MLP_RATIO = 4
 TIME_FEATURES = 256  # of a timestep, before it is embedded
 NOTHING = r"(?!)"  # no name matches

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from predictors.compute.checkpoint.folder import is_real, shown
 from predictors.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from predictors.models.flux.prompt_tokenizers import PromptTokenizer
 
 OLD_END_TOKEN = 2  # of configs before transformers' PR 24773: the last token is the largest id
 PROBE = "a red circle above 2 blue squares"
 
 
-def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -> None:
+def check_clip_tokenizer(tokenizer: PromptTokenizer, vocab: int, positions: int, end: Any) -> None:
     """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's vocabulary size, number of
     positions, and end token, at whose first place CLIP reads its pooled state."""
     length = tokenizer.model_max_length
@@ -29,7 +32,7 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -
         )
 
 
-def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
+def check_t5_tokenizer(tokenizer: PromptTokenizer, vocab: int) -> None:
     """Raise `EngineFailed` for a tokenizer that does not fit to T5's vocabulary size."""
     length = tokenizer.model_max_length
     if not is_real(length) or not length > 1:
@@ -37,7 +40,7 @@ def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
     _check(tokenizer, "tokenizer_2", vocab)
 
 
-def _check(tokenizer: Any, part: str, vocab: int) -> None:
+def _check(tokenizer: PromptTokenizer, part: str, vocab: int) -> None:
     needed = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
     for name, token in needed.items():
         if token is None:
@@ -48,7 +51,7 @@ def _check(tokenizer: Any, part: str, vocab: int) -> None:
         raise EngineFailed(
             f"{part} has a token {shown(token)} with id {last}; its text encoder has {vocab}"
         )
-    ids = tokenizer(PROBE).input_ids
-    known = [i for i in ids if i not in set(tokenizer.all_special_ids)]
+    ids = tokenizer.read(PROBE)
+    known = [i for i in ids if i not in tokenizer.special_ids]
     if len(known) < 2 or tokenizer.eos_token_id not in ids:
         raise EngineFailed(f"{part} reads a sentence as {len(known)} tokens; fetch it again")

@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.checkpoint.folder import reading
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.checkpoint.shards import Shards, Source
 from predictors.compute.device.placement import Placement
@@ -25,11 +23,12 @@ from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
 from predictors.models.flux.config import FluxConfig
-from predictors.models.flux.filling import derive_buffers, fill_module
+from predictors.models.flux.filling import fill_module
 from predictors.models.flux.modules import encoder as encoding
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
 from predictors.models.flux.modules.narrow import narrow_modulation, narrow_t5
+from predictors.models.flux.modules.text_encoders import ClipTextEncoder, T5TextEncoder
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
 from predictors.models.flux.stored import check_part
 
@@ -37,8 +36,8 @@ from predictors.models.flux.stored import check_part
 class _Modules(NamedTuple):
     transformer: Transformer
     conditioning: Conditioning
-    clip: CLIPTextModel
-    t5: T5EncoderModel
+    clip: ClipTextEncoder
+    t5: T5TextEncoder
     decoder: Decoder
     encoder: encoding.Encoder | None
 
@@ -56,8 +55,8 @@ class Parts:
     transformers: Mapping[str, Transformer]
     """By form: `BASE`, `FP8`."""
     conditioning: Conditioning
-    clip: CLIPTextModel
-    t5: T5EncoderModel
+    clip: ClipTextEncoder
+    t5: T5TextEncoder
     decoder: Decoder
     encoder: encoding.Encoder | None = None
 
@@ -93,7 +92,6 @@ def load_parts(
                 fill_module(module, stored, own, sources(stored), quantises=module in narrowed)
     for part in modules:
         if part is not None:
-            derive_buffers(part, placement)
             part.eval().requires_grad_(False)
     transformers = _in_forms(modules.transformer, config, forms)
     return Parts(transformers, *modules[1:])
@@ -103,12 +101,12 @@ def _empty(
     config: FluxConfig, encodes: bool
 ) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
     """All modules without values, and for each component the modules that are filled from it."""
-    with torch.device("meta"), reading("the configs of the text encoders"):
+    with torch.device("meta"):
         modules = _Modules(
             Transformer(config.shape),
             Conditioning(config.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
-            T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
+            ClipTextEncoder(config.clip),
+            T5TextEncoder(config.t5),
             Decoder(config.decoder),
             encoding.Encoder(config.encoder) if encodes and config.encoder else None,
         )
@@ -127,7 +125,7 @@ def _empty(
         is_old = encoding.OLD_ATTENTION in stored
         return encoding.encoder_names(config.encoder, has_old_attention=is_old).__getitem__
 
-    def of_library(stored: Source) -> Callable[[str], tuple[str, ...]]:
+    def of_encoder_of_text(stored: Source) -> Callable[[str], tuple[str, ...]]:
         return partial(_stored_as, stored)
 
     return {
@@ -135,8 +133,8 @@ def _empty(
             (modules.transformer, lambda _: names.__getitem__),
             (modules.conditioning, lambda _: context.__getitem__),
         ],
-        "text_encoder": [(modules.clip, of_library)],
-        "text_encoder_2": [(modules.t5, of_library)],
+        "text_encoder": [(modules.clip, of_encoder_of_text)],
+        "text_encoder_2": [(modules.t5, of_encoder_of_text)],
         "vae": [
             (modules.decoder, of_decoder),
             *([] if modules.encoder is None else [(modules.encoder, of_encoder)]),
@@ -264,8 +262,8 @@ def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
 
 
 def _stored_as(stored: Source, name: str) -> tuple[str]:
-    """The stored name of a library module's parameter: with or without `text_model.`, and T5's
-    input embedding by either of its two names."""
+    """The stored name of a text encoder's parameter: with or without `text_model.`, and T5's input
+    embedding by either of its two names."""
     bare = name.removeprefix("text_model.")
     tied = {
         "encoder.embed_tokens.weight": "shared.weight",

@@ -4,10 +4,10 @@ part of the rotary positions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from predictors.chat.template_checks import VIDEO_TOKEN
 from predictors.chat.vision.films import (
@@ -17,6 +17,8 @@ from predictors.chat.vision.films import (
     FilmPlan,
     FilmPreparation,
 )
+from predictors.chat.vision.pixels import fitted_size
+from predictors.protocol.films.decode import FilmFacts
 
 
 class SpacedFilms(FilmPreparation):
@@ -27,12 +29,27 @@ class SpacedFilms(FilmPreparation):
         super().__init__(videos)
         self._positions_per_second = positions_per_second
 
+    def _picked(
+        self, picker: Any, facts: FilmFacts, count: int | None, fps: float | None
+    ) -> tuple[int, ...]:
+        """After `sample_frames` of transformers' `Qwen2VLVideoProcessor`."""
+        step, frames = picker.temporal_patch_size, facts.frames
+        wanted: float = frames
+        if (count := picker.num_frames if count is None else count) is not None:
+            wanted = round(count / step) * step
+        elif (fps := picker.fps if fps is None else fps) is not None:
+            most = math.floor(min(picker.max_frames, frames) / step) * step
+            wanted = min(max(frames / facts.fps * fps, picker.min_frames), most, frames)
+            wanted = math.floor(wanted / step) * step
+        if not 0 < wanted <= frames:
+            raise ValueError(f"{wanted} frames can't be picked of {frames}")
+        return tuple(torch.arange(0, frames, frames / wanted).int().tolist())
+
     def _resized(self, frames: int, height: int, width: int, bounds: FilmBounds) -> tuple[int, int]:
         least = bounds.min_pixels or self._least
         most = min(self._most, bounds.max_pixels, bounds.total_pixels * FRAMES // frames)
         factor = self.patch * self.merge
-        resized = smart_resize(height, width, factor, least, max(most, int(least * ROOM)))
-        return int(resized[0]), int(resized[1])
+        return fitted_size(height, width, factor, least, max(most, int(least * ROOM)))
 
     def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, int], ...]]:
         # in 32 bits, and without what is left of a whole second, as transformers has it

@@ -45,6 +45,8 @@ TEXT_DEFAULTS: Mapping[str, Any] = {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
     "max_position_embeddings": 32768,
     "use_sliding_window": False,
     "layer_types": None,
@@ -62,6 +64,7 @@ VISION_DEFAULTS: Mapping[str, Any] = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
     "window_size": 112,
+    "fullatt_block_indexes": (7, 15, 23, 31),
     "out_hidden_size": 3584,
 }
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
-
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.folder import parts_of
@@ -32,7 +30,8 @@ from predictors.workers.pool import Workers
 class Qwen25VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
-    film_processor = Qwen2VLVideoProcessor
+    film_processor = "Qwen2VLVideoProcessor"
+    films_rename_edges = True
     coordinates: Convention = "pixels"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),  # CLIP's
@@ -41,6 +40,13 @@ class Qwen25VLModel(HubCheckpoint):
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
+    }
+
+    film_defaults: ClassVar[Mapping[str, Any]] = {
+        "image_mean": image_defaults["image_mean"],
+        "image_std": image_defaults["image_std"],
+        "patch_size": image_defaults["patch_size"],
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
     }
 
     def __init__(self, checkpoint: Path, variant: str = "") -> None:

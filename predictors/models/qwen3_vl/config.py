@@ -1,58 +1,56 @@
 """Shapes of a Qwen3-VL checkpoint from its `config.json`, checked before anything is loaded.
 
-Configs go through transformers' own classes, so that both the hub's form (`rope_scaling`,
-`torch_dtype`) and that of transformers 5 (`rope_parameters`) load. A value that transformers would
-answer otherwise is refused with its name.
+Both the hub's form (`rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`)
+load. A value that transformers would answer otherwise is refused with its name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import axes_interleaved
 from predictors.chat.decoder.weights import decoder_shape
+from predictors.chat.folder import rope_of
 from predictors.compute.checkpoint.folder import reading
-from predictors.models.qwen3_vl.folder import SECTIONS, check_numbers_of, check_shapes
+from predictors.models.qwen3_vl.folder import SECTIONS, decoder_sizes, read_folder
 from predictors.models.qwen3_vl.vision.grid import ROPE_THETA, VisionShape
 
 
 def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionShape]:
     """The raw `config.json` and the shapes it describes. Raises `InvalidRequest` for another model,
     and `EngineFailed` for a folder that would be served wrong."""
-    raw = check_numbers_of(checkpoint)
+    raw, text, vision = read_folder(checkpoint)
     with reading("config.json"):
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-        vision = _vision_shape(config.vision_config)
-        check_shapes(config.text_config.to_dict(), config.vision_config.to_dict())
-        text = decoder_shape(
-            config,
-            config.text_config.head_dim,
-            axes_interleaved(config.text_config.rope_parameters.get("mrope_section", SECTIONS)),
+        tower = _vision_shape(vision)
+        decoder = decoder_shape(
+            checkpoint,
+            decoder_sizes(raw, text),
+            text,
+            axes_interleaved(rope_of(text).get("mrope_section", SECTIONS)),
             qkv_bias=False,
             qk_norm=True,
-            deepstack=len(vision.deepstack),
+            deepstack=len(tower.deepstack),
         )
-    return raw, text, vision
+    return raw, decoder, tower
 
 
-def _vision_shape(vision: Any) -> VisionShape:
-    rope = getattr(vision, "rope_parameters", None) or {}
+def _vision_shape(vision: Mapping[str, Any]) -> VisionShape:
+    rope = vision.get("rope_parameters") or {}
     return VisionShape(
-        depth=vision.depth,
-        hidden=vision.hidden_size,
-        heads=vision.num_heads,
-        mlp=vision.intermediate_size,
-        out=vision.out_hidden_size,
-        patch=vision.patch_size,
-        temporal_patch=vision.temporal_patch_size,
-        channels=vision.in_channels,
-        merge=vision.spatial_merge_size,
-        table_side=isqrt(vision.num_position_embeddings),
-        deepstack=tuple(vision.deepstack_visual_indexes),
+        depth=vision["depth"],
+        hidden=vision["hidden_size"],
+        heads=vision["num_heads"],
+        mlp=vision["intermediate_size"],
+        out=vision["out_hidden_size"],
+        patch=vision["patch_size"],
+        temporal_patch=vision["temporal_patch_size"],
+        channels=vision["in_channels"],
+        merge=vision["spatial_merge_size"],
+        table_side=isqrt(vision["num_position_embeddings"]),
+        deepstack=tuple(vision["deepstack_visual_indexes"]),
         rope_theta=float(rope.get("rope_theta", ROPE_THETA)),
     )

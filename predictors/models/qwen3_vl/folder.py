@@ -47,6 +47,8 @@ TEXT_DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 32,
     "head_dim": 128,
     "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
     "max_position_embeddings": 128000,
     "attention_bias": False,
 }

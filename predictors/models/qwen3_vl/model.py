@@ -11,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.grounding.boxes import Convention
@@ -32,7 +30,8 @@ from predictors.workers.pool import Workers
 class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
-    film_processor = Qwen3VLVideoProcessor
+    film_processor = "Qwen3VLVideoProcessor"
+    films_rename_edges = False
     coordinates: Convention = "normalized_1000"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
@@ -41,6 +40,14 @@ class Qwen3VLModel(HubCheckpoint):
         "patch_size": 16,
         "temporal_patch_size": 2,
         "merge_size": 2,
+    }
+
+    film_defaults: ClassVar[Mapping[str, Any]] = {
+        "image_mean": image_defaults["image_mean"],
+        "image_std": image_defaults["image_std"],
+        "patch_size": image_defaults["patch_size"],
+        "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
+        "fps": 2,
     }
 
     def __init__(self, checkpoint: Path, variant: str = "") -> None:

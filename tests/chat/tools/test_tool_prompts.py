@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
+from predictors.chat.chat_template import template_environment
 from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import ChatRequest, Message, Picture
-from predictors.chat.stored_template import template_environment
 from predictors.chat.tools.tag_reader import TagReader
 from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, ToolWay
 from predictors.errors import InvalidRequest

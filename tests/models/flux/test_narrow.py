@@ -17,7 +17,6 @@ from predictors.diffusion.request import FP8, ImageParameters
 from predictors.models.flux import filling
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.modules.narrow import QuantizingLinear, narrow_t5
-from predictors.models.flux.modules.text_encoders import t5_states
 from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import Parts, load_parts
 from predictors.settings import InvalidSetting
@@ -74,12 +73,12 @@ def test_the_kernel_gives_the_same_rows_in_a_multiple_of_sixteen() -> None:
 
 @torch.inference_mode()
 def test_t5_in_fp8_stays_near_its_own_states() -> None:
-    exact, model = t5_states(t5_model(), some_ids()), t5_model()
+    exact, model = t5_model()(some_ids()), t5_model()
     narrow_t5(model)
     held = [layer for layer in model.modules() if isinstance(layer, QuantizingLinear)]
     assert len(held) == 3 * 7
     assert not any(isinstance(layer, nn.Linear) for layer in model.encoder.block.modules())
-    assert 0.0 < distance(t5_states(model, some_ids()), exact) < 0.1
+    assert 0.0 < distance(model(some_ids()), exact) < 0.1
 
 
 def test_weights_quantised_as_they_are_read_are_those_quantised_afterwards(

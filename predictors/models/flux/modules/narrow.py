@@ -4,15 +4,13 @@ T5, and the modulation of all blocks. Half the bytes of bfloat16.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5EncoderModel
 
 from predictors.compute.kernels.fp8 import RowScaled, dequantized, quantize_rows
 from predictors.models.flux.modules.conditioning import Conditioning
+from predictors.models.flux.modules.text_encoders import T5TextEncoder
 
 
 class QuantizingLinear(nn.Module):
@@ -55,34 +53,13 @@ class QuantizingLinear(nn.Module):
         return out[: rows.numel()].view(*rows, -1).to(x.dtype)
 
 
-class FeedForward(nn.Module):
-    """T5's gated layer. The library's own casts its input to the dtype of `wo.weight`, which for an
-    fp8 weight would drop the scales."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.wi_0, self.wi_1, self.wo, self.act = layer.wi_0, layer.wi_1, layer.wo, layer.act
-
-    def forward(self, x: Tensor) -> Tensor:
-        gated: Tensor = self.wo(self.act(self.wi_0(x)) * self.wi_1(x))
-        return gated
-
-
-def narrow_t5(t5: T5EncoderModel) -> None:
+def narrow_t5(t5: T5TextEncoder) -> None:
     """Replace the linears of all blocks; embeddings and norms stay."""
-    blocks: Any = t5.encoder.block
-    for block in blocks:
-        last = block.layer[-1]
-        last.DenseReluDense = FeedForward(last.DenseReluDense)
-        _narrow_linears(block)
+    for path, layer in list(t5.encoder.block.named_modules()):
+        if isinstance(layer, nn.Linear):
+            t5.encoder.block.set_submodule(path, QuantizingLinear(layer))
 
 
 def narrow_modulation(conditioning: Conditioning) -> None:
     """Replace the modulation, 98 % of the weights of FLUX.1's conditioning."""
     conditioning.set_submodule("modulation", QuantizingLinear(conditioning.modulation))
-
-
-def _narrow_linears(module: nn.Module) -> None:
-    for path, layer in list(module.named_modules()):
-        if isinstance(layer, nn.Linear):
-            module.set_submodule(path, QuantizingLinear(layer))
