@@ -112,7 +112,7 @@ def serve(arguments: argparse.Namespace) -> int:
 def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
-    settings = _read_settings(arguments)
+    settings = _read_settings(arguments).with_all_warm()
     named, make, verification = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code

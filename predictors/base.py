@@ -331,8 +331,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self._pools.close()
 
     async def healthy(self) -> bool:
-        """True while every promised shape is compiled, the engine alive, and nothing draining."""
+        """True while the model is warm, the engine alive, and nothing draining."""
         return self.host.is_ready and self._pools.is_alive
+
+    @property
+    def warming(self) -> tuple[int, int] | None:
+        return self.host.warming
 
     @property
     def backlog(self) -> int:

@@ -22,6 +22,7 @@ codes of each protocol.
     ├── Cancelled               the caller disconnected
     ├── NotReady                loading or warming
     │   └── Draining            shutting down; accepted work is still finished
+    ├── ShapeNotWarm            a promised shape could not be warmed after ready
     ├── EngineFailed            the engine has failed; the process will end
     ├── OutOfMemory             the device had no memory even after a retry
     ├── StepFailed              this job made the engine raise; other jobs are not affected
@@ -196,6 +197,12 @@ class NotReady(ServingError):
 
 class Draining(NotReady):
     reason = "draining"
+
+
+class ShapeNotWarm(ServingError):
+    """The model is ready, but not for what this request needs, until its process starts again."""
+
+    reason = "not_ready"
 
 
 class EngineFailed(ServingError):

@@ -36,6 +36,7 @@ CACHE_RESULTS = ("hit", "miss", "evict")
 PHASES = ("load", "warmup", "capture", "compile")
 STARTS = ("cold", "warm", "plain")  # something was compiled; all was on disk; nothing needed compiling
 SOURCES = ("compiled", "cached")
+WARM_UP_OUTCOMES = ("ok", "failed")
 GPU_MEMORY = ("allocated", "reserved", "peak", "used", "free", "total")  # the first three are torch's, for this process
 XID_KINDS = ("application", "device")  # caused by the program that ran; anything else
 INPUT_STEPS = (1, 2, 4, 8, 12, 20, 28, 35, 50)
@@ -113,15 +114,17 @@ preemptions_total = Counter(f"{P}_preemptions_total", "Sequences that gave their
 preempted_tokens_total = Counter(f"{P}_preempted_tokens_total", "Tokens in KV pages that sequences gave back to others.", ["model"])
 late_masks_total = Counter(f"{P}_late_grammar_masks_total", "Passes whose choice of tokens waited for the masks of grammars: the device was idle.", ["model"])
 cache_requests_total = Counter(f"{P}_cache_requests_total", "Cache look-ups, by cache and result.", ["model", "cache", "result"])
-recompilations_total = Counter(f"{P}_recompilations_total", "Compilations after ready; must stay 0.", ["model"])
-graph_captures_total = Counter(f"{P}_graph_captures_total", "CUDA graphs captured after ready; must stay 0.", ["model"])
+recompilations_total = Counter(f"{P}_recompilations_total", "Compilations after ready that were not planned; must stay 0.", ["model"])
+graph_captures_total = Counter(f"{P}_graph_captures_total", "CUDA graphs captured after ready that were not planned; must stay 0.", ["model"])
+planned_warm_ups_total = Counter(f"{P}_planned_warm_ups_total", "Promised shapes warmed after ready, as planned (flux.warm).", ["model", "outcome"])
+planned_warm_ups_left = Gauge(f"{P}_planned_warm_ups_left", "Promised shapes that are still to be warmed after ready.", ["model"])
 model_phase_seconds = Gauge(f"{P}_model_phase_seconds", "Duration of the last load and warm-up. Capture and compile are parts of them.", ["model", "phase"])
 start_info = Gauge(f"{P}_start_info", "1 for the kind of the last start: cold (compiled), warm (from disk) or plain.", ["model", "start"])
 start_compilations = Gauge(f"{P}_start_compilations", "Kernels and graphs of the last start, by source.", ["model", "source"])
 attention_info = Gauge(f"{P}_attention_info", "Constant 1; the attention kernel in use.", ["model", "kernel"])
 attention_seconds = Gauge(f"{P}_attention_seconds", "Time per call of each attention kernel, measured at load for the largest size.", ["model", "kernel"])
 tier_info = Gauge(f"{P}_tier_info", "Constant 1 per loaded quality tier, with the precision of its matrix products.", ["model", "tier", "precision"])
-model_ready = Gauge(f"{P}_model_ready", "1 once every promised shape is warmed.", ["model"])
+model_ready = Gauge(f"{P}_model_ready", "1 once requests are served: every promised shape is warm, or with flux.warm minimal the first.", ["model"])
 gpu_memory_bytes = Gauge(f"{P}_gpu_memory_bytes", "GPU memory: of this process by torch, of all processes by the driver.", ["device", "state"])
 gpu_utilization_ratio = Gauge(f"{P}_gpu_utilization_ratio", "Share of the driver's last sample in which any kernel ran, 0 to 1.", ["device"])
 gpu_temperature_celsius = Gauge(f"{P}_gpu_temperature_celsius", "Temperature of the GPU.", ["device"])
@@ -157,6 +160,7 @@ build_info = Gauge(f"{P}_build_info", "Constant 1; the running version and devic
 _PER_MODEL = (
     requests_running, requests_waiting, queue_oldest_seconds, queue_work_seconds, callers, queue_seconds, batch_size, step_seconds,
     step_width_cap, engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
+    planned_warm_ups_left,
 )  # fmt: skip
 
 for _labels in REFUSED_KEYS:
@@ -248,6 +252,8 @@ def register_model(model: str, added: ModelSeries) -> None:
     for protocol in added.by_protocol:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)
+    for outcome in WARM_UP_OUTCOMES:
+        planned_warm_ups_total.labels(model, outcome)
     for reason in SPLITS:
         batch_splits_total.labels(model, reason)
     for reason in REFUSALS:

@@ -48,6 +48,8 @@ BOTH = {
     "predictors_engine_failures",
     "predictors_recompilations",
     "predictors_graph_captures",
+    "predictors_planned_warm_ups",
+    "predictors_planned_warm_ups_left",
     "predictors_model_ready",
     "predictors_cache_requests",
     "predictors_loras_loaded",

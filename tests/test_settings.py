@@ -120,6 +120,7 @@ DEFAULTS = {
     "flux.default_steps": 0,
     "flux.default_size": "",
     "flux.sizes": "",
+    "flux.warm": "all",
     "flux.unpromised": "serve",
     "flux.max_sequence_length": 0,
     "flux.prompt_cache_bytes": 256 * 2**20,
@@ -335,10 +336,16 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -
     assert failure.value.message == f"unknown setting {name}; {hint}"
 
 
-def test_settings_of_files_are_no_part_of_those_of_drawing() -> None:
+def test_settings_without_compiled_code_are_no_part_of_those_of_drawing() -> None:
     signed = FluxSettings(provenance="c2pa", c2pa_cert_file="x", checker="y", checker_threshold=0.1)
     assert signed.of_drawing == FluxSettings()
     assert FluxSettings(slots=2, provenance="none").of_drawing == FluxSettings(slots=2)
+    assert FluxSettings(slots=2, warm="minimal").of_drawing == FluxSettings(slots=2)
+
+
+def test_all_can_be_asked_to_be_warm_before_ready() -> None:
+    settings = Settings(flux=FluxSettings(slots=2, warm="minimal"))
+    assert settings.with_all_warm() == Settings(flux=FluxSettings(slots=2))
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

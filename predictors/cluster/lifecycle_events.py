@@ -42,10 +42,14 @@ class LifecycleEvents:
         self._report("WarmingUp", message, model, is_deferrable=True)
         self._annotate(model, "warming up")
 
-    def warmed(self, model: str, shape: str, done: int, total: int) -> None:
+    def warmed(
+        self, model: str, shape: str, done: int, total: int, *, is_ready: bool = False
+    ) -> None:
+        """`is_ready`: the shape is one of those that follow after ready."""
         message = f"{model} is warm for {shape} ({done} of {total})"
         self._report("WarmingUp", message, model, is_deferrable=True)
-        self._annotate(model, f"{done}/{total} {shape}")
+        is_last = is_ready and done == total
+        self._annotate(model, "ready" if is_last else f"{done}/{total} {shape}")
 
     def ready(self, model: str) -> None:
         self._report("Ready", f"{model} is ready, after {self._since(model)}", model)

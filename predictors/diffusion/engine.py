@@ -23,8 +23,10 @@ from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement
 from predictors.compute.device.sharing import PictureTurns, SharedCard
 from predictors.diffusion.active_adapters import AdaptableEngine, make_adapters
+from predictors.diffusion.counting import PictureCounts
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
+from predictors.diffusion.later_shapes import LaterShapes, passes_of
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
 from predictors.diffusion.previews import PendingPreview, Previews
@@ -44,6 +46,7 @@ from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
+from predictors.serving.warm_plan import WarmPlan
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,7 @@ class DiffusionEngine(AdaptableEngine):
         self._max_rows = max(2, settings.slots)
         self._slots: dict[DiffusionJob, Slot] = {}
         self._holders = SlotHolders()
+        self._counts = PictureCounts(name)
         self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
         self._previews = Previews(name, settings.preview, placement, self._charges)
@@ -87,10 +91,12 @@ class DiffusionEngine(AdaptableEngine):
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
         self._prompts: ByteBoundedCache[EmbeddingKey, Embedding] = ByteBoundedCache(
-            settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
+            settings.prompt_cache_bytes, lambda e: e.num_bytes, self._counts.cached
         )
         self.adapters = make_adapters(model, settings, placement)
         self._turns = PictureTurns()
+        self.plan: WarmPlan | None = None
+        """The shapes that `warm` has left for later. Any thread."""
 
     def share(self, card: SharedCard) -> None:
         """Take turns with engines of tokens on `card`. Before `load`."""
@@ -114,26 +120,30 @@ class DiffusionEngine(AdaptableEngine):
         return list(self._slots)
 
     def validate(self, work: DiffusionWork) -> None:
-        """Checks adapters alone: `PictureLimits.request`, the only maker of requests, has checked
-        every shape."""
+        """Checks adapters, and shapes of the plan that have failed: `PictureLimits.request`, the
+        only maker of requests, has checked all else."""
         if work.request.loras:
             self.adapters.check(work.request.loras)
+        if self.plan is not None:
+            self.plan.check(passes_of(work, self.adapters.widths))
 
     def describe(self) -> Mapping[str, object]:
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
         cached = {"entries": len(prompts), "bytes": prompts.num_bytes}
         sizes = [f"{width}x{height}" for width, height in self._limits.sizes]
+        is_warming = self.plan is not None and not self.plan.is_over
         return {
             "running": {slot.job.id: slot.describe() for slot in slots},
             "caches": {"prompt_embedding": cached},
             "adapters": self.adapters.describe(),
-            "warm_shapes": sizes if self._start.kind else [],
+            "warm_shapes": sizes if self._start.kind and not is_warming else [],
             "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
             "previews": self._previews.describe(),
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
+            "plan": None if self.plan is None else self.plan.describe(),
         }
 
     # -- life ------------------------------------------------------------------------------------
@@ -165,8 +175,11 @@ class DiffusionEngine(AdaptableEngine):
 
     def warm(self, progress: Progress) -> None:
         """Run each promised size in each form at each number of rows once, as traffic will; then
-        choose the widths by the times these took."""
+        choose the widths by the times these took. `flux.warm` may leave most to `plan`."""
         runner = self.runner
+        if self._settings.warm == "minimal":
+            self._warm_first(progress)
+            return
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
             if self._previews.may_project:
@@ -175,6 +188,15 @@ class DiffusionEngine(AdaptableEngine):
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
         self._guard.seal()
+
+    def _warm_first(self, progress: Progress) -> None:
+        given = self._preparer, self._limits, self.adapters.widths
+        later = LaterShapes(self.runner, *given, self._previews, self._start, self._guard)
+        with torch.inference_mode():
+            self._charges.expect(later.warm_first())
+        self._start.end()
+        self._guard.seal()
+        self.plan = later.plan(self._name, progress)
 
     def close(self) -> None:
         """Forget weights and cached prompts; the device's memory goes back to the driver."""
@@ -192,9 +214,12 @@ class DiffusionEngine(AdaptableEngine):
     # -- steps -----------------------------------------------------------------------------------
     def admit(self, job: DiffusionJob) -> bool:
         """Give the job a slot, if one is free; of the spare ones only to a caller that has less
-        than its share. A slot's memory is bounded by sizes and steps."""
+        than its share. A slot's memory is bounded by sizes and steps. A shape of the plan is
+        warmed here; raises `ShapeNotWarm` if that fails."""
         if not self._holders.has_slot_for(job.account, self.slots, self.spare_slots):
             return False
+        if self.plan is not None:
+            self.plan.warm_for(passes_of(job.work, self.adapters.widths))
         self._slots[job] = Slot(job)
         self._holders.add(job)
         self._turns.set_drawing(is_drawing=True)
@@ -253,12 +278,12 @@ class DiffusionEngine(AdaptableEngine):
         for slot, result in zip(group, results, strict=True):
             slot.started.commit(result)
         self._previews.commit(group, previews)
-        self._count_steps(group)
+        self._counts.stepped(group)
         if group:
             self._charges.launched(launched)
         if finished is not None and picture is not None:
             self._charges.decoded(finished, span)
-            self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
+            self._counts.stage(finished.job, "vae_decode", time.monotonic() - started)
             self._previews.deliver()
             if picture.is_finite:
                 self._finish(finished, picture)
@@ -288,7 +313,7 @@ class DiffusionEngine(AdaptableEngine):
             return None
         started = time.monotonic()
         encoded = runner.encode_source(job.work.source)
-        self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        self._counts.stage(job, "vae_encode", time.monotonic() - started)
         return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
@@ -298,16 +323,12 @@ class DiffusionEngine(AdaptableEngine):
             started = time.monotonic()
             embedding = self.runner.encode(prompt, slot.applied)
             self._prompts.put(key, embedding)
-            self._observe_stage(slot.job, "text_encode", time.monotonic() - started)
+            self._counts.stage(slot.job, "text_encode", time.monotonic() - started)
         return embedding
 
     def _finish(self, slot: Slot, picture: DecodedPicture) -> None:
-        job, request = slot.job, slot.job.work.request
-        metrics.images_total.labels(self._name, slot.resolution, request.tier).inc()
-        metrics.image_pixels.labels(self._name).observe(request.width * request.height)
-        metrics.inference_steps.labels(self._name).observe(request.num_inference_steps)
-        seconds = job.clock() - job.submitted_at  # counted before the caller can see the picture
-        metrics.ttfi_seconds.labels(self._name).observe(seconds, job.exemplar)
+        job = slot.job
+        self._counts.finished(slot)
         self.evict(job)
         job.emit(ImageResult(picture.pixels, *job.work.tokens_read))
         job.finish()
@@ -323,26 +344,7 @@ class DiffusionEngine(AdaptableEngine):
         job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 
     # -- counting --------------------------------------------------------------------------------
-    def _count_steps(self, group: Sequence[Slot]) -> None:
-        if group:
-            metrics.denoise_steps_total.labels(self._name).inc(len(group))
-            metrics.batch_size.labels(self._name).observe(len(group))
-        for slot in group:
-            if slot.is_finished:
-                steps = slot.job.work.plan.num_steps
-                seconds = time.monotonic() - slot.started_at
-                self._observe_stage(slot.job, "denoise", seconds, steps=steps)
-
     def _count_done(self, steps: Sequence[FinishedStep[LaunchedGroup]]) -> None:
         for group, seconds in steps:
             metrics.denoise_step_seconds.labels(self._name, group.resolution).observe(seconds)
             self._charges.finished(group, seconds)
-
-    def _count_cache(self, result: str) -> None:
-        metrics.cache_requests_total.labels(self._name, "prompt_embedding", result).inc()
-
-    def _observe_stage(
-        self, job: DiffusionJob, stage: str, seconds: float, **attributes: int
-    ) -> None:
-        job.add_stage(stage, seconds, **attributes)
-        metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)

@@ -87,7 +87,6 @@ class DiffusionRunner:
         self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
         self.widths: dict[StepShape, int] = {}
         self._seconds: Mapping[tuple[StepShape, int], float] = {}
-        self._is_sealed = False
         self._is_measured = placement.is_cuda  # on shared CPU cores the time would mean little
         self._positions = lru_cache(NUM_POSITIONS)(self._positions_on_device)
 
@@ -206,7 +205,7 @@ class DiffusionRunner:
     # -- widths ---------------------------------------------------------------------------------
     def width(self, shape: StepShape) -> int:
         largest = self.largest_width(shape.form)
-        return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
+        return min(largest, self.widths.get(shape, 1 if self._is_measured else largest))
 
     def name_of(self, shape: StepShape) -> str:
         return f"{shape.described(self._patch_pixels)} {shape.form}"
@@ -250,7 +249,10 @@ class DiffusionRunner:
             key: run for key, run in self._steps.items() if key.rows <= patches.get(key[:3], 1)
         }
         self._graphs.seal()
-        self._is_sealed = True
+
+    def planned(self) -> AbstractContextManager[None]:
+        """The block warms promised shapes after `seal`: it may capture."""
+        return self._graphs.planned()
 
     @property
     def captures(self) -> int:
@@ -258,7 +260,7 @@ class DiffusionRunner:
 
     @property
     def captures_after_ready(self) -> int:
-        """Graphs captured after `seal`. Any thread."""
+        """Graphs captured after `seal` that were not `planned`. Any thread."""
         return self._graphs.count_after_ready
 
     def close(self) -> None:
@@ -324,7 +326,7 @@ class DiffusionRunner:
     @property
     def _captures(self) -> bool:
         can = self._placement.is_cuda and self._placement.compile != "off"
-        return can and not self._is_sealed
+        return can and not self._graphs.is_sealed
 
     def _positions_on_device(
         self, num_text: int, rows: int, columns: int, reference: tuple[int, int]

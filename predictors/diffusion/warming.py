@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,41 @@ FITTED_PROMPTS = (
 FITTED_STEPS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class PromisedStep:
+    """A pass that is promised: pictures of `size`, each beside one of the size `read` or (0, 0),
+    `rows` of them with so many rank rows."""
+
+    shape: StepShape
+    size: Size
+    read: Size
+    rows: int
+    rank_width: int
+
+    def name_by(self, runner: DiffusionRunner) -> str:
+        """For the log and metadata."""
+        rank = f" rank {self.rank_width}" if self.rank_width else ""
+        return f"{runner.name_of(self.shape)} x{self.rows}{rank}"
+
+
+def promised_steps(
+    runner: DiffusionRunner, limits: PictureLimits, rank_widths: Sequence[int]
+) -> list[PromisedStep]:
+    """Each promised size in each form at each number of rows, and of rank rows."""
+    side, num_text = limits.side_multiple, limits.default_sequence_length
+    found = []
+    for size, read in limits.promised:
+        (columns, rows), (beside, down) = ((w // side, h // side) for w, h in (size, read))
+        for form in limits.tiers.forms:
+            shape = StepShape(num_text, rows, columns, form, (down, beside))
+            found += [
+                PromisedStep(shape, size, read, width, rank_width)
+                for width in range(1, runner.largest_width(form) + 1)
+                for rank_width in rank_widths
+            ]
+    return found
+
+
 def warm_all(
     runner: DiffusionRunner,
     preparer: Preparer,
@@ -47,24 +82,16 @@ def warm_all(
 ) -> dict[tuple[StepShape, int], float]:
     """Run each promised size in each form at each number of rows, and of rank rows, once; the
     seconds of a step by its shape and rows, without adapters."""
-    shapes = [
-        (*sizes, form, rows, rank_width)
-        for sizes in limits.promised
-        for form in limits.tiers.forms
-        for rows in range(1, runner.largest_width(form) + 1)
-        for rank_width in rank_widths
-    ]
+    steps = promised_steps(runner, limits, rank_widths)
     seconds: dict[tuple[StepShape, int], float] = {}
     warm_prompts(runner, preparer, limits)
-    for done, (size, read, form, rows, rank_width) in enumerate(shapes, start=1):
-        shape, took = warm_shape(runner, preparer, limits, size, read, form, rows, rank_width)
-        name = f"{runner.name_of(shape)} x{rows}"
-        if rank_width:
-            name += f" rank {rank_width}"
-        else:
-            seconds[shape, rows] = took
-        progress(name, done, len(shapes))
-    warm_encoder(runner, preparer, limits)
+    for done, step in enumerate(steps, start=1):
+        took = warm_step(runner, preparer, limits, step)
+        if not step.rank_width:
+            seconds[step.shape, step.rows] = took
+        progress(step.name_by(runner), done, len(steps))
+    for size in edit_sizes(limits):
+        warm_edit(runner, preparer, limits, size)
     return seconds
 
 
@@ -83,54 +110,50 @@ def warm_prompts(runner: DiffusionRunner, preparer: Preparer, limits: PictureLim
             raise EngineFailed(f"the embeddings of two warm-up prompts are equal; {DAMAGED}")
 
 
-def warm_shape(
-    runner: DiffusionRunner,
-    preparer: Preparer,
-    limits: PictureLimits,
-    size: Size,
-    read: Size,
-    form: str,
-    rows: int,
-    rank_width: int = 0,
-) -> tuple[StepShape, float]:
-    """One prompt, one denoise step of `rows` pictures of `size` with so many unused rank rows, and
-    with one row a decode; the shape, and the step's seconds. They read another picture of the size
-    `read`, or none for (0, 0)."""
-    width, height = size
-    source = _source(limits, size, read)
+def warm_step(
+    runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits, step: PromisedStep
+) -> float:
+    """One prompt, one denoise step of such pictures with unused rank rows, and with one row a
+    decode; the step's seconds."""
+    (width, height), form, rows = step.size, step.shape.form, step.rows
+    source = _source(limits, step.size, step.read)
     parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
     work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=1)))
     where = f"warm-up {work.shape.described(limits.side_multiple)} {form} x{rows}"
     encoded = None if work.source is None else runner.encode_source(work.source)
     embedding = runner.encode(work.prompts[0])
-    applied = AppliedAdapters(width=rank_width)
+    applied = AppliedAdapters(width=step.rank_width)
     states = [runner.start(work.plan, [embedding], form, applied, encoded) for _ in range(rows)]
     results = runner.denoise(states, rows)
     seconds = runner.seconds_per_pass(states)
     check_finite([result.latents for result in results], f"the latents of {where}")
-    if rows == 1 and not rank_width:
+    if rows == 1 and not step.rank_width:
         states[0].commit(results[0])
         check_picture(runner.decode(states[0]).result(), where)
-    return states[0].shape, seconds
+    return seconds
 
 
-def warm_encoder(runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits) -> None:
-    """The picture encoder at each promised size, if it is loaded, and the step of an edit for a
-    model that also draws without a picture."""
-    if limits.edits.kind != TEXT:
-        return  # its passes were warmed with pictures
-    for width, height in limits.promised_sources:
-        source = warm_picture(width, height)
-        parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
-        work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=2)))
-        assert work.source is not None
-        encoded = runner.encode_source(work.source)
-        prompts = [runner.encode(prompt) for prompt in work.prompts]
-        state = runner.start(work.plan, prompts, work.form, source=encoded)
-        check_finite(
-            [state.latents, runner.denoise([state])[0].latents],
-            f"the latents of a warm-up edit of {width}x{height}",
-        )
+def edit_sizes(limits: PictureLimits) -> tuple[Size, ...]:
+    """The sizes for `warm_edit`. None for a model whose other passes are warmed with pictures."""
+    return limits.promised_sources if limits.edits.kind == TEXT else ()
+
+
+def warm_edit(
+    runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits, size: Size
+) -> None:
+    """The picture encoder at `size`, and the step of an edit."""
+    width, height = size
+    source = warm_picture(width, height)
+    parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
+    work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=2)))
+    assert work.source is not None
+    encoded = runner.encode_source(work.source)
+    prompts = [runner.encode(prompt) for prompt in work.prompts]
+    state = runner.start(work.plan, prompts, work.form, source=encoded)
+    check_finite(
+        [state.latents, runner.denoise([state])[0].latents],
+        f"the latents of a warm-up edit of {width}x{height}",
+    )
 
 
 def _source(limits: PictureLimits, size: Size, read: Size) -> SourcePicture | None:

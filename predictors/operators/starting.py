@@ -63,7 +63,8 @@ def _report_progress(model: str, events: LifecycleEvents | None, progress: Start
     if progress.shape:
         log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
         if events is not None:
-            events.warmed(model, progress.shape, progress.done, progress.total)
+            is_ready = progress.phase == "planned"
+            events.warmed(model, progress.shape, progress.done, progress.total, is_ready=is_ready)
 
 
 def report_state(model: Predictor, events: LifecycleEvents, state: State) -> None:

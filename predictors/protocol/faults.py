@@ -22,6 +22,7 @@ the log has the traceback.
     WakeTimeout        504         UNAVAILABLE         model_not_ready
     Cancelled          499 (log)   CANCELLED           client_closed_request
     NotReady           503         UNAVAILABLE         model_not_ready
+    ShapeNotWarm       503         UNAVAILABLE         shape_not_warm
     Draining           503         UNAVAILABLE         server_draining
     EngineFailed       503         UNAVAILABLE         engine_failed
     OutOfMemory        503         RESOURCE_EXHAUSTED  out_of_memory
@@ -101,6 +102,7 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
     errors.Cancelled: Rendering(499, _Code.CANCELLED, _SERVER, "client_closed_request"),
     errors.Draining: Rendering(503, _Code.UNAVAILABLE, _SERVER, "server_draining"),
     errors.NotReady: Rendering(503, _Code.UNAVAILABLE, _SERVER, "model_not_ready"),
+    errors.ShapeNotWarm: Rendering(503, _Code.UNAVAILABLE, _SERVER, "shape_not_warm"),
     errors.EngineFailed: Rendering(503, _Code.UNAVAILABLE, _SERVER, "engine_failed"),
     errors.OutOfMemory: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "out_of_memory"),
     errors.StepFailed: Rendering(500, _Code.INTERNAL, _SERVER, "job_failed"),

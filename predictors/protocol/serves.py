@@ -35,7 +35,7 @@ class Served(Protocol):
         """V2 inputs that hold files: base64 where they come in JSON."""
 
     async def healthy(self) -> bool:
-        """Every promised shape is warm, and its engine alive and not draining."""
+        """It is warm, and its engine alive and not draining."""
 
     def get_input_types(self) -> list[dict[str, Any]]: ...
 
@@ -68,6 +68,15 @@ class Startable(Protocol):
 
     def stop(self) -> None:
         """Finish what was accepted and release the device. Blocks."""
+
+
+@runtime_checkable
+class TellsWarming(Protocol):
+    """A model that may be ready before all of its promised shapes are warm."""
+
+    @property
+    def warming(self) -> tuple[int, int] | None:
+        """Shapes that are warm, and all, while it is ready and some are not; else None."""
 
 
 @runtime_checkable

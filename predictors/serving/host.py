@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
+from predictors.errors import (
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    NotReady,
+    ServingError,
+    ShapeNotWarm,
+)
 from predictors.serving.accounts import ANYONE, Caller
 from predictors.serving.admission import UNKNOWN, costs_of
 from predictors.serving.calls import Attachable
@@ -118,7 +125,7 @@ class EngineHost(Generic[W, C]):
             self.jobs.check(len(works), caller, costs_of(works), deadline)
         try:
             self._validate(works)
-        except InvalidRequest as error:
+        except (InvalidRequest, ShapeNotWarm) as error:
             metrics.admission_rejected_total.labels(self.model, error.reason).inc(len(works))
             raise
         ids = [request_id] if len(works) == 1 else [f"{request_id}/{i}" for i in range(len(works))]
@@ -160,8 +167,17 @@ class EngineHost(Generic[W, C]):
 
     @property
     def is_ready(self) -> bool:
-        """True while requests are served: warm, alive, not draining."""
+        """True while requests are served: warm, as the engine understands it, alive, not
+        draining."""
         return self.state is State.READY and self.is_alive
+
+    @property
+    def warming(self) -> tuple[int, int] | None:
+        """Shapes that are warm, and all that are promised, while requests are served though some
+        are not warm; else None."""
+        plan = self.loop.plan
+        is_over = self.state is not State.READY or plan is None or plan.is_over
+        return None if plan is None or is_over else plan.counts
 
     @property
     def is_alive(self) -> bool:

@@ -46,7 +46,8 @@ _NEXT = {
 class StartProgress:
     """Progress of a start: in `phase` ("load", "warmup"), `done` of `total` shapes.
 
-    `shape` was warmed last. While loading both numbers are 0.
+    `shape` was warmed last. While loading both numbers are 0. The phase of shapes that are warmed
+    after ready is "planned".
     """
 
     phase: str = ""
@@ -79,8 +80,8 @@ class HostEvents:
         `on_state(state)`: after each change, on the thread that made it. It must not raise.
         `on_progress(progress)`: engine thread, at the start of each phase and after each warmed
         shape. What it raises is logged.
-        `on_warm()`: engine thread, once, before the first request is served. What it raises fails
-        the host.
+        `on_warm()`: engine thread, before the first request is served, and again once shapes that
+        were left for later are warm. What it raises fails the host.
         `on_failed(error)`: engine thread, once, after all jobs were answered. The process should
         end. What it raises is logged.
         `on_ended(job)`: engine thread, for each job that held a slot, after its last charge and

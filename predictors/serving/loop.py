@@ -20,11 +20,15 @@ from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, StartProgress, State
 from predictors.serving.recording import Recordings
+from predictors.serving.warm_plan import WarmPlan, WarmsLater
 from predictors.serving.width_cap import WidthCap
 
 W = TypeVar("W")
 C = TypeVar("C")
 T = TypeVar("T")
+
+LEAST_BUSY_S = 10.0  # of steps without a pause, before a shape is warmed between two of them
+BUSY_TIMES = 4  # ... or as many times what the last shape took: others wait for a fifth at most
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ class EngineLoop(Generic[W, C]):
         self._clock = clock
         self._holds_device = False
         self._is_stopping = False
+        self._phase = "warmup"
         most = engine.slots + engine.spare_slots
         self._cap = WidthCap(most, metrics.step_width_cap.labels(model).set)
         self._step_seconds = metrics.step_seconds.labels(model)
@@ -79,6 +84,7 @@ class EngineLoop(Generic[W, C]):
         """Prepare, run until `stop`, then release the device. Any error fails all jobs."""
         try:
             self.prepare()
+            self._serve_while_warming()
             while not self._is_stopping:
                 if not self.run_once():
                     self._jobs.wait_for_change()
@@ -108,6 +114,29 @@ class EngineLoop(Generic[W, C]):
         self.recordings.after_step()
         self._evict_answered()
         return True
+
+    def _serve_while_warming(self) -> None:
+        """Rounds until the engine has warmed what it left for after ready: a shape whenever there
+        is nothing to step, and now and then between steps that don't pause."""
+        plan, due_at = self.plan, self._clock() + LEAST_BUSY_S
+        self._phase = "planned"
+        while plan is not None and not plan.is_over and not self._is_stopping:
+            is_idle = not self.run_once()
+            began = self._clock()
+            if self._lifecycle.state is State.READY and (is_idle or began >= due_at):
+                self.last_step_at = began  # a shape counts as a step
+                plan.warm_next()
+                ended = self._clock()
+                due_at = ended + max(LEAST_BUSY_S, BUSY_TIMES * (ended - began))
+            elif is_idle:
+                self._jobs.wait_for_change()
+        if plan is not None and not self._is_stopping:
+            self._call_warm()
+
+    @property
+    def plan(self) -> WarmPlan | None:
+        """The shapes that the engine warms after ready. Any thread."""
+        return self._engine.plan if isinstance(self._engine, WarmsLater) else None
 
     def stop(self) -> None:
         """Have `run` return after the present round. Any thread; the caller wakes the loop."""
@@ -245,9 +274,12 @@ class EngineLoop(Generic[W, C]):
         self._timed("load", self._engine.load)
         if self._lifecycle.move(State.WARMING):
             self._timed("warmup", self._engine.warm, self._report_shape)
-            for on_warm in self._events.on_warm:
-                on_warm()
+            self._call_warm()
             self._lifecycle.move(State.READY)
+
+    def _call_warm(self) -> None:
+        for on_warm in self._events.on_warm:
+            on_warm()
 
     def _timed(self, phase: str, work: Callable[..., None], *args: Any) -> None:
         self._report(StartProgress(phase))
@@ -258,7 +290,8 @@ class EngineLoop(Generic[W, C]):
         log.info("%s: %s took %.2f s", self._model, phase, seconds)
 
     def _report_shape(self, shape: str, done: int, total: int) -> None:
-        self._report(StartProgress("warmup", shape, done, total))
+        self.last_step_at = self._clock()
+        self._report(StartProgress(self._phase, shape, done, total))
 
     def _report(self, progress: StartProgress) -> None:
         for on_progress in self._events.on_progress:

@@ -72,3 +72,7 @@ class Settings:
             return self
         changed: dict[str, Any] = {task: replace(own, lora_max_active=count)}
         return replace(self, **changed)
+
+    def with_all_warm(self) -> Settings:
+        """These with every promised shape warm before a model is ready."""
+        return replace(self, flux=replace(self.flux, warm="all"))

@@ -105,6 +105,10 @@ class FluxSettings(SettingsGroup):
     sizes: str = ""
     """Sizes (`WxH`, comma-separated) that are compiled and warmed before the model is ready. Empty
     takes the default size only."""
+    warm: str = bounded("all", choices=("all", "minimal"))
+    """Promised shapes that are compiled and warmed before the model is ready: `all`, or `minimal`,
+    which is the default size in the default tier, one picture at a time. The others then follow
+    between requests; a request for one of them waits until it is warmed, before all others."""
     unpromised: str = bounded("serve", choices=("serve", "refuse"))
     """Requests for a size outside of `sizes`: `serve` draws them without compiling, `refuse`
     answers with 400 and the list of sizes."""
@@ -174,16 +178,16 @@ class FluxSettings(SettingsGroup):
 
     @property
     def of_drawing(self) -> FluxSettings:
-        """These settings with the defaults of those that only matter to a finished picture, so
-        that compiled code is kept when they change."""
+        """These settings with the defaults of those on which no compiled code depends, so that it
+        is kept when they change."""
         own = FluxSettings()
-        kept = {name: getattr(own, name) for name in OF_FILES}
+        kept = {name: getattr(own, name) for name in NOT_OF_DRAWING}
         return replace(self, **kept)
 
 
-OF_FILES = (
+NOT_OF_DRAWING = (
     "provenance", "c2pa_cert_file", "c2pa_key_file", "checker", "checker_labels",
-    "checker_threshold", "checker_action",
+    "checker_threshold", "checker_action", "warm",
 )  # fmt: skip
 """Settings of `FluxSettings` that no step on the device depends on."""
 

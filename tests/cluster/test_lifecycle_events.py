@@ -65,6 +65,18 @@ def test_two_models_share_one_annotation_that_is_ready_when_both_are() -> None:
     ]
 
 
+def test_shapes_after_ready_are_shown_until_the_last() -> None:
+    lifecycle, reported = lifecycle_of("flux")
+    lifecycle.warmed("flux", "512x512 base x1", 1, 3)
+    lifecycle.ready("flux")
+    lifecycle.warmed("flux", "768x768 base x1", 2, 3, is_ready=True)
+    lifecycle.warmed("flux", "512x512 base x2", 3, 3, is_ready=True)
+    assert reported.annotations == [
+        "flux 1/3 512x512 base x1", "ready", "flux 2/3 768x768 base x1", "ready",
+    ]  # fmt: skip
+    assert reported.events[-1].message == "flux is warm for 512x512 base x2 (3 of 3)"
+
+
 def test_a_failure_is_a_warning_and_stays_in_the_annotation() -> None:
     lifecycle, reported = lifecycle_of("flux")
     lifecycle.failed("flux", "flux failed while ready; the server's log says why")

@@ -36,6 +36,7 @@ TABLE = [
     (errors.DeadlineExceeded("x"), 504, Code.DEADLINE_EXCEEDED, "deadline_exceeded", "deadline"),
     (errors.Cancelled("x"), 499, Code.CANCELLED, "client_closed_request", "cancelled"),
     (errors.NotReady("x"), 503, Code.UNAVAILABLE, "model_not_ready", "not_ready"),
+    (errors.ShapeNotWarm("x"), 503, Code.UNAVAILABLE, "shape_not_warm", "not_ready"),
     (errors.Draining("x"), 503, Code.UNAVAILABLE, "server_draining", "draining"),
     (errors.EngineFailed("x"), 503, Code.UNAVAILABLE, "engine_failed", "engine_failed"),
     (errors.OutOfMemory("x"), 503, Code.RESOURCE_EXHAUSTED, "out_of_memory", "oom"),

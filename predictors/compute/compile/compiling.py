@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,6 +44,10 @@ class CompileCounts:
     def __sub__(self, other: CompileCounts) -> CompileCounts:
         names = [each.name for each in fields(self)]
         return CompileCounts(*(getattr(self, name) - getattr(other, name) for name in names))
+
+    def __add__(self, other: CompileCounts) -> CompileCounts:
+        names = [each.name for each in fields(self)]
+        return CompileCounts(*(getattr(self, name) + getattr(other, name) for name in names))
 
     @property
     def kind(self) -> str:
@@ -170,6 +175,7 @@ class RecompileGuard:
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._seen = 0
+        self._is_planned = False
         self.count = 0
 
     def seal(self) -> None:
@@ -184,9 +190,24 @@ class RecompileGuard:
             return 0
         LISTENER.listen()
         with self._lock:
+            if self._is_planned:
+                return self.count
             now = LISTENER.requested(self._thread)
             new, self._seen = now - self._seen, now
             self.count += new
         if new:
             metrics.recompilations_total.labels(self._model).inc(new)
         return self.count
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """The block's compilations are planned, and not counted. After `seal`; its thread."""
+        self.check()
+        self._is_planned = True
+        try:
+            yield
+        finally:
+            assert self._thread is not None
+            with self._lock:
+                self._seen = LISTENER.requested(self._thread)
+                self._is_planned = False

@@ -5,6 +5,8 @@ for the next start.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle, seal_kept
@@ -14,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Start:
-    """From the first kernel of a model's load to the end of its warm-up. Engine thread."""
+    """From the first kernel of a model's load to the end of its warm-up, and what was planned to
+    follow it. Engine thread."""
 
     def __init__(self, model: str, bundle: Bundle, has_kernels: bool) -> None:
         """`has_kernels` is true if the model launches Triton kernels, which imports Triton."""
@@ -22,6 +25,7 @@ class Start:
         self._bundle = bundle
         self._has_kernels = has_kernels
         self._before: CompileCounts | None = None
+        self._found = CompileCounts()
         self.kind: str | None = None
         """`cold`, `warm` or `plain` once the start has ended. Any thread."""
 
@@ -39,7 +43,24 @@ class Start:
         """Write metrics, and the bundle if there is news. Raises `RuntimeError` without `begin`."""
         if self._before is None:
             raise RuntimeError("a start that did not begin can't end")
-        found, self._before = LISTENER.counts() - self._before, None
+        self._found, self._before = LISTENER.counts() - self._before, None
+        return self._write()
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """The block's compilations belong to the start too, see `end_planned`. After `end`."""
+        before = LISTENER.counts()
+        try:
+            yield
+        finally:
+            self._found += LISTENER.counts() - before
+
+    def end_planned(self) -> None:
+        """As `end`, with the compilations of all that was `planned`."""
+        self._write()
+
+    def _write(self) -> CompileCounts:
+        found = self._found
         if found.compiled or not self._bundle.exists:
             self._bundle.save()
         seal_kept()

@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -117,11 +117,12 @@ class Graphs:
             self._pool = torch.cuda.graph_pool_handle()
         self._device = placement.device
         self._held: weakref.WeakSet[Captured[object]] = weakref.WeakSet()
-        self._is_sealed = False
+        self.is_sealed = False
+        """Captures are counted as captures after ready."""
         self.count = 0
         """Captures so far, including those without CUDA."""
         self.count_after_ready = 0
-        """Captures after `seal`."""
+        """Captures after `seal` that were not `planned`."""
         self.seconds = 0.0
         """Time spent on captures, including the runs before each."""
 
@@ -166,15 +167,25 @@ class Graphs:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         log.debug("%s: captured %s in %.3f s", self._model, name, seconds)
-        if self._is_sealed:
+        if self.is_sealed:
             self.count_after_ready += 1
             metrics.graph_captures_total.labels(self._model).inc()
         return captured
 
     def seal(self) -> None:
         """Count later captures as captures after ready, and write the time spent so far."""
-        self._is_sealed = True
+        self.is_sealed = True
         metrics.model_phase_seconds.labels(self._model, "capture").set(self.seconds)
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """The block's captures are planned, and not counted as captures after ready. After
+        `seal`."""
+        self.is_sealed = False
+        try:
+            yield
+        finally:
+            self.seal()
 
     def close(self) -> None:
         """Free every graph that is still referenced. Idempotent."""

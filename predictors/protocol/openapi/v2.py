@@ -37,6 +37,10 @@ _SCALARS = ["string", "number", "boolean"]
 _STRING: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}
 _NAMES: Json = {"type": "array", "items": _STRING}
+_WARMING: Json = {
+    "type": "string",
+    "description": "n/m: n of m promised shapes are warm. Absent once all are.",
+}
 _PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": _SCALARS}}
 _TENSOR: Json = {
     "type": "object",
@@ -68,6 +72,7 @@ _METADATA["properties"] |= {
         "additionalProperties": {"type": "object"},
     },
     "limits": {"type": "object", "description": "Sizes, tiers and other limits."},
+    "warming": _WARMING,
 }
 _STATE = complete_object(
     {
@@ -86,13 +91,15 @@ _ANSWER = complete_object(
     }
 )
 _ANSWER["properties"]["parameters"] = _PARAMETERS
+_READY = complete_object({"name": _STRING, "ready": _FLAG})
+_READY["properties"]["warming"] = _WARMING
 V2_SCHEMAS: Json = {
     "InferAnswer": _ANSWER,
     "V2Error": complete_object({"error": _STRING}),
     "Tensor": _TENSOR,
     "ModelMetadata": _METADATA,
     "ModelStates": {"type": "array", "items": _STATE},
-    "ModelReady": complete_object({"name": _STRING, "ready": _FLAG}),
+    "ModelReady": _READY,
 }
 _VERSION = path_parameter("version", {"type": "string", "enum": [VERSION]}, "The only version.")
 
@@ -101,6 +108,7 @@ def server_paths(names: Mapping[str, Served]) -> Json:
     """Routes that concern no single model."""
     server = complete_object({"name": _STRING, "version": _STRING, "extensions": _NAMES})
     live, ready = complete_object({"live": _FLAG}), complete_object({"ready": _FLAG})
+    ready["properties"]["warming"] = _WARMING
     about = "Name, version and extensions of the server"
     listed = complete_object({"models": _NAMES})
     version = complete_object({"version": _STRING})

@@ -9,6 +9,7 @@ stay loaded. V1's `:predict` and `:explain` answer 501 and name V2.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json
 from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange
 from predictors.protocol.http.responses import Response, json_response
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served
+from predictors.protocol.serves import Served, TellsWarming
 from predictors.protocol.v2.values import VERSION, V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request, encode_json_response
 
@@ -127,7 +128,8 @@ class V2Routes:
     async def ready(self, request: Request) -> Response:
         """503 until every model is warm, and again while the server shuts down."""
         ready = await self._registry.all_ready()
-        return json_response({"ready": ready}, 200 if ready else 503)
+        found = {"ready": ready, **warming(self._registry.models.values())}
+        return json_response(found, 200 if ready else 503)
 
     async def health(self, request: Request) -> Response:
         """vLLM's: the same without a body."""
@@ -137,8 +139,8 @@ class V2Routes:
     async def model_ready(self, request: Request) -> Response:
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
-        name = request.path_params["model"]
-        return json_response({"name": name, "ready": ready}, 200 if ready else 503)
+        found = {"name": request.path_params["model"], "ready": ready, **warming([model])}
+        return json_response(found, 200 if ready else 503)
 
     # -- metadata --------------------------------------------------------------------------------
     async def server_metadata(self, request: Request) -> Response:
@@ -229,8 +231,17 @@ def metadata(model: Served) -> dict[str, Any]:
 def capabilities(model: Served) -> dict[str, Any]:
     """Fields of V2 metadata beside those of the protocol, over REST: gRPC's message has no place
     for it."""
-    found = {"parameters": model.get_parameters(), "limits": model.get_limits()}
+    found = {"parameters": model.get_parameters(), "limits": model.get_limits(), **warming([model])}
     return {name: value for name, value in found.items() if value}
+
+
+def warming(models: Iterable[Served]) -> dict[str, str]:
+    """`n/m`: n of m promised shapes are warm, of those models that are ready before all are. Empty
+    without any."""
+    telling = (model.warming for model in models if isinstance(model, TellsWarming))
+    told = [counts for counts in telling if counts is not None]
+    done, total = (sum(counts) for counts in zip(*told, strict=True)) if told else (0, 0)
+    return {"warming": f"{done}/{total}"} if told else {}
 
 
 def check_outputs(request: V2Request, model: Served) -> None:

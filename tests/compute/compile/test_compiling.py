@@ -38,6 +38,20 @@ def test_a_new_shape_after_the_seal_is_counted_and_an_old_one_is_not() -> None:
     assert metrics.recompilations_total.labels("guarded")._value.get() == 1
 
 
+def test_planned_compilations_after_the_seal_are_not_counted() -> None:
+    unit = compiled(lambda x: x * 5 + 1, AOT, "planned")
+    guard = RecompileGuard("planning")
+    guard.seal()
+    unit(torch.ones(3))
+    with guard.planned():
+        unit(torch.ones(4))
+        assert guard.check() == 1  # of before the block
+    assert guard.check() == 1
+    unit(torch.ones(5))
+    assert guard.check() == 2
+    assert metrics.recompilations_total.labels("planning")._value.get() == 2
+
+
 def test_more_shapes_than_dynamos_default_limit_compile() -> None:
     unit = compiled(lambda x: x.cos(), AOT, "cos")
     for n in range(2, 14):

@@ -72,6 +72,20 @@ def test_a_second_begin_does_nothing_and_a_second_start_counts_from_zero() -> No
     assert shown("start_info", model="twice", start="cold") == 0
 
 
+def test_what_was_planned_belongs_to_the_start_and_what_runs_between_does_not() -> None:
+    mine = start("planned")
+    unit = compiled(lambda x: x - 19, AOT, "minus")
+    mine.begin()
+    assert mine.end().compiled == 0
+    unit(torch.ones(2))
+    with mine.planned():
+        unit(torch.ones(3))
+    assert mine.kind == "plain"
+    mine.end_planned()
+    assert mine.kind == "cold"
+    assert shown("start_compilations", model="planned", source="compiled") == 1
+
+
 def test_an_end_without_a_begin_raises() -> None:
     with pytest.raises(RuntimeError, match="did not begin"):
         start("unbegun").end()

@@ -74,6 +74,17 @@ def test_captures_are_counted_after_ready_only_after_seal() -> None:
     assert (graphs.count, late_captures("sealed")) == (2, 1)
 
 
+def test_planned_captures_after_seal_are_not_counted_as_late() -> None:
+    graphs = Graphs("planned", CPU)
+    graphs.seal()
+    with graphs.planned():
+        assert not graphs.is_sealed
+        graphs.capture(torch.sin, (torch.zeros(1),))
+    assert (graphs.count, late_captures("planned"), graphs.is_sealed) == (1, 0, True)
+    graphs.capture(torch.sin, (torch.zeros(1),))
+    assert (graphs.count, late_captures("planned")) == (2, 1)
+
+
 def test_seal_writes_the_time_of_captures() -> None:
     graphs = Graphs("timed", CPU)
     graphs.capture(torch.sin, (torch.zeros(1),))

@@ -1,0 +1,151 @@
+"""The promised shapes that an engine warms after it is ready, and their order.
+
+A shape is warmed between two steps: the first of the plan when the engine has time, and before all
+others the one that a request needs. What fails is refused from then on; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from predictors import metrics
+from predictors.errors import ShapeNotWarm
+from predictors.serving.engine import Progress, StickyDeviceError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedShape:
+    """A shape that is warmed once."""
+
+    name: str
+    """For the log, metadata and refusals."""
+    run: Callable[[], object]
+    """Warms it. Engine thread."""
+    provides: frozenset[Hashable] = frozenset()
+    """The needs of requests that it meets; empty if they only get faster by it."""
+
+
+class WarmPlan:
+    """The shapes of one model, some of them warm from the beginning. Engine thread, unless
+    noted."""
+
+    def __init__(
+        self,
+        model: str,
+        shapes: Sequence[PlannedShape],
+        progress: Progress,
+        on_over: Callable[[], object],
+        *,
+        num_warm: int = 0,
+    ) -> None:
+        """`shapes` in the order of warming; `num_warm` others are warm already. `progress` is
+        called after each, also after one that failed; `on_over` before that of the last."""
+        self._model = model
+        self._open = list(shapes)
+        self._progress = progress
+        self._on_over = on_over
+        self._total = num_warm + len(shapes)
+        self._failed: dict[Hashable, str] = {}  # what requests need -> name of the shape
+        self._failures: list[str] = []
+        self._lock = threading.Lock()
+        self._left = metrics.planned_warm_ups_left.labels(model)
+        self._left.set(len(self._open))
+
+    # -- any thread ------------------------------------------------------------------------------
+    @property
+    def is_over(self) -> bool:
+        """Each shape is warm or has failed."""
+        return not self._open
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Shapes that are warm or have failed, and all."""
+        return self._total - len(self._open), self._total
+
+    def check(self, needs: Collection[Hashable]) -> None:
+        """Raise `ShapeNotWarm` if the warm-up of one of `needs` has failed."""
+        if not self._failures:
+            return
+        with self._lock:
+            name = next((self._failed[need] for need in needs if need in self._failed), None)
+        if name is not None:
+            raise ShapeNotWarm(
+                f"{self._model} does not serve {name} until it is started again: its warm-up "
+                "failed, and the server's log says why; ask for another size or tier"
+            )
+
+    def describe(self) -> dict[str, object]:
+        """Progress, and the names of shapes that wait and that failed, as JSON values."""
+        done, total = self.counts
+        waiting = [shape.name for shape in list(self._open)]
+        return {
+            "done": done,
+            "total": total,
+            "waiting": waiting,
+            "failed": list(self._failures),
+        }
+
+    # -- engine thread ---------------------------------------------------------------------------
+    def warm_next(self) -> None:
+        """Warm the next shape, if one is left. Raises `StickyDeviceError`."""
+        if self._open:
+            self._warm(self._open[0])
+
+    def warm_for(self, needs: Collection[Hashable]) -> None:
+        """Warm, before all others, what is not warm yet of `needs`. Raises `ShapeNotWarm` for what
+        can't be warmed, and `StickyDeviceError`. Needs that no shape provides are ignored."""
+        for need in needs:
+            while (shape := self._provider(need)) is not None:
+                self._warm(shape)
+                if need not in self._failed:
+                    break
+        self.check(needs)
+
+    def _provider(self, need: Hashable) -> PlannedShape | None:
+        return next((shape for shape in self._open if need in shape.provides), None)
+
+    def _warm(self, shape: PlannedShape) -> None:
+        name, outcome = shape.name, "ok"
+        try:
+            shape.run()
+        except StickyDeviceError:
+            raise
+        except Exception as error:
+            # the frames hold the engine's tensors
+            traceback.clear_frames(error.__traceback__)
+            message = "%s: the warm-up of %s failed; requests that need it are refused"
+            log.exception(message, self._model, name, extra={"model": self._model})
+            name, outcome = f"{name} (failed)", "failed"
+        self._note(shape, outcome)
+        if self.is_over:
+            self._on_over()
+        metrics.planned_warm_ups_total.labels(self._model, outcome).inc()
+        self._left.set(len(self._open))
+        self._progress(name, *self.counts)
+
+    def _note(self, shape: PlannedShape, outcome: str) -> None:
+        """Take it off the plan. Another shape may provide the same as one that failed."""
+        with self._lock:
+            self._open.remove(shape)
+            if outcome == "ok":
+                for need in shape.provides:
+                    self._failed.pop(need, None)
+            else:
+                self._failures.append(shape.name)
+                self._failed |= dict.fromkeys(shape.provides, shape.name)
+
+
+@runtime_checkable
+class WarmsLater(Protocol):
+    """Optional part of an engine: promised shapes that it warms once it is ready."""
+
+    @property
+    def plan(self) -> WarmPlan | None:
+        """The shapes that `Engine.warm` has left; None if it left none. Any thread."""
