@@ -132,7 +132,7 @@ RUN set -eu; \
 
 FROM wheels AS runtime
 COPY --from=product /opt/predictors /opt/predictors
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 ARG SOURCE=unknown
 ARG BASE_IMAGE

@@ -28,6 +28,35 @@ def test_a_tunnel_is_not_passed_on_whatever_its_target(rig: Rig) -> None:
     assert rig.model.seen == []
 
 
+@pytest.mark.parametrize(
+    ("path", "character"),
+    [
+        (b"/v2/models/m%0A/infer", "%0A"), (b"/v2/models/m%0d%0aX-Y:%20z/infer", "%0D"),
+        (b"/v2/models/m/infer%00", "%00"), (b"/%09", "%09"), (b"/v1/chat/completions%1f", "%1F"),
+        (b"/v2/health/ready%7f", "%7F"),
+    ],
+)  # fmt: skip
+def test_a_path_with_a_control_character_is_refused_and_not_passed_on(
+    rig: Rig, path: bytes, character: str
+) -> None:
+    with rig.connect() as sock:
+        sock.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n")
+        answer = sock.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert f"the path has the control character {character} in it".encode() in answer
+    assert rig.model.seen == []
+
+
+@pytest.mark.parametrize(
+    "path", [b"/v2/models/a%2Fb/infer", b"/a%250Ab", b"/%C2%85", b"/%ff", b"/a%20b?q=%0A"]
+)
+def test_any_other_path_is_passed_on_as_it_came(rig: Rig, path: bytes) -> None:
+    with rig.connect() as sock:
+        sock.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: m\r\nContent-Length: 0\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert [seen.target for seen in rig.model.seen] == [path]
+
+
 def test_a_status_that_http_does_not_have_is_a_502(rig: Rig) -> None:
     async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 799 Odd\r\ncontent-length: 2\r\n\r\nok")

@@ -2,8 +2,9 @@
 for, and those in the CRDs of KServe, the Prometheus Operator, the Gateway API,
 cert-manager, Envoy Gateway and Traefik.
 
-Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules, copied into the
-machine's cache. A CRD's CEL rules need an API server and are not looked at; tests/e2e has one.
+Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules
+(`tests.e2e.cluster.crds`). A CRD's CEL rules need an API server and are not looked at:
+tests/e2e/test_edge.py has one.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -23,53 +21,10 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from tests.e2e.cluster import recipe
-from tests.e2e.cluster.building import find_go, one_at_a_time, run_go
-from tests.e2e.cluster.places import cache
+from tests.e2e.cluster import crds
 
 Schema = dict[str, Any]
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
-KSERVE = "github.com/kserve/kserve"
-GATEWAY = "sigs.k8s.io/gateway-api"
-OPERATOR = "github.com/prometheus-operator/prometheus-operator"
-OPERATOR_VERSION = "v0.85.0"
-CERT_MANAGER = "github.com/cert-manager/cert-manager"
-CERT_MANAGER_VERSION = "v1.19.1"
-ENVOY = "github.com/envoyproxy/gateway"
-ENVOY_VERSION = "v1.9.1"
-TRAEFIK = "github.com/traefik/traefik/v3"
-TRAEFIK_VERSION = "v3.7.13"
-OWN_VERSIONS = {  # of modules that the test cluster is not made of
-    OPERATOR: OPERATOR_VERSION, CERT_MANAGER: CERT_MANAGER_VERSION, ENVOY: ENVOY_VERSION,
-    TRAEFIK: TRAEFIK_VERSION,
-}  # fmt: skip
-CRDS = {  # module: where its CRDs of what the chart and docs/examples/edge have lie
-    KSERVE: (
-        "config/crd/full/serving.kserve.io_servingruntimes.yaml",
-        "config/crd/full/serving.kserve.io_inferenceservices.yaml",
-        "config/crd/full/localmodel/serving.kserve.io_localmodelcaches.yaml",
-    ),
-    CERT_MANAGER: (
-        "deploy/crds/cert-manager.io_certificates.yaml",
-        "deploy/crds/cert-manager.io_issuers.yaml",
-    ),
-    GATEWAY: tuple(
-        f"config/crd/standard/gateway.networking.k8s.io_{name}.yaml"
-        for name in ("httproutes", "grpcroutes", "gateways", "gatewayclasses")
-    ),
-    ENVOY: tuple(
-        "charts/gateway-helm/charts/crds/crds/generated/" + f"gateway.envoyproxy.io_{name}.yaml"
-        for name in ("clienttrafficpolicies", "securitypolicies")
-    ),
-    TRAEFIK: tuple(
-        f"docs/content/reference/dynamic-configuration/traefik.io_{name}.yaml"
-        for name in ("ingressroutes", "middlewares", "tlsoptions")
-    ),
-    OPERATOR: (
-        "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
-        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
-    ),
-}
 GROUPS = (
     "serving.kserve.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "cert-manager.io",
     "gateway.envoyproxy.io", "traefik.io",
@@ -110,39 +65,12 @@ def builtin(kind: str, api_version: str, version: str) -> Draft202012Validator:
     return Draft202012Validator(schema, registry=registry)
 
 
-def module_version(module: str) -> str:
-    """The version of a module: KServe's is that of the cluster's controller."""
-    if module in OWN_VERSIONS:
-        return OWN_VERSIONS[module]
-    found = re.search(rf"^\s*{module} (v\S+)", (recipe.BUILD / "go.mod").read_text(), re.MULTILINE)
-    assert found is not None, f"go.mod names no {module}"
-    return found.group(1)
-
-
-def crd_folder(module: str) -> Path:
-    """The copied CRDs of a module; downloads them once. Raises `ClusterError` if it can't."""
-    version = module_version(module)
-    kept = cache() / "crd" / f"{module.removeprefix('github.com/').replace('/', '-')}-{version}"
-    with one_at_a_time(cache() / "crd"):
-        if all((kept / Path(path).name).exists() for path in CRDS[module]):
-            return kept
-        said = run_go(find_go(), ["mod", "download", "-json", f"{module}@{version}"])
-        source = Path(json.loads(said)["Dir"])
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=kept.parent))
-        for path in CRDS[module]:
-            shutil.copyfile(source / path, beside / Path(path).name)
-        shutil.rmtree(kept, ignore_errors=True)
-        beside.rename(kept)
-    return kept
-
-
 @functools.cache
 def custom(kind: str, api_version: str) -> Draft202012Validator:
     """The validator of a CRD's kind; raises `NoSchema`."""
     group, _, level = api_version.partition("/")
-    for module in CRDS:
-        for path in crd_folder(module).glob(f"{group}_*.yaml"):
+    for module in crds.CRDS:
+        for path in crds.folder(module).glob(f"{group}_*.yaml"):
             spec = yaml.load(path.read_text(), Loader=LOADER)["spec"]
             if spec["names"]["kind"] != kind:
                 continue

@@ -64,6 +64,28 @@ def test_a_checkpoint_on_a_claim_is_a_volume() -> None:
     assert mount in made["model"]["volumeMounts"]
 
 
+def test_two_checkpoints_on_one_claim_are_folders_of_one_volume() -> None:
+    made = predictor(ON_CLAIMS[0], 'models.qwen-vl.storage={"uri": "pvc://weights/qwen"}')
+    assert made["model"]["storageUri"] == "pvc://weights/flux"
+    found = [each for each in made["volumes"] if "persistentVolumeClaim" in each]
+    claim = {"claimName": "weights", "readOnly": True}
+    assert found == [{"name": "kserve-pvc-source", "persistentVolumeClaim": claim}]
+    mounts = {each["mountPath"]: each for each in made["model"]["volumeMounts"]}
+    assert {path: each["subPath"] for path, each in mounts.items()} == {
+        "/mnt/models": "flux", "/colocated": "qwen",
+    }  # fmt: skip
+    assert {each["name"] for each in mounts.values()} == {"kserve-pvc-source"}
+
+
+def test_a_checkpoint_in_a_folder_of_a_claim_stands_beside_a_downloaded_one() -> None:
+    made = predictor('models.flux.storage={"uri": "pvc://weights/flux"}')
+    assert made["storageUris"] == [
+        {"uri": "hf://Qwen/Qwen2.5-VL-7B-Instruct", "mountPath": "/mnt/colocated"}
+    ]
+    mount = {"name": "kserve-pvc-source", "mountPath": "/mnt/models", "readOnly": True}
+    assert mount | {"subPath": "flux"} in made["model"]["volumeMounts"]
+
+
 def test_the_pod_is_ready_when_both_models_are() -> None:
     model = predictor()["model"]
     for probe in ("startupProbe", "readinessProbe"):
@@ -152,10 +174,6 @@ def test_the_order_of_the_names_does_not_matter() -> None:
         ),
         (("models.qwen-vl.gpuMemoryFraction=0",), "colocate on a GPU needs models.qwen-vl.gpuM"),
         (
-            (ON_CLAIMS[0], 'models.qwen-vl.storage={"uri": "pvc://weights/qwen"}'),
-            "are on one claim: KServe mounts the claim of flux",
-        ),
-        (
             ("models.qwen-vl.gpuMemoryFraction=0.5",),
             "gpuMemoryFraction of both colocated models is 1.1 together, more than 1",
         ),
@@ -173,10 +191,6 @@ def test_the_order_of_the_names_does_not_matter() -> None:
         (
             ('models.qwen-vl.storage.uri="oci://registry.example.com/qwen:1"',),
             "an image of a model is mounted alone",
-        ),
-        (
-            ('models.flux.storage={"uri": "pvc://weights/flux"}',),
-            "beside a download KServe mounts a claim's root only",
         ),
     ],
 )

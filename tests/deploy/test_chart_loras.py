@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.deploy.chart import Object, environment, of_kind, refusal, render
@@ -43,6 +45,46 @@ def test_claims_alone_leave_the_models_storage_as_it_is() -> None:
     assert "PREDICTORS_SERVER_LORAS" not in environment(plain["model"])
 
 
+def test_adapters_on_the_checkpoints_own_claim_are_folders_of_one_volume() -> None:
+    """A kubelet waits for ever for a second volume of a claim. KServe adds neither volume nor mount
+    to a container that has a mount of this name."""
+    uris = {"a": "pvc://checkpoints/styles/a", "b": "pvc://more/b"}
+    loras = [{"name": name, "uri": uri} for name, uri in uris.items()]
+    sets = (
+        f"models.flux.loras={json.dumps(loras)}",
+        'models.flux.checker={"uri":"pvc://checkpoints/nsfw","labels":["nsfw"]}',
+        'models.flux.cache={"enabled":true,"precompile":true}',
+    )
+    rendered = render(LAPTOP, sets=sets)
+    found = of_kind(rendered, "InferenceService")["flux"]["spec"]["predictor"]
+    job = of_kind(rendered, "Job")["predictors-flux-precompile"]["spec"]["template"]["spec"]
+    assert found["model"]["storageUri"] == "pvc://checkpoints/shapes-flux"
+    for pod, container in ((found, found["model"]), (job, job["containers"][0])):
+        claims = {
+            each["name"]: each["persistentVolumeClaim"]["claimName"]
+            for each in pod["volumes"] if "persistentVolumeClaim" in each
+        }  # fmt: skip
+        assert claims.pop("compiled")
+        assert claims == {"kserve-pvc-source": "checkpoints", "claim-1": "more"}
+        assert {
+            each["mountPath"]: (each["name"], each["subPath"], each["readOnly"])
+            for each in container["volumeMounts"] if each["name"] in claims
+        } == {
+            "/mnt/models": ("kserve-pvc-source", "shapes-flux", True),
+            "/loras/0": ("kserve-pvc-source", "styles/a", True),
+            "/loras/1": ("claim-1", "b", True),
+            "/checker": ("kserve-pvc-source", "nsfw", True),
+        }  # fmt: skip
+
+
+def test_a_checkpoint_in_a_folder_of_a_claim_stands_beside_downloaded_adapters() -> None:
+    found = predictor(LAPTOP, sets=(ON_HUB,))
+    assert found["storageUris"] == [{"uri": "hf://me/a", "mountPath": "/mnt/loras/0"}]
+    assert "storageUri" not in found["model"]
+    mount = {"name": "kserve-pvc-source", "mountPath": "/mnt/models", "readOnly": True}
+    assert mount | {"subPath": "shapes-flux"} in found["model"]["volumeMounts"]
+
+
 def test_the_precompile_job_mounts_what_the_server_does() -> None:
     cache = 'models.flux.cache={"enabled":true,"precompile":true}'
     job = of_kind(render(LAPTOP, sets=(ON_CLAIM, cache)), "Job")["predictors-flux-precompile"]
@@ -78,7 +120,6 @@ def test_a_canary_has_the_adapters_of_its_model() -> None:
 
 
 REFUSED = [
-    ((ON_HUB,), "models.flux.storage.uri is a folder of a claim"),
     ((ON_HUB, 'models.flux.storage.uri="oci://registry/image"'),
      "models.flux.loras with hf:// need storage.uri hf:// or pvc://"),
     (('models.flux.loras=[{"name":"a","uri":"oci://registry/image"}]',),

@@ -74,6 +74,8 @@ URIS = [
 BY_TEMPLATE = [
     (('models.flux.extraVolumes=[{"name":"tmp","emptyDir":{}}]',),
      'models.flux.extraVolumes[0].name "tmp" is taken'),
+    (('models.flux.extraVolumes=[{"name":"own","persistentVolumeClaim":{"claimName":"checkpoints"}}]',),
+     "models.flux.extraVolumes[0] is a second volume of the claim checkpoints"),
     (('models.flux.extraVolumeMounts=[{"name":"x","mountPath":"/tmp/"}]',),
      "models.flux.extraVolumeMounts[0].mountPath /tmp/ is the chart's"),
     ((GPU, 'models.flux.resources.limits={"nvidia.com/gpu":1}'), "leave it out"),

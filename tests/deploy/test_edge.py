@@ -1,8 +1,8 @@
 """docs/examples/edge: every object fits its CRD's schema, and with the values of edge-values.yaml
 the examples lead to the release's Services, over TLS, past authentication.
 
-No gateway runs here: that Envoy Gateway and Traefik do what their objects say is not shown, and
-CEL rules of CRDs are not looked at.
+No gateway runs here, and CEL rules of CRDs are not looked at: tests/e2e/test_edge.py asks an API
+server. Envoy Gateway and Traefik are run nowhere; tests/e2e/test_gateway.py runs nginx.
 """
 
 from __future__ import annotations

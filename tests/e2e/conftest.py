@@ -77,7 +77,7 @@ def weights() -> Path:
         return Path(given)
     copy = places.cache() / "checkpoints"
     shutil.rmtree(copy, ignore_errors=True)
-    for name in ("shapes-flux", "shapes-qwen-vl"):
+    for name in ("shapes-flux", "shapes-loras", "shapes-qwen-vl"):
         shutil.copytree(ROOT / "checkpoints" / name, copy / name)
     run("chmod", "-R", "a+rX", str(copy))
     return copy
@@ -101,17 +101,13 @@ def kube(
     run("kubectl", "delete", "pv", kube.namespace, "--ignore-not-found", timeout_s=60)
 
 
-def claim(
-    namespace: str, folder: Path, name: str = "checkpoints", volume_name: str = ""
-) -> list[dict[str, Any]]:
-    """A volume on a folder of the node, and a claim that is bound to it and nothing else. The
-    volume has the namespace's name unless another is given."""
-    volume_name = volume_name or namespace
+def claim(namespace: str, folder: Path, name: str = "checkpoints") -> list[dict[str, Any]]:
+    """A volume on a folder of the node, and a claim that is bound to it and nothing else."""
     size = {"storage": "1Gi"}
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": volume_name},
+        "metadata": {"name": namespace},
         "spec": {
             "capacity": size,
             "accessModes": ["ReadWriteOnce", "ReadOnlyMany"],
@@ -128,7 +124,7 @@ def claim(
         "spec": {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": "",
-            "volumeName": volume_name,
+            "volumeName": namespace,
             "resources": {"requests": size},
         },
     }

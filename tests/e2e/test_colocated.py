@@ -1,25 +1,20 @@
-"""Two models in one pod: KServe adds the second model's argument to the runtime's, one process
-serves both by their own Services, and `helm test` asks each of them.
+"""Two models in one pod, from one claim: KServe adds the second model's argument to the runtime's,
+one process serves both by their own Services, and `helm test` asks each of them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tests.e2e import answers, asks
-from tests.e2e.conftest import claim
 from tests.e2e.helm import LAPTOP, Release, small
-from tests.e2e.kube import Kube, run, until
+from tests.e2e.kube import Kube, until
 
 BOTH = ["flux", "qwen-vl"]
 
 
-def test_one_pod_serves_both_models_by_their_own_services(kube: Kube, weights: Path) -> None:
-    release, volume = Release("both", kube.namespace), f"{kube.namespace}-words"
-    kube.apply(*claim(kube.namespace, weights, "words", volume))
-    second = {"storage": {"uri": "pvc://words/shapes-qwen-vl"}}
+def test_one_pod_serves_both_models_by_their_own_services(kube: Kube) -> None:
+    release = Release("both", kube.namespace)
     try:
-        release.install([LAPTOP], small() | {"colocate": BOTH, "models": {"qwen-vl": second}})
+        release.install([LAPTOP], small() | {"colocate": BOTH})
         kube.wait_served("flux")
         (pod,) = kube.ready_pods("flux", 1)
         (server,) = (c for c in pod["spec"]["containers"] if c["name"] == "kserve-container")
@@ -34,4 +29,3 @@ def test_one_pod_serves_both_models_by_their_own_services(kube: Kube, weights: P
     finally:
         release.uninstall()
         until("no pod is left", lambda: not kube.list("pods"), 120)
-        run("kubectl", "delete", "pv", volume, "--ignore-not-found", "--wait=false")

@@ -6,21 +6,17 @@ Any order but the last: that test changes the keys.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.e2e import asks, prometheus
+from tests.e2e.authority import Authority, keys, pair, secret
 from tests.e2e.helm import Release
 from tests.e2e.kube import Kube, restarts_of, until
 from tests.e2e.one_model import MODEL, installed, values
@@ -28,57 +24,6 @@ from tests.e2e.traffic import Line, Traffic
 
 SYNC_S = 150.0  # the kubelet looks at Secrets once a minute, the server at its files in seconds
 OLD, NEW, STEADY = "vpk_old-key", "vpk_new-key", "vpk_steady-key"
-
-
-def openssl(*words: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
-
-
-class Authority:
-    """A certificate authority in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        openssl(
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-days", "2", "-subj", "/CN=e2e", "-keyout", folder / "ca.key",
-            "-out", folder / "ca.crt",
-        )  # fmt: skip
-
-    def certificate(self, name: str) -> tuple[Path, Path]:
-        """A new certificate and its key for a server or client of this name."""
-        key, asked, made = (self.folder / f"{name}.{end}" for end in ("key", "csr", "crt"))
-        openssl(
-            "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-subj", f"/CN={name}", "-keyout", key, "-out", asked,
-        )  # fmt: skip
-        openssl(
-            "x509", "-req", "-in", asked, "-CA", self.folder / "ca.crt",
-            "-CAkey", self.folder / "ca.key", "-days", "2", "-out", made,
-        )  # fmt: skip
-        return made, key
-
-
-def secret(name: str, kind: str = "Opaque", **files: bytes) -> dict[str, Any]:
-    """A Secret; `_` in a file's name stands for a dot."""
-    data = {key.replace("_", "."): base64.b64encode(text).decode() for key, text in files.items()}
-    about = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
-    return {**about, "type": kind, "data": data}
-
-
-def pair(name: str, made: tuple[Path, Path]) -> dict[str, Any]:
-    """A Secret of the type that has a certificate and its key."""
-    files = {"tls_crt": made[0].read_bytes(), "tls_key": made[1].read_bytes()}
-    return secret(name, "kubernetes.io/tls", **files)
-
-
-def keys(*plain: str) -> dict[str, Any]:
-    """The Secret with the file of digests."""
-    entries = [
-        {"name": key.removeprefix("vpk_"), "sha256": hashlib.sha256(key.encode()).hexdigest()}
-        for key in plain
-    ]
-    return secret("callers", keys_json=json.dumps({"keys": entries}).encode())
 
 
 @pytest.fixture(scope="module")

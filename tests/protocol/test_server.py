@@ -67,7 +67,7 @@ def test_one_line_is_logged_per_request_and_none_per_probe(
         http.get("/v2/models/%0aforged", headers={"x-request-id": "r5"})
     lines = [x.getMessage() for x in caplog.records if x.name == "predictors.access"]
     assert len(lines) == 1
-    assert lines[0].startswith("GET /v2/models/%0aforged 404 ")
+    assert lines[0].startswith("GET /v2/models/%0aforged 400 ")
     assert lines[0].endswith(" ms r5")
 
 

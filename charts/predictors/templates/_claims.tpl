@@ -1,42 +1,63 @@
-{{/* Claims with files beside the checkpoint: adapters, a colocated checkpoint, the checker. A claim is one volume of a pod, however many of its folders are
-mounted: a kubelet waits for ever for a second volume of a claim. */}}
+{{/* Claims with the files of a pod: adapters, a colocated checkpoint, the checker, the checkpoint. A claim is one volume of a pod, however many of its folders
+are mounted: a kubelet waits for ever for a second volume of a claim. */}}
 
-{{/* Their names, each once, as JSON: (list model) */}}
-{{- define "predictors.claims" -}}
-{{- $model := first . -}}{{- $uris := list $model.checker.uri -}}{{- $found := list -}}
+{{/* The claim of an address, or nothing: (list uri) */}}
+{{- define "predictors.claimOf" -}}
+{{- if hasPrefix "pvc://" (first .) }}{{ trimPrefix "pvc://" (first .) | splitList "/" | first }}{{ end -}}
+{{- end }}
+
+{{/* True where the chart mounts the checkpoint's claim in KServe's place: other files are on it too, or are downloaded, beside which KServe mounts a claim's root
+only: (list model) */}}
+{{- define "predictors.mountsCheckpoint" -}}
+{{- with include "predictors.claimOf" (list (first .).storage.uri) -}}
+{{- if or (has . (include "predictors.besideClaims" $ | fromJsonArray)) (include "predictors.downloadsLoras" $) }}true{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Names of the claims with other files than the checkpoint, each once, as JSON: (list model) */}}
+{{- define "predictors.besideClaims" -}}
+{{- $model := first . -}}{{- $uris := list (default "" $model.checker.uri) -}}{{- $found := list -}}
 {{- range $model.loras }}{{ $uris = append $uris .uri }}{{ end -}}
 {{- with $model.colocated }}{{ $uris = append $uris .uri }}{{ end -}}
 {{- range $uris -}}
-  {{- if and . (hasPrefix "pvc://" .) -}}
-  {{- $found = append $found (trimPrefix "pvc://" . | splitList "/" | first) -}}
-  {{- end -}}
+  {{- with include "predictors.claimOf" (list .) }}{{ $found = append $found . }}{{ end -}}
 {{- end -}}
 {{ toJson (uniq $found) }}
 {{- end }}
 
-{{/* True where the checkpoint is on one of them. KServe mounts that claim, always, as a volume of its own: (list model) */}}
-{{- define "predictors.sharesClaim" -}}
-{{- $uri := (first .).storage.uri -}}
-{{- if and (hasPrefix "pvc://" $uri) (has (trimPrefix "pvc://" $uri | splitList "/" | first) (include "predictors.claims" . | fromJsonArray)) }}true{{ end -}}
+{{/* Names of all that the chart mounts, each once, as JSON: (list model) */}}
+{{- define "predictors.claims" -}}
+{{- $found := include "predictors.besideClaims" . | fromJsonArray -}}
+{{- if include "predictors.mountsCheckpoint" . -}}
+{{- $found = prepend $found (include "predictors.claimOf" (list (first .).storage.uri)) -}}
+{{- end -}}
+{{ toJson (uniq $found) }}
+{{- end }}
+
+{{/* Name of a claim's volume: (list model claim). KServe has this name for the checkpoint's, and adds neither volume nor mount to a container that mounts one. */}}
+{{- define "predictors.claimVolume" -}}
+{{- $claim := last . -}}
+{{- if eq $claim (include "predictors.claimOf" (list (first .).storage.uri)) -}}
+kserve-pvc-source
+{{- else -}}
+{{- range $i, $each := include "predictors.claims" . | fromJsonArray }}{{ if eq $each $claim }}claim-{{ $i }}{{ end }}{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "predictors.claimVolumes" -}}
-{{- range $i, $claim := include "predictors.claims" . | fromJsonArray }}
-- name: claim-{{ $i }}
+{{- $model := first . -}}
+{{- range include "predictors.claims" . | fromJsonArray }}
+- name: {{ include "predictors.claimVolume" (list $model .) }}
   persistentVolumeClaim:
-    claimName: {{ $claim }}
+    claimName: {{ . }}
     readOnly: true
 {{- end }}
 {{- end }}
 
 {{/* A folder of a claim: (list model uri path) */}}
 {{- define "predictors.claimMount" -}}
-{{- $parts := trimPrefix "pvc://" (index . 1) | splitList "/" -}}
-{{- range $i, $claim := include "predictors.claims" . | fromJsonArray }}
-{{- if eq $claim (first $parts) }}
-- name: claim-{{ $i }}
-{{- end }}
-{{- end }}
+{{- $parts := trimPrefix "pvc://" (index . 1) | splitList "/" }}
+- name: {{ include "predictors.claimVolume" (list (first .) (first $parts)) }}
   mountPath: {{ last . }}
   readOnly: true
   {{- with rest $parts | join "/" }}
@@ -47,6 +68,9 @@ mounted: a kubelet waits for ever for a second volume of a claim. */}}
 {{/* All folders of these claims: (list model) */}}
 {{- define "predictors.claimMounts" -}}
 {{- $model := first . -}}
+{{- if include "predictors.mountsCheckpoint" . }}
+{{- include "predictors.claimMount" (list $model $model.storage.uri "/mnt/models") }}
+{{- end }}
 {{- range $i, $lora := $model.loras }}
 {{- if hasPrefix "pvc://" $lora.uri }}
 {{- include "predictors.claimMount" (list $model $lora.uri (printf "/loras/%d" $i)) }}

@@ -100,15 +100,9 @@ args:
 {{- end -}}
 {{- end -}}
 {{- include "predictors.refuse.shares" (list $names $models $m) -}}
-{{- if include "predictors.sharesClaim" (list (merge (dict "colocated" (dict "uri" $g.storage.uri)) $m)) -}}
-{{- include "predictors.fail" (printf "%s.storage.uri %s and %s.storage.uri %s are on one claim: KServe mounts the claim of %s, and a kubelet never mounts a second volume of a claim. Put %s on a claim of its own" $at $g.storage.uri $pod $m.storage.uri $host $guest) -}}
-{{- end -}}
 {{- if not (hasPrefix "pvc://" $g.storage.uri) -}}
   {{- if or (hasPrefix "oci" $g.storage.uri) (hasPrefix "oci" $m.storage.uri) -}}
   {{- include "predictors.fail" (printf "%s.storage.uri is %s beside %s: an image of a model is mounted alone; put one of the two on a claim (pvc://)" $at $g.storage.uri $m.storage.uri) -}}
-  {{- end -}}
-  {{- if and (hasPrefix "pvc://" $m.storage.uri) (trimPrefix "pvc://" $m.storage.uri | splitList "/" | rest) -}}
-  {{- include "predictors.fail" (printf "%s.storage.uri is a folder of a claim, and beside a download KServe mounts a claim's root only: put %s on a claim as well" $pod $at) -}}
   {{- end -}}
 {{- end -}}
 {{- end }}

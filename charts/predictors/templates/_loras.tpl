@@ -1,5 +1,5 @@
 {{/* Adapters of a model. KServe downloads several things by `storageUris`, the model's own then among them; of a claim
-it mounts the root there, so that claims are mounted as volumes of our own. */}}
+it mounts the root there, so that the chart mounts claims itself, the checkpoint's too. */}}
 
 {{/* True where an adapter or a colocated checkpoint is downloaded beside the model: (list model) */}}
 {{- define "predictors.downloadsLoras" -}}
@@ -22,8 +22,10 @@ it mounts the root there, so that claims are mounted as volumes of our own. */}}
 {{- $model := first . -}}
 {{- if include "predictors.downloadsLoras" . }}
 storageUris:
+  {{- if not (include "predictors.mountsCheckpoint" .) }}
   - uri: {{ $model.storage.uri }}
     mountPath: /mnt/models
+  {{- end }}
   {{- range $i, $lora := $model.loras }}
   {{- if not (hasPrefix "pvc://" $lora.uri) }}
   - uri: {{ $lora.uri }}
@@ -54,9 +56,6 @@ storageUris:
   {{- $advice := "put the adapters on a claim (pvc://)" -}}
   {{- if hasPrefix "oci" $m.storage.uri -}}
   {{- include "predictors.fail" (printf "%s.loras with hf:// need storage.uri hf:// or pvc://: %s" $at $advice) -}}
-  {{- end -}}
-  {{- if and (hasPrefix "pvc://" $m.storage.uri) (trimPrefix "pvc://" $m.storage.uri | splitList "/" | rest) -}}
-  {{- include "predictors.fail" (printf "%s.storage.uri is a folder of a claim, and beside downloaded adapters KServe mounts a claim's root only: %s" $at $advice) -}}
   {{- end -}}
   {{- if $m.cache.precompile -}}
   {{- include "predictors.fail" (printf "%s.cache.precompile needs adapters that its Job can mount: %s" $at $advice) -}}

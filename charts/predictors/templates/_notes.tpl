@@ -151,11 +151,6 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- $said = append $said (printf "models.%s.storage.secretName has no effect with %s: nothing is downloaded; an image takes imagePullSecrets." $name $model.storage.uri) -}}
   {{- end -}}
 {{- end -}}
-{{- range $name, $model := include "predictors.models" . | fromJson -}}
-{{- if include "predictors.sharesClaim" (list $model) -}}
-{{- $said = append $said (printf "models.%s: adapters or the checker are on the checkpoint's claim. KServe mounts that claim, and a kubelet never mounts a second volume of a claim: the pod will not start. Put them on a claim of their own." $name) -}}
-{{- end -}}
-{{- end -}}
 {{- if and .Values.gateway.enabled (not $routed) (not .Values.colocate) -}}
 {{- $said = append $said "gateway.enabled has no effect: no model has a canary or an activator, and KServe makes the route of any other." -}}
 {{- end -}}

@@ -185,12 +185,20 @@
 {{/* Volumes, mounts and containers beside the chart's and KServe's, whose names they can't take: KServe would merge two of one name. */}}
 {{- define "predictors.refuse.extras" -}}
 {{- $at := first . -}}{{- $m := last . -}}
+{{- $claims := include "predictors.besideClaims" (list $m) | fromJsonArray -}}
+{{- $claims = append $claims (include "predictors.claimOf" (list $m.storage.uri)) -}}
 {{- $taken := list "tmp" "shm" "cache" "compiled" "checkpoint" "checker" "colocated" "keys" "tls" "client-ca" "c2pa" -}}
 {{- range $i, $each := $m.extraVolumes -}}
-  {{- if or (has $each.name $taken) (regexMatch `^(lora-\d+|kserve-.*)$` $each.name) -}}
+  {{- if or (has $each.name $taken) (regexMatch `^(claim-\d+|kserve-.*)$` $each.name) -}}
   {{- include "predictors.fail" (printf "%s.extraVolumes[%d].name %q is taken by a volume of the chart, of KServe or before it: take another name" $at $i $each.name) -}}
   {{- end -}}
   {{- $taken = append $taken $each.name -}}
+  {{- with dig "persistentVolumeClaim" "claimName" "" $each -}}
+  {{- if has . $claims -}}
+  {{- include "predictors.fail" (printf "%s.extraVolumes[%d] is a second volume of the claim %s, for which a kubelet waits for ever: put its files on a claim of their own" $at $i .) -}}
+  {{- end -}}
+  {{- $claims = append $claims . -}}
+  {{- end -}}
 {{- end -}}
 {{- $paths := list "/tmp" "/dev/shm" "/mnt/models" "/var/cache/predictors" "/checker" "/colocated" "/etc/predictors/keys" "/etc/predictors/tls" "/etc/predictors/client-ca" "/etc/predictors/c2pa" -}}
 {{- range $i, $each := $m.extraVolumeMounts -}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
@@ -53,6 +54,7 @@ _LISTS = frozenset({"content-encoding", FORWARDED_HEADER})
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _READS = ("GET", "HEAD")
 _SECRET = "/images/files/"  # what follows in a path gives access to a picture
 _PROBES = ("/", "/health", "/metrics", "/v2/health/live", "/v2/health/ready")
@@ -121,8 +123,11 @@ class RestApp:
         error: Exception | None = None
         if len(scope["path"]) > MAX_PATH:
             error = NotFound(f"there is no route of more than {MAX_PATH} characters")
-        elif "\n" in scope["path"]:  # a route's `$` matches before it
-            error = NotFound("there is no route with a line end in it")
+        elif control := _CONTROL.search(scope["path"]):  # a route's `$` matches before a line end
+            error = InvalidRequest(
+                f"the path has the control character %{ord(control[0]):02X} in it, which is in no "
+                "name: leave it out"
+            )
         elif self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
             if error is None:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.e2e.cluster import building, control, images, lifecycle, suite
+from tests.e2e.cluster import building, control, crds, images, lifecycle, suite
 from tests.e2e.cluster.identities import NODE
 from tests.e2e.cluster.places import ClusterError, saved_site
 
@@ -56,6 +56,8 @@ def obey(arguments: argparse.Namespace) -> int:
     match arguments.verb:
         case "build":
             print(building.build(arguments.only))
+            if arguments.only is None:
+                crds.fetch_all()
         case "up":
             lifecycle.up(arguments.keda)
         case "down":

@@ -20,6 +20,7 @@ PACKAGES = {
     "iptables": "iptables",
     "nft": "nftables",
     "ip": "iproute2",
+    "nginx": "nginx-light",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "prometheus": "prometheus",
