@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ from predictors.environment import from_env
 from predictors.protocol.images.decode import Pixels
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
 from predictors.protocol.tasks import DECODE_PICTURE, decode_picture, make_workers
-from predictors.workers.messages import receive, send
+from predictors.workers.messages import WorkerConnection, serve_on
 from predictors.workers.process import Outcome, Task
 
 T = TypeVar("T")
@@ -133,8 +134,8 @@ class Room:
 def step_by_step(room: Room, sent: Sequence[Sent]) -> Times:
     """All phases on this thread. The two ends of a socket stand for server and worker process."""
     times = Times()
-    server, worker = socket.socketpair()
-    with server, worker:
+    server, worker = map(WorkerConnection, socket.socketpair())
+    with closing(server), closing(worker):
         for each in sent:
             body = times.of("parse", decode_chat_body, each.raw).accepted()
             request = times.of("requests", room.request, body)
@@ -151,15 +152,18 @@ def step_by_step(room: Room, sent: Sequence[Sent]) -> Times:
     return times
 
 
-def passed(near: socket.socket, far: socket.socket, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    send(near, Task(DECODE_PICTURE, arguments, is_large=False))
-    task: Task = receive(far)
+def passed(
+    near: WorkerConnection, far: WorkerConnection, arguments: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    near.send(Task(DECODE_PICTURE, arguments, is_large=False))
+    task: Task = far.receive()
+    serve_on(far)
     return task.arguments
 
 
-def passed_back(near: socket.socket, far: socket.socket, pixels: Pixels) -> Pixels:
-    send(near, Outcome(pixels))
-    outcome: Outcome = receive(far)
+def passed_back(near: WorkerConnection, far: WorkerConnection, pixels: Pixels) -> Pixels:
+    near.send(Outcome(pixels))
+    outcome: Outcome = far.receive()
     found: Pixels = outcome.value
     return found
 
