@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from predictors import metrics
@@ -132,7 +133,7 @@ class ChatPreparer:
         lengths = [each.length for each in placed.pictures]
         max_tokens = self._max_tokens(len(placed.tokens), request.max_tokens, lengths)
         return ChatWork(
-            tokens=torch.tensor(placed.tokens, dtype=torch.int64),
+            tokens=torch.from_numpy(np.array(placed.tokens, np.int64)),
             positions=positions,
             next_position=next_position,
             pictures=tuple(placed.pictures),
