@@ -64,11 +64,13 @@ class SharedMemory:
         """Fill `target`, whose items are bytes, from the beginning. Releases the interpreter's
         lock."""
         done = 0
-        while done < len(target):
-            read = os.preadv(self.fd, [target[done:]], done)
-            if not read:
-                raise OSError(f"{done} of {len(target)} shared bytes are there")
-            done += read
+        with io.FileIO(self.fd, closefd=False) as file:  # macOS has no `preadv`
+            file.seek(0)
+            while done < len(target):
+                read = file.readinto(target[done:])
+                if not read:
+                    raise OSError(f"{done} of {len(target)} shared bytes are there")
+                done += read
 
     def map(self) -> mmap.mmap:
         """The content without a copy. Writes stay private. The map outlives this object."""
