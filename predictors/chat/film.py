@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from predictors.errors import InvalidRequest
 
+DIGEST_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class FilmSize:
@@ -57,13 +59,18 @@ class Film:
 
     def digest(self) -> bytes:
         """128-bit hash of the files."""
-        digests = (hashlib.blake2b(file, digest_size=16).digest() for file in self.files)
         kind = b"frames" if self.is_frames else b"film"
-        return hashlib.blake2b(b"".join(digests), digest_size=16, person=kind).digest()
+        return file_digest(b"".join([kind, *map(file_digest, self.files)]))
 
     def named_in_errors(self) -> AbstractContextManager[None]:
         """Adds the film's field and row to an `InvalidRequest` of the block that has none."""
         return named_in_errors(self.where, self.row)
+
+
+def file_digest(raw: bytes) -> bytes:
+    """128 bits of a file's SHA-256, for which processors have instructions: half the time of
+    BLAKE2b."""
+    return hashlib.sha256(raw).digest()[:DIGEST_BYTES]
 
 
 @contextmanager

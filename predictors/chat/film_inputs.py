@@ -210,10 +210,10 @@ class FilmPreparer:
         return self._made(film, digest, plan, list(whole.unbind()))
 
     def add_picture(self, film: Film, before: Sequence[Tensor], pixels: Pixels) -> Tensor:
-        """One frame of a film of pictures, as all `before`. Closes the memory of `pixels`."""
+        """One frame of a film of pictures, as all `before`. Gives the memory of `pixels` back."""
         size = (pixels.height, pixels.width)
         levels = torch.frombuffer(bytearray(pixels.memory.read()), dtype=torch.uint8)
-        pixels.memory.close()
+        pixels.memory.give_back()
         with film.named_in_errors():
             if before and tuple(before[0].shape[:2]) != size:
                 height, width = before[0].shape[:2]

@@ -73,6 +73,8 @@ class ChatPreparer:
         self._limits = limits
         self._max_context = max_context
         self._on_device = on_device
+        # pinned, since copying megabytes later would hold the engine's thread up
+        self._pins = on_device and torch.cuda.is_available()
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
@@ -131,7 +133,7 @@ class ChatPreparer:
         lengths = [each.length for each in placed.pictures]
         max_tokens = self._max_tokens(len(placed.tokens), request.max_tokens, lengths)
         return ChatWork(
-            tokens=torch.tensor(placed.tokens, dtype=torch.int64),
+            tokens=torch.from_numpy(np.array(placed.tokens, np.int64)),
             positions=positions,
             next_position=next_position,
             pictures=tuple(placed.pictures),
@@ -211,10 +213,8 @@ class ChatPreparer:
         return found
 
     def prepare_pixels(self, picture: Picture, digest: bytes, pixels: Pixels) -> PreparedPicture:
-        """Prepare a decoded picture, see `PicturePreparation`. Closes the memory of `pixels`."""
-        mapped = np.frombuffer(pixels.memory.map(), np.uint8)
-        pixels.memory.close()
-        levels = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
+        """Prepare a decoded picture, see `PicturePreparation`. Gives the memory of `pixels`
+        back."""
         bounds, images = self._bounds(picture), self._model.pictures
         try:
             grid = images.grid_of(pixels.height, pixels.width, bounds)
@@ -224,6 +224,11 @@ class ChatPreparer:
             raise InvalidRequest(message, param=picture.where, row=picture.row) from error
         with picture.named_in_errors():
             self._check_grid(grid, bounds, pixels, picture.where)
+        levels = torch.empty(
+            (pixels.height, pixels.width, 3), dtype=torch.uint8, pin_memory=self._pins
+        )
+        pixels.memory.read_into(levels.numpy().reshape(-1).data)
+        pixels.memory.give_back()
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.film import Film, FilmSize, named_in_errors
+from predictors.chat.film import Film, FilmSize, file_digest, named_in_errors
 from predictors.chat.grounding.boxes import PictureBox
 from predictors.chat.pixel_bounds import PixelBounds
 from predictors.protocol.answer_format import AnswerFormat
@@ -53,7 +52,7 @@ class Picture:
 
     def digest(self) -> bytes:
         """128-bit hash of the file."""
-        return hashlib.blake2b(self.raw, digest_size=16).digest()
+        return file_digest(self.raw)
 
     def named_in_errors(self) -> AbstractContextManager[None]:
         """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.errors import Draining, NotReady, Overloaded, StepFailed, TooLarge
-from predictors.workers.messages import ConnectionClosed, receive, send
+from predictors.workers.messages import ConnectionClosed, WorkerConnection
 from predictors.workers.process import READY, Outcome, Task
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Workers:
             connection.close()
         self._kill(index)
 
-    def _try_spawn(self, index: int) -> socket.socket | None:
+    def _try_spawn(self, index: int) -> WorkerConnection | None:
         try:
             connection = self._spawn(index)
         except (OSError, ConnectionClosed) as error:
@@ -196,8 +196,8 @@ class Workers:
         return connection
 
     def _run_task(
-        self, index: int, connection: socket.socket | None, queued: _QueuedTask
-    ) -> socket.socket | None:
+        self, index: int, connection: WorkerConnection | None, queued: _QueuedTask
+    ) -> WorkerConnection | None:
         """Run a task and set its result; returns the connection for the next task.
 
         A task whose process dies is tried once more: another cause may have killed the process.
@@ -245,12 +245,14 @@ class Workers:
             self._started_at.pop(index, None)
             self._changed.notify_all()
 
-    def _send_task(self, connection: socket.socket, queued: _QueuedTask, *, is_last: bool) -> bool:
+    def _send_task(
+        self, connection: WorkerConnection, queued: _QueuedTask, *, is_last: bool
+    ) -> bool:
         """Run a task in the process and set its result. Returns False when the process must be
         replaced. If it died, the task fails only if this try `is_last`."""
         try:
-            send(connection, queued.task)
-            outcome: Outcome = receive(connection)
+            connection.send(queued.task)
+            outcome: Outcome = connection.receive()
         except TimeoutError:
             log.error("a worker process was ended: its task took longer than %g s", self.timeout_s)
             message = f"reading this took longer than {self.timeout_s:g} s and was given up"
@@ -275,13 +277,14 @@ class Workers:
         else:
             queued.future.set_result(value)
 
-    def _spawn(self, index: int) -> socket.socket:
-        ours, theirs = socket.socketpair()
+    def _spawn(self, index: int) -> WorkerConnection:
+        near, theirs = socket.socketpair()
+        ours = WorkerConnection(near)
         try:
             with theirs:
                 self._start_process(index, theirs)
             ours.settimeout(START_TIMEOUT_S)
-            if receive(ours) != READY:
+            if ours.receive() != READY:
                 raise ConnectionClosed
         except (OSError, TimeoutError, ConnectionClosed):
             ours.close()

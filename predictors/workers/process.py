@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.errors import ServingError, TooLarge
-from predictors.workers.messages import ConnectionClosed, receive, send
+from predictors.workers.messages import ConnectionClosed, WorkerConnection, serve_on
 
 NICENESS = 10  # the engine and the event loop go first
 READY = "ready"
@@ -53,12 +53,14 @@ def run_worker(fd: int, modules: Sequence[str], memory_bytes: int) -> None:
     loaded = {name: importlib.import_module(name) for name in modules}
     # after the imports, so that only the memory of tasks counts
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    with socket.socket(fileno=fd) as connection, contextlib.suppress(ConnectionClosed):
-        send(connection, READY)
+    connection = WorkerConnection(socket.socket(fileno=fd))
+    serve_on(connection)
+    with contextlib.closing(connection), contextlib.suppress(ConnectionClosed):
+        connection.send(READY)
         while True:
-            task: Task = receive(connection)
+            task: Task = connection.receive()
             module, _, function = task.name.partition(":")
-            send(connection, _outcome(getattr(loaded[module], function), task.arguments))
+            connection.send(_outcome(getattr(loaded[module], function), task.arguments))
             if task.is_large:
                 del task
                 trim()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import torch
@@ -14,8 +18,10 @@ from predictors.chat.request import Message, Picture
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.settings import ImageLimits, QwenVLSettings
+from predictors.workers.messages import WorkerConnection
 from tests.chat.room import CHECKPOINT, Room, chat, png
 
 CONTROL = ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|endoftext|>")
@@ -108,6 +114,47 @@ def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
     assert decoded.key != made.key
     assert (made.format, decoded.values.shape) == (None, (size[1], size[0], 3))
     assert decoded.values.dtype is torch.uint8
+
+
+@pytest.fixture
+def from_a_worker() -> Iterator[tuple[Callable[[Picture], Pixels], WorkerConnection]]:
+    """Decodes a picture as a worker does and passes it on, and the server's end of the two."""
+    ours, theirs = map(WorkerConnection, socket.socketpair())
+
+    def decoded(picture: Picture) -> Pixels:
+        theirs.send([decode_pixels(picture.raw, ImageLimits())])
+        (pixels,) = ours.receive()
+        assert isinstance(pixels, Pixels)
+        return pixels
+
+    with closing(ours), closing(theirs):
+        yield decoded, ours
+
+
+def test_the_memory_of_a_prepared_picture_goes_back_and_its_values_stay(
+    for_a_device: ChatPreparer,
+    from_a_worker: tuple[Callable[[Picture], Pixels], WorkerConnection],
+) -> None:
+    decoded, server = from_a_worker
+    picture = Picture(png(77, 40, 30))
+    made = for_a_device.prepare_pixels(picture, b"gone", decoded(picture))
+    memory = server.spare()
+    assert memory is not None
+    memory.append(bytes(40 * 30 * 3))  # of another picture
+    expected = decode_pixels(picture.raw, ImageLimits()).memory.read()
+    assert made.values.numpy().tobytes() == expected
+
+
+def test_memory_that_a_worker_made_shorter_fails_one_request(
+    for_a_device: ChatPreparer,
+    from_a_worker: tuple[Callable[[Picture], Pixels], WorkerConnection],
+) -> None:
+    decoded, _ = from_a_worker
+    picture = Picture(png(78, 40, 30))
+    pixels = decoded(picture)
+    os.ftruncate(pixels.memory.fd, 100)
+    with pytest.raises(OSError, match="100 of 3600 shared bytes"):
+        for_a_device.prepare_pixels(picture, b"cut", pixels)
 
 
 def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:

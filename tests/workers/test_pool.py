@@ -73,6 +73,34 @@ async def test_a_task_runs_in_another_process(workers: Workers) -> None:
     assert found in process_ids(workers)
 
 
+async def test_results_are_each_their_own_while_their_memory_is_used_again(
+    workers: Workers,
+) -> None:
+    sizes = [300_000, 100, 150_000, 200_000, 1, 70_000]
+
+    async def one(number: int) -> bool:
+        content = bytes([number]) * sizes[number % len(sizes)]
+        given = content[:90_000] + bytes(number)  # large and small arguments
+        found = await workers.run(f"{TASKS}:in_memory", given, content)
+        is_same = found.read() == content
+        if number % 3:  # others are kept until the test ends
+            found.give_back()
+        held.append(found)
+        return is_same
+
+    held: list[SharedMemory] = []
+    assert all(await asyncio.gather(*map(one, range(60))))
+
+
+async def test_the_next_task_gets_the_memory_that_was_given_back(workers: Workers) -> None:
+    places = set()
+    for number in range(8):  # of two processes
+        found = await workers.run(f"{TASKS}:in_memory", b"", bytes(number))
+        places.add(os.fstat(found.fd).st_ino)
+        found.give_back()
+    assert len(places) <= 2
+
+
 async def test_a_serving_error_of_a_task_reaches_its_caller(workers: Workers) -> None:
     with pytest.raises(InvalidRequest, match="no such thing") as refused:
         await workers.run(f"{TASKS}:refuse", "no such thing")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,16 +87,18 @@ def mrope_positions(num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tenso
     and text goes on after its longer side (arXiv 2409.12191, section 2.1), whatever time a film
     took.
     """
-    pieces: list[Tensor] = []
+    # by numpy: a small operation takes a fifth of torch's time
+    found = np.empty((3, num_tokens), np.int64)
     index = position = 0
     for start, rows, columns, steps, interval in spans:
-        pieces.append(torch.arange(position, position + start - index).expand(3, -1))
+        found[:, index:start] = np.arange(position, position + start - index)
         position += start - index
-        time = torch.arange(steps).repeat_interleave(rows * columns) * interval
-        height = torch.arange(rows).repeat_interleave(columns).repeat(steps)
-        width = torch.arange(columns).repeat(rows * steps)
-        pieces.append(torch.stack((time, height, width)) + position)
-        position += max(rows, columns)
         index = start + steps * rows * columns
-    pieces.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
-    return torch.cat(pieces, dim=1), position + num_tokens - index
+        grid = np.empty((3, steps, rows, columns), np.int64)
+        grid[0] = position + interval * np.arange(steps)[:, None, None]
+        grid[1] = position + np.arange(rows)[:, None]
+        grid[2] = position + np.arange(columns)
+        found[:, start:index] = grid.reshape(3, -1)
+        position += max(rows, columns)
+    found[:, index:] = np.arange(position, position + num_tokens - index)
+    return torch.from_numpy(found), position + num_tokens - index

@@ -104,13 +104,11 @@ class PicturePreparation:
         self, picture: Tensor, bounds: PixelBounds, grid: tuple[int, int], *, on_device: bool
     ) -> tuple[Tensor, PatchFormat | None]:
         """Values and format of `picture` (height, width, 3) uint8, see `PreparedPicture`. `grid` is
-        `grid_of`'s. Without `on_device` the patches are made here."""
+        `grid_of`'s. Without `on_device` the patches are made here, else the picture itself is
+        returned."""
         can_shrink = self._format is not None and self._format.can_shrink(picture.shape[:2], grid)
         if on_device and can_shrink:
-            # pinned here, since copying megabytes would hold the engine's thread up; a copy in
-            # any case, as mapped memory belongs to the kernel's account of shared memory
-            pinned = torch.cuda.is_available()
-            return picture.pin_memory() if pinned else picture.clone(), self._format
+            return picture, self._format
         if self._format is not None:
             levels = resized_exactly(picture.permute(2, 0, 1)[None], grid, self.patch)[0]
             return patches_of(levels, self._format), None

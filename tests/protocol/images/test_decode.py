@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import threading
 import warnings
 from io import BytesIO
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.images import decode
 from predictors.protocol.images.decode import decode_mask, decode_pixels
 from predictors.protocol.images.urls import read_data_url
 from predictors.settings import ImageLimits
+from predictors.workers.messages import SharedMemory
 from tests.http.pictures import BAD_PICTURES, Bad, png_of
 
 LIMITS = ImageLimits()
@@ -83,6 +86,37 @@ def test_every_jpeg_mode_becomes_rgb(mode: str) -> None:
     expected = original.convert("RGB").getpixel((3, 3))
     assert picture.mode == "RGB"
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 3  # type: ignore[arg-type]
+
+
+PICTURE = Image.linear_gradient("L").resize((61, 37))
+COLOURS = Image.merge("RGB", [PICTURE, PICTURE.rotate(90), PICTURE.transpose(1)])
+SAMPLED = [{"subsampling": i, "progressive": p} for i in range(3) for p in (False, True)]
+FILES = [
+    *(saved(COLOURS, "JPEG", **how) for how in SAMPLED),
+    saved(COLOURS, "JPEG", restart_marker_blocks=3),
+    saved(COLOURS.resize((1300, 700)), "JPEG"),  # more rows than one piece of the encoder
+    saved(PICTURE, "JPEG"),
+    saved(COLOURS),
+    saved(COLOURS, transparency=COLOURS.getpixel((0, 0))),
+]
+
+
+@pytest.mark.parametrize("raw", FILES)
+def test_pixels_are_pillows_own_to_the_bit(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = SharedMemory.empty()
+    used.append(b"\xaa" * 5_000_000)  # of another task: longer, and its end is where writing ends
+    os.lseek(used.fd, 1234, os.SEEK_SET)
+    used.size = 0
+    monkeypatch.setattr(decode, "result_memory", lambda: used)
+    with Image.open(BytesIO(raw)) as picture:
+        expected = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    if expected.mode == "RGBA":
+        white = Image.new("RGBA", expected.size, (255, 255, 255, 255))
+        expected = Image.alpha_composite(white, expected).convert("RGB")
+    pixels = decode_pixels(raw, LIMITS)
+    assert (pixels.width, pixels.height) == expected.size
+    assert pixels.memory.size == 3 * pixels.width * pixels.height
+    assert pixels.memory.read(0, pixels.memory.size) == expected.tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

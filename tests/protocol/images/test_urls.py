@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -171,6 +172,23 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for read in (as_chat, as_v2):
         with suppress(InvalidRequest):
             assert isinstance(read(text), bytes)
+
+
+CODED = st.binary(max_size=40).map(base64.b64encode) | st.text("ABCdz+/=\n-_", max_size=40).map(
+    str.encode
+)
+
+
+@given(CODED)
+def test_base64_is_read_as_the_standard_library_reads_it(coded: bytes) -> None:
+    signs = coded.translate(bytes.maketrans(b"-_", b"+/"), b"\n").rstrip(b"=")
+    try:
+        expected = base64.b64decode(signs + b"=" * (-len(signs) % 4), validate=True)
+    except binascii.Error:
+        with pytest.raises(InvalidRequest):
+            as_v2(coded.decode())
+    else:
+        assert as_v2(coded.decode()) == expected
 
 
 @pytest.mark.parametrize(
