@@ -66,11 +66,11 @@ test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where th
 
 # torch, Triton, transformers and the rest as new as pyproject.toml allows: tells what an upgrade would break
 NEWEST := out/newest
-test-newest: $(STAMP) ## models and engines with the newest torch, Triton and transformers that PyPI has, on the CPU; decides nothing
+test-newest: $(STAMP) ## models, engines, compute and workers with the newest torch, Triton and transformers that PyPI has, on the CPU; decides nothing
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(NEWEST)
 	$(BIN)/uv pip install -q --python $(NEWEST)/bin/python -r pyproject.toml --extra dev
 	$(BIN)/uv pip list -q --python $(NEWEST)/bin/python | grep -E '^(torch|torchvision|triton|transformers|diffusers|kserve) '
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(NEWEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/models tests/chat tests/diffusion
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(NEWEST)/bin/python -m pytest -q -n 2 --dist loadfile tests/models tests/chat tests/diffusion tests/compute tests/workers
 
 # the clients have an environment of their own, made of what PyPI has
 CLIENTS := out/clients

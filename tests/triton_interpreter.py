@@ -1,8 +1,10 @@
 """Triton's interpreter as the tests need it: importing this module mends it once.
 
 Triton 3.6 turns a loop bound into a number with `int(array)`, which numpy 2.4 refuses for arrays
-of one dimension, as all the interpreter's scalars are. And it loses the carry when rounding makes a
-mantissa overflow, so that 30 becomes 16 in e4m3 and 1.999 becomes 1 in bfloat16: torch rounds here.
+of one dimension, as all the interpreter's scalars are. Triton 3.6 and 3.9 lose the carry when
+rounding makes a mantissa overflow, so that 30 becomes 16 in e4m3 and 1.999 becomes 1 in bfloat16:
+torch rounds here. Both widen a scalar predicate to integers of what was compared; as a part of a
+mask 3.9 refuses that.
 """
 
 from __future__ import annotations
@@ -42,3 +44,17 @@ def _convert_with_carry(values: Any, source: Any, target: Any, rounding: Any) ->
 
 
 interpreter._convert_float = _convert_with_carry
+
+
+_splat = interpreter.InterpreterBuilder.create_splat
+
+
+def _splat_of_predicates(builder: Any, to: Any, scalar: Any) -> Any:
+    """A comparison's result calls itself an integer, like its operands, and holds bools."""
+    if scalar.data.dtype != np.bool_:
+        return _splat(builder, to, scalar)
+    filled = np.full(to.shape, scalar.data.item(), dtype=np.bool_)
+    return interpreter.TensorHandle(filled, tl.int1)
+
+
+interpreter.InterpreterBuilder.create_splat = _splat_of_predicates

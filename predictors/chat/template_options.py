@@ -25,7 +25,7 @@ RENDERING = frozenset(
     (
         *("conversation", "chat_template", "tokenize", "padding", "truncation", "max_length"),
         *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
-        *("processor_kwargs", "load_audio_from_video"),
+        *("processor_kwargs", "load_audio_from_video", "sanitize_control_tokens"),
     )
 )
 """Names that are arguments of transformers' `apply_chat_template`, and not variables."""

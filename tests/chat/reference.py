@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
@@ -25,6 +27,13 @@ from predictors.chat.work import ChatWork
 from tests.chat.room import Room
 
 MAX_PIXELS = 1_003_520
+# transformers 5.17 spaces a film's steps by whole seconds, and so does this engine; 5.24 keeps the
+# rest, so films that are not read at 2, 1, 2/3 ... frames per second have other positions there
+whole_seconds = pytest.mark.xfail(
+    tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24),
+    reason="transformers keeps fractions of seconds",
+    strict=True,
+)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from predictors.protocol.films.decode import FilmFacts, FilmFrames
 from predictors.settings import FilmLimits, ImageLimits, QwenVLSettings
 from predictors.workers.messages import SharedMemory
 from tests.chat.films import Clip, film, film_chat
-from tests.chat.reference import Reference
+from tests.chat.reference import Reference, whole_seconds
 from tests.chat.room import CHECKPOINT, Room, png
 
 
@@ -218,6 +218,7 @@ def test_films_are_refused_beside_an_adapter_of_the_patches(inputs: ChatPreparer
         inputs.prepare(asked)
 
 
+@whole_seconds
 def test_answers_depend_on_every_frame_and_are_those_of_generate(
     wild: Room, wild_checkpoint: Path
 ) -> None:

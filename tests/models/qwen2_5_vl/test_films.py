@@ -6,6 +6,7 @@ from tests.chat.reference import (
     Reference,
     assert_equal_positions,
     assert_equal_prompts_and_patches,
+    whole_seconds,
 )
 from tests.chat.room import Room
 from tests.models.film_conversations import film_conversations
@@ -17,6 +18,7 @@ def test_prompts_and_patches_of_ten_films_are_transformers(
     assert_equal_prompts_and_patches(room, reference, film_conversations())
 
 
+@whole_seconds
 def test_positions_of_ten_films_are_transformers(room: Room, reference: Reference) -> None:
     assert_equal_positions(room, reference, film_conversations())
 
