@@ -108,7 +108,7 @@ class AbsentGpu:
 
 
 def window_options(heads: int, each: int) -> dict[str, Any]:
-    """What the tower gives the kernel, with `each` heads per program."""
+    """The arguments that the tower gives the kernel, with `each` heads per program."""
     sizes = {"HEADS": heads, "DIM": DIM, "ROWS": ROWS, "LOW": 64, "HIGH": 16}
     return {"SCALE": DIM**-0.5, **sizes, "EACH": each, "num_warps": 4}
 

@@ -39,7 +39,7 @@ def grid(width: int, height: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class ModelFloors:
-    """What an answer of one size takes at least."""
+    """Least bytes and operations of an answer of one size."""
 
     hidden: int
     mlp: int

@@ -40,7 +40,7 @@ async def test_small_parts_are_joined_and_large_ones_are_not_copied(size: int, c
 
 
 async def test_a_part_that_did_not_fit_is_never_left_out_of_the_body() -> None:
-    """The wait may end in the same turn of the loop, and then nobody reads why reading ended."""
+    """The wait may end in the same turn of the loop, before the error of the reader is seen."""
     coming: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
     coming.put_nowait({"type": "http.request", "body": b"fits", "more_body": True})
     room = WaitingRoom("held-parts", ActivatorSettings(max_held_bytes=4), never, never)

@@ -79,7 +79,7 @@ def cluster(folder: Path, services: dict[str, Any]) -> Iterator[Path]:
 def render_in(
     folder: Path, services: dict[str, Any], values: str, *sets: str
 ) -> subprocess.CompletedProcess[str]:
-    """What Helm renders as for an upgrade of a release in the namespace `demo`."""
+    """Helm's output as for an upgrade of a release in the namespace `demo`."""
     with cluster(folder, services) as config:
         return subprocess.run(
             [binary("helm"), "template", "predictors", str(CHART), "-n", "demo",

@@ -46,7 +46,7 @@ def named(each: Object) -> tuple[str, str]:
 
 
 def refusal(each: Object) -> str:
-    """What the API server says against an object; empty where it would take it."""
+    """The API server's refusal of an object; empty where it would take it."""
     try:
         run("kubectl", "apply", *STRICTLY, "--dry-run=server", "-f", "-", stdin=json.dumps(each))
     except CommandFailed as error:

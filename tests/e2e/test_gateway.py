@@ -36,7 +36,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def trusted(authority: Authority) -> Path:
-    """What callers trust."""
+    """The certificate of the authority that callers trust."""
     return authority.folder / "ca.crt"
 
 

@@ -1,4 +1,4 @@
-"""What readiness and metadata say of a model that is ready before all of its shapes are warm."""
+"""Readiness and metadata of a model that is ready before all of its shapes are warm."""
 
 from __future__ import annotations
 
