@@ -26,6 +26,7 @@ R = TypeVar("R")
 
 # dynamo's default of 8 per function is fewer than sizes x widths; beyond a limit it raises
 MAX_SHAPES = 1024
+_IMPORTING = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -68,17 +69,17 @@ class CompileListener:
         self._graph: tuple[int, float, Counter[str]] | None = None
 
     def listen(self) -> None:
-        """Hook into those of Dynamo and Triton that are imported by now. Idempotent."""
+        """Hook into those of Dynamo and Triton that are imported by now; not into one whose import
+        is under way on another thread. Idempotent."""
         with self._lock:
-            if "torch._dynamo" in sys.modules:
-                handler = sys.modules["torch._dynamo.callback"].callback_handler
-                # checked on every call: `torch._dynamo.reset` removes callbacks
-                if self._on_graph_start not in handler.start_callbacks:
-                    handler.register_start_callback(self._on_graph_start)
-                    handler.register_end_callback(self._on_graph_end)
-            if not self._has_triton and "triton.knobs" in sys.modules:
-                knobs = sys.modules["triton.knobs"]
-                runtime, compilation = knobs.runtime, knobs.compilation
+            handler = _imported("torch._dynamo.callback", "callback_handler")
+            # checked on every call: `torch._dynamo.reset` removes callbacks
+            if handler is not None and self._on_graph_start not in handler.start_callbacks:
+                handler.register_start_callback(self._on_graph_start)
+                handler.register_end_callback(self._on_graph_end)
+            runtime = None if self._has_triton else _imported("triton.knobs", "runtime")
+            if runtime is not None:
+                compilation = sys.modules["triton.knobs"].compilation  # made before `runtime`
                 runtime.jit_post_compile_hook = self._kernel_hook(runtime.jit_post_compile_hook)
                 compilation.listener = self._compilation_hook(compilation.listener)
                 self._has_triton = True
@@ -136,6 +137,11 @@ class CompileListener:
         counts.seconds += time.perf_counter() - started
 
 
+def _imported(module: str, name: str) -> Any:
+    """A module's object, None where it is not there yet."""
+    return getattr(sys.modules.get(module), name, None)
+
+
 LISTENER = CompileListener()
 
 
@@ -156,9 +162,16 @@ def compiled(fn: Callable[P, R], placement: Placement, name: str) -> Callable[P,
     return unit
 
 
-def _prepare_dynamo() -> None:
-    import torch._dynamo  # takes three seconds: not imported by a process that does not compile
+def import_dynamo() -> None:
+    """Import Dynamo and Inductor, which takes three seconds: not done by a process that does not
+    compile. Any thread; threads that began at different modules of theirs could see unfinished
+    ones."""
+    with _IMPORTING:
+        import torch._dynamo  # noqa: F401
 
+
+def _prepare_dynamo() -> None:
+    import_dynamo()
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * MAX_SHAPES)

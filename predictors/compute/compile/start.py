@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle, seal_kept
-from predictors.compute.compile.compiling import LISTENER, CompileCounts
+from predictors.compute.compile.compiling import LISTENER, CompileCounts, import_dynamo
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class Start:
             return
         if self._has_kernels:
             import triton  # noqa: F401  # must be imported before it can be hooked
+        if self._bundle.exists:
+            import_dynamo()  # reading it imports parts
         LISTENER.listen()
         self._bundle.load()
         self._before = LISTENER.counts()

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from predictors import metrics
-from predictors.compute.compile.compiling import RecompileGuard, compiled
+from predictors.compute.compile.compiling import CompileListener, RecompileGuard, compiled
 from predictors.compute.device.placement import Placement
 
 EAGER = Placement(torch.device("cpu"), torch.float32, "off")
@@ -21,6 +22,30 @@ AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
 
 def test_off_returns_the_function_itself() -> None:
     assert compiled(torch.sin, EAGER, "sin") is torch.sin
+
+
+@pytest.mark.parametrize("partial", [None, ModuleType("begun")])
+def test_a_library_that_another_thread_imports_is_hooked_later(
+    monkeypatch: pytest.MonkeyPatch, partial: ModuleType | None
+) -> None:
+    import torch._dynamo.callback
+
+    listener = CompileListener()
+    with monkeypatch.context() as importing:
+        for name in ("torch._dynamo.callback", "triton.knobs"):
+            if partial is None:
+                importing.delitem(sys.modules, name, raising=False)
+            else:
+                importing.setitem(sys.modules, name, partial)
+        listener.listen()
+    handler = torch._dynamo.callback.callback_handler
+    assert listener._on_graph_start not in handler.start_callbacks
+    assert not listener._has_triton
+    listener._has_triton = True  # its hooks can't be taken out again
+    listener.listen()
+    assert listener._on_graph_start in handler.start_callbacks
+    handler.remove_start_callback(listener._on_graph_start)
+    handler.remove_end_callback(listener._on_graph_end)
 
 
 def test_a_new_shape_after_the_seal_is_counted_and_an_old_one_is_not() -> None:
