@@ -21,6 +21,13 @@ from tests.e2e.one_model import MODEL, events_of, values
 OPENSHIFT = Path("values-openshift.yaml")
 LEFT_BY_INIT = "written by the init container"
 FILES_PORT = 8090
+# the first process of a container ends at SIGTERM only if it handles it
+FILES = """
+import runpy, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+del sys.argv[0]
+runpy.run_module("http.server", run_name="__main__")
+"""
 SHARED = {"name": "shared", "mountPath": "/shared"}
 
 
@@ -41,7 +48,7 @@ def downloaded(kube: Kube) -> Object:
     """One model from the bucket, with an init container that writes a file and a sidecar that
     serves it."""
     write = f"open('/shared/note', 'w').write({LEFT_BY_INIT!r})"
-    serve = ("-m", "http.server", str(FILES_PORT), "--directory", "/shared")
+    serve = ("-c", FILES, "http.server", str(FILES_PORT), "--directory", "/shared")
     model = {
         "storage": {
             "uri": f"s3://{object_store.BUCKET}/shapes-flux",
