@@ -125,7 +125,7 @@ class PicturePreparation:
 
 def fitted_size(height: int, width: int, factor: int, least: float, most: float) -> tuple[int, int]:
     """Sides of a picture in multiples of `factor`, of an area from `least` to `most` as far as that
-    is possible: `smart_resize` of transformers' `image_processing_qwen2_vl`. Raises `ValueError`
+    is possible: `smart_resize` of transformers' image processor of Qwen2-VL. Raises `ValueError`
     for sides too far apart."""
     return fitted_film_size(1, height, width, 1, factor, least, most)
 
@@ -133,8 +133,8 @@ def fitted_size(height: int, width: int, factor: int, least: float, most: float)
 def fitted_film_size(
     frames: int, height: int, width: int, step: int, factor: int, least: float, most: float
 ) -> tuple[int, int]:
-    """As `fitted_size`, of `frames` together, in steps of `step`: `smart_resize` of transformers'
-    `video_processing_qwen3_vl`, but that small sides are not enlarged first."""
+    """As `fitted_size`, of `frames` together, in steps of `step`: `smart_resize` of
+    transformers' newest video processor, but that small sides are not enlarged first."""
     ratio = max(height, width) / min(height, width)
     if ratio > MOST_RATIO:
         raise ValueError(f"absolute aspect ratio must be smaller than {MOST_RATIO}, got {ratio}")
