@@ -21,7 +21,8 @@ FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_setting
 
 # tests that start whole server processes, several seconds each
 PROCESS_TESTS := tests/cluster/test_serving_goes_on.py tests/product/test_warm.py tests/product/test_profile.py \
-  tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py
+  tests/product/test_shutdown.py tests/product/test_refused_starts.py tests/product/test_hostile.py tests/cli/test_interrupts.py \
+  tests/activator/test_command.py tests/product/test_files_entered.py
 
 .PHONY: help setup demo serve check test test-newest test-processes test-benchmarks faults test-observe test-load load soak test-clients test-page page-pictures fuzz fuzz-quick lock-fuzz lock-page lock-storage site lock-site test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom release e2e e2e-full e2e-cluster lock lock-clients hashes clean
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,14 @@ def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def functions_of(path: Path) -> Iterator[Function]:
     """Every function and method of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -112,16 +118,20 @@ def test_the_contracts_that_were_agreed_are_written_down() -> None:
     }
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_a_file_fits_on_a_few_screens(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= MAX_FILE_LINES
-    assert (lines > SOFT_FILE_LINES) == (relative(path) in LONG_FILES), "see LONG_FILES"
+def test_a_file_fits_on_a_few_screens() -> None:
+    lines = {relative(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
+    long = {name for name, count in lines.items() if count > SOFT_FILE_LINES}
+    assert long == set(LONG_FILES), "see LONG_FILES"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_a_function_fits_on_one_screen(path: Path) -> None:
-    too_long = {f.name: lines_of(f) for f in functions_of(path) if lines_of(f) > MAX_FUNCTION_LINES}
+def test_a_function_fits_on_one_screen() -> None:
+    too_long = {
+        (relative(path), each.name): lines_of(each)
+        for path in MODULES
+        for each in functions_of(path)
+        if lines_of(each) > MAX_FUNCTION_LINES
+    }
     assert too_long == {}
 
 
@@ -130,23 +140,24 @@ def test_the_median_function_is_short() -> None:
     assert statistics.median(sizes) <= MAX_MEDIAN_LINES
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_a_module_opens_by_saying_what_it_does(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring is not None
-    assert len(docstring.split("\n\n")[0]) >= 60, "one paragraph: what it does and does not know"
+def first_paragraph(path: Path) -> str:
+    return (ast.get_docstring(parsed(path)) or "").split("\n\n")[0]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_no_module_or_class_has_a_name_that_names_nothing(path: Path) -> None:
-    names = {path.stem} | {
-        node.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef)
-    }
-    for name in names:
-        words = set(re.findall(r"[A-Z]?[a-z]+", name)) | set(name.split("_"))
-        assert not {word.lower() for word in words} & BANNED_NAMES, name
+def test_a_module_opens_by_saying_what_it_does() -> None:
+    """One paragraph: what it does and does not know."""
+    assert [relative(path) for path in MODULES if len(first_paragraph(path)) < 60] == []
+
+
+def test_no_module_or_class_has_a_name_that_names_nothing() -> None:
+    found = []
+    for path in SOURCES:
+        classes = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef))
+        for name in (path.stem, *(node.name for node in classes)):
+            words = {*re.findall(r"[A-Z]?[a-z]+", name), *name.split("_")}
+            if {word.lower() for word in words} & BANNED_NAMES:
+                found.append((relative(path), name))
+    assert found == []
 
 
 def test_a_class_or_public_function_has_a_name_of_its_own() -> None:
@@ -155,27 +166,30 @@ def test_a_class_or_public_function_has_a_name_of_its_own() -> None:
     for path in MODULES:
         if relative(path).startswith("models/"):
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(relative(path))
     assert {name: at for name, at in places.items() if len(at) > 1} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_a_module_says_it_in_at_most_four_sentences(path: Path) -> None:
-    first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
-    assert len(re.findall(r"[.!?:](?:\s|$)", first)) <= MAX_SENTENCES + first.count(": ")
+def num_sentences(text: str) -> int:
+    return len(re.findall(r"[.!?:](?:\s|$)", text)) - text.count(": ")
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_docstring_speaks_plainly(path: Path) -> None:
-    tree = ast.walk(ast.parse(path.read_text()))
-    said = [
-        ast.get_docstring(node) or ""
-        for node in tree
-        if isinstance(node, ast.Module | ast.ClassDef | Function)
-    ]
-    assert [text for text in said if RIDDLES.search(text)] == []
+def test_a_module_says_it_in_at_most_four_sentences() -> None:
+    first = {relative(path): first_paragraph(path) for path in MODULES}
+    assert [name for name, text in first.items() if num_sentences(text) > MAX_SENTENCES] == []
+
+
+def test_a_docstring_speaks_plainly() -> None:
+    found = []
+    for path in WRITTEN:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | Function):
+                text = ast.get_docstring(node) or ""
+                if RIDDLES.search(text):
+                    found.append((path.relative_to(ROOT).as_posix(), text))
+    assert found == []
 
 
 # every package reads settings, and none needs to know the group's file
@@ -184,7 +198,7 @@ MARKERS = [p for p in SOURCES if p.name == "__init__.py" and p.parent.name != "s
 
 @pytest.mark.parametrize("path", MARKERS, ids=relative)
 def test_a_package_marker_holds_the_version_at_most(path: Path) -> None:
-    code = [s for s in ast.parse(path.read_text()).body if not isinstance(s, ast.Expr)]
+    code = [s for s in parsed(path).body if not isinstance(s, ast.Expr)]
     names = [ast.unparse(s.targets[0]) for s in code if isinstance(s, ast.Assign)]
     assert len(names) == len(code)
     assert names == (["__version__"] if path.parent == PACKAGE else [])
@@ -198,7 +212,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_broad_excepts_are_where_they_were_agreed() -> None:
     found = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ExceptHandler) and is_broad(node.type) and not reraises(node):
                 found.add(relative(path))
     assert found - BROAD_EXCEPTS_ALLOWED == set()
@@ -230,7 +244,7 @@ def test_only_metrics_constructs_a_series() -> None:
         relative(path)
         for path in MODULES
         if "prometheus_client" in path.read_text()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".")[-1] in kinds
     }
     assert constructing == {"metrics.py"}
@@ -248,7 +262,7 @@ def test_no_module_imports_the_package_root_but_for_the_version() -> None:
     taken = {
         alias.name
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         for alias in root_imports(node)
         if not (PACKAGE / f"{alias.name}.py").exists() and not (PACKAGE / alias.name).is_dir()
     }
