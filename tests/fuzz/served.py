@@ -126,6 +126,8 @@ def open_inference_document(models: Sequence[str]) -> dict[str, Any]:
             ):
                 parameter["schema"] = {"type": "string", "enum": values}
                 operation["responses"]["404"] = {"description": "Unknown", "content": error}
+                refused = {"description": "Refused", "content": error}
+                operation["responses"].setdefault("400", refused)
             if "requestBody" in operation:
                 for status in ("413", "415"):
                     operation["responses"][status] = {"description": "Refused", "content": error}

@@ -113,8 +113,9 @@ def _completed(paths: Json) -> Json:
             operation["tags"] = [_tag(path)]
             operation["description"] = f"{operation['summary']}."
             if not is_open(path):
-                early = error_answers(schema, 403, 421)
-                operation["responses"] = operation["responses"] | early
+                operation["responses"] = operation["responses"] | error_answers(schema, 403, 421)
+            if "{" in path:  # control characters in it
+                operation["responses"] = operation["responses"] | error_answers(schema, 400)
     return paths
 
 
