@@ -32,7 +32,7 @@ LAUNCHES = 200
 WRONG = 0.05
 """A window whose relative distance to float32 is larger is wrong: bfloat16 gives 0.005."""
 FOUND = ("bar.sync", "fence.proxy.async", "wgmma.mma_async", "setmaxnreg", "cp.async.bulk.tensor")
-"""What is counted in the PTX; `setmaxnreg` tells that warps are specialised."""
+"""Counted in the PTX; `setmaxnreg` tells that warps are specialised."""
 CASES = (
     "window 2",
     "window 1",

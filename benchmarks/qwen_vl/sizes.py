@@ -20,9 +20,9 @@ class ModelSize:
     """As `--size` takes it."""
     title: str
     full: Config
-    """What differs from the embedded checkpoint's config in the published one."""
+    """The published config's differences from the embedded checkpoint's."""
     toy: Config
-    """What differs from it in the toy."""
+    """The toy's differences from it."""
     results_name: str
     """Of the file in benchmarks/results, without its ending."""
 

@@ -23,7 +23,7 @@ BROKEN: dict[str, tuple[str, object, str]] = {  # kind: where, a value, what the
     "Certificate": ("spec.usages", ["server"], "Unsupported value"),
     "Issuer": ("spec.ca.secretNam", "a", "not declared"),
     "GatewayClass": ("spec.controllerName", "envoy", "should match"),
-    # a rule in CEL, of which the schema alone knows nothing
+    # a rule in CEL, which the schema alone does not hold
     "Gateway": ("spec.listeners.0.tls", {"mode": "Terminate"}, "tls must not be specified for"),
     "HTTPRoute": ("spec.rules.0.timeouts", {"request": "1s", "backendRequest": "2s"}, "backendReq"),
     "GRPCRoute": ("spec.rules.0.matches", [{"method": {"type": "Exact"}}], "must be specified"),
