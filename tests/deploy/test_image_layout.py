@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.image import recipe
-from tests.e2e.image.containerd import nameless
+from tests.e2e.image.containerd import checked_images, nameless
 from tests.e2e.image.layout import FULL_NAME, REF, Layout
 from tests.e2e.image.places import ROOT, CannotBuild, check_free_disk
 
@@ -127,6 +127,18 @@ def test_a_copy_that_is_cut_short_is_not_shared(layout: Layout, tmp_path: Path) 
     copy.write_bytes(b"whe")
     assert not layout.share(image.layers[0][0], copy)
     assert not layout.share(image.layers[0][0], tmp_path / "nothing")
+
+
+def test_an_image_whose_unpacking_was_cut_off_is_told_apart() -> None:
+    table = (
+        "REF           TYPE   DIGEST       STATUS         SIZE            UNPACKED \n"
+        "localhost/a:1 a/b+c  sha256:whole complete (2/2) 1.4 MiB/1.4 MiB true\n"
+        "localhost/b:1 a/b+c  sha256:half  complete (7/7) 5.7 GiB/5.7 GiB false\n"
+    )
+    assert checked_images(table) == [
+        ("localhost/a:1", "sha256:whole", True),
+        ("localhost/b:1", "sha256:half", False),
+    ]
 
 
 def test_an_id_keeps_no_image_that_lost_its_name() -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.image.layout import Image, Layout
 from tests.e2e.image.places import GIGABYTE, CannotBuild, check_free_disk
 from tests.e2e.image.tools import ask
+
+HELD = "localhost/held-during-import"
+"""The second name of an image while others are imported."""
 
 WHEELS_BYTES = 10**9
 """What is larger than this brings wheels: the product is a megabyte."""
@@ -28,8 +32,10 @@ class Containerd:
 
     def images(self) -> dict[str, str]:
         """Digest of each image's manifest by reference."""
-        rows = [row.split() for row in ask([*self._ctr, "images", "ls"]).splitlines()[1:]]
-        return {row[0]: row[2] for row in rows}
+        return {reference: digest for reference, digest, _ in self._checked()}
+
+    def _checked(self) -> list[tuple[str, str, bool]]:
+        return checked_images(ask([*self._ctr, "images", "check"]))
 
     def blobs(self) -> set[str]:
         """Digests of what the content store has."""
@@ -40,11 +46,15 @@ class Containerd:
 
         Raises `CannotBuild` with containerd's words when it refuses them.
         """
+        # an import that was cut off leaves names that no pod can start from
+        half = {reference for reference, _, unpacked in self._checked() if not unpacked}
+        self._remove([image.reference for image in layout.images() if image.reference in half])
         there = self.images()
         new = [image for image in layout.images() if there.get(image.reference) != image.digest]
         if new:
             self._make_room(layout, new, there)
-            self._import(layout, new)
+            with self._held(self.images()):
+                self._import(layout, new)
             self._remove(nameless(self.images()))
         return [image.reference for image in new]
 
@@ -54,6 +64,17 @@ class Containerd:
             return
         replaced = {image.reference for image in new} & set(there)
         self._remove([*replaced, *nameless(there, replaced)])
+
+    @contextmanager
+    def _held(self, images: Mapping[str, str]) -> Iterator[None]:
+        """Keep `images` under second names. Once the first of them is replaced, containerd may
+        collect its layers, on which the image that is being unpacked builds."""
+        try:
+            for number, name in enumerate(sorted(images)):
+                ask([*self._ctr, "images", "tag", "--force", name, f"{HELD}:{number}"])
+            yield
+        finally:
+            self._remove([name for name in self.images() if name.startswith(f"{HELD}:")])
 
     def _remove(self, references: Sequence[str]) -> None:
         if references:
@@ -81,6 +102,13 @@ class Containerd:
         seconds = time.monotonic() - started
         names = ", ".join(image.reference for image in images)
         print(f"imported {names}: {size_gb * 1000:,.0f} MB sent, {seconds:.1f} s", flush=True)
+
+
+def checked_images(table: str) -> list[tuple[str, str, bool]]:
+    """Reference, digest of the manifest and whether all layers are unpacked, for each row of what
+    `ctr images check` prints."""
+    rows = [row.split() for row in table.splitlines()[1:]]
+    return [(row[0], row[2], row[-1] == "true") for row in rows]
 
 
 def nameless(images: Mapping[str, str], leaving: Collection[str] = ()) -> list[str]:
