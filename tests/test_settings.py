@@ -270,7 +270,7 @@ def test_false_has_five_spellings(raw: str) -> None:
         ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "soon", "float"),
         ("PREDICTORS_SERVER_ACCESS_LOG", "maybe", "true or false"),
         ("PORT", "http", "int"),
-        ("PORT", "-1", "a finite number of at least 0"),
+        ("PORT", "-1", "from 0 to 65535"),
         ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "nan", "a finite number"),
         ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "inf", "a finite number"),
         ("PREDICTORS_FLUX_SLOTS", "0", "a finite number of at least 1"),
@@ -283,6 +283,12 @@ def test_a_bad_value_is_refused_and_named(name: str, raw: str, word: str) -> Non
     full = {short: long for long, short in ALIASES.items()}.get(name, name)
     with pytest.raises(InvalidSetting, match=f"{full} must be {word}"):
         from_env({name: raw})
+
+
+@pytest.mark.parametrize("name", ["PORT", "GRPC_PORT", "PREDICTORS_SERVER_ADMIN_PORT"])
+def test_a_port_above_the_last_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"PORT must be from -?[01] to 65535, not 80000"):
+        from_env({name: "80000"})
 
 
 def test_grpc_is_turned_off_by_port_minus_one() -> None:

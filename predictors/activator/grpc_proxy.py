@@ -25,7 +25,8 @@ from predictors.protocol.addresses import peer_address
 from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
 from predictors.protocol.grpc.methods import abort, start_call
-from predictors.settings import InvalidSetting, Settings
+from predictors.protocol.http.listening import grpc_fault
+from predictors.settings import Settings
 
 PING_MS = 20_000
 """A node that is gone is noticed after about twice this."""
@@ -174,6 +175,6 @@ async def start_grpc_proxy(handler: GrpcProxy, settings: Settings) -> tuple[grpc
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise InvalidSetting(f"can't listen on {address} (gRPC)") from error
+        raise grpc_fault(own.host, own.grpc_port) from error
     await server.start()
     return server, port

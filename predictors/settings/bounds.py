@@ -16,6 +16,7 @@ T = typing.TypeVar("T")
 
 PREFIX = "PREDICTORS"
 AUTO_ON_OFF = ("auto", "on", "off")
+MAX_PORT = 65535
 
 
 class InvalidSetting(InvalidRequest):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from predictors.settings.bounds import AUTO_ON_OFF, SettingsGroup, bounded
+from predictors.settings.bounds import AUTO_ON_OFF, MAX_PORT, SettingsGroup, bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class ServerSettings(SettingsGroup):
     aliases: str = ""
     """Further names of models, as `ALIAS=MODEL`, comma-separated. An answer repeats the name that
     its request used; metrics and logs have the model's own."""
-    port: int = 8080
+    port: int = bounded(8080, most=MAX_PORT)
     """HTTP port. 0 takes a free one."""
-    grpc_port: int = bounded(8081, least=-1)
+    grpc_port: int = bounded(8081, least=-1, most=MAX_PORT)
     """gRPC port. 0 takes a free one, -1 turns gRPC off."""
-    health_port: int = bounded(-1, least=-1)
+    health_port: int = bounded(-1, least=-1, most=MAX_PORT)
     """Plain HTTP port of the probes and nothing else: `/`, `/v2/health/live`, `/v2/health/ready`
     and models' `/ready`. It has a thread of its own, so a busy server answers as fast as an idle
     one. The data port answers them too. 0 takes a free one, -1 is off."""
-    metrics_port: int = bounded(-1, least=-1)
+    metrics_port: int = bounded(-1, least=-1, most=MAX_PORT)
     """Plain HTTP port of `/metrics` and nothing else, which the data port then lacks. 0 takes a
     free one, -1 leaves it on the data port."""
-    admin_port: int = bounded(-1, least=-1)
+    admin_port: int = bounded(-1, least=-1, most=MAX_PORT)
     """Port of `/debug/engine`, `/debug/profile` and `/admin/loras`, for operators. 0 takes a free
     one, -1 is off. The routes have no authentication."""
     loras: str = ""

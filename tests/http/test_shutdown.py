@@ -222,9 +222,17 @@ def test_a_port_in_use_is_reported_before_a_model_is_loaded() -> None:
     engine = ScriptedEngine()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for own in ({"port": port}, {"grpc_port": port}):
+        for own, purpose, variable in (
+            ({"port": port}, "HTTP", "PORT"),
+            ({"grpc_port": port}, "gRPC", "GRPC_PORT"),
+            ({"health_port": port}, "health", "PREDICTORS_SERVER_HEALTH_PORT"),
+        ):
             settings = small_settings(server=own)
             server = PredictorServer([TaskPredictor("echo", engine, settings)], settings)
-            with pytest.raises(InvalidSetting, match=f"can't listen on 127.0.0.1:{port}"):
+            with pytest.raises(InvalidSetting) as refused:
                 server.run()
+            assert refused.value.message == (
+                f"can't listen on 127.0.0.1:{port} ({purpose}): Address already in use by another "
+                f"process; set {variable} to another port, or to 0 for a free one"
+            )
     assert engine.calls == []

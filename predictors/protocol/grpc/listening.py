@@ -10,10 +10,10 @@ from predictors.protocol.grpc.health import add_health
 from predictors.protocol.grpc.key_check import key_checks
 from predictors.protocol.grpc.reflection import add_reflection
 from predictors.protocol.http.access import is_offered
+from predictors.protocol.http.listening import grpc_fault
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
 from predictors.protocol.v2.proto_file import inference_file
-from predictors.settings import InvalidSetting
 
 
 async def start_grpc(
@@ -38,6 +38,6 @@ async def start_grpc(
         else:
             port = server.add_secure_port(address, certificates.grpc_credentials())
     except RuntimeError as error:
-        raise InvalidSetting(f"can't listen on {address} (gRPC)") from error
+        raise grpc_fault(own.host, own.grpc_port) from error
     await server.start()
     return server, port

@@ -10,10 +10,12 @@ import errno
 import socket
 from collections.abc import Callable
 
-from predictors.settings import InvalidSetting
+from predictors.settings import ALIASES, InvalidSetting, ServerSettings, variable_name
 
 ANY_ADDRESS = ("0.0.0.0", "::")
 BACKLOG = 2048
+PORT_FIELDS = {"HTTP": "port", "gRPC": "grpc_port"}
+"""Settings of ports by purpose, where their names do not say it."""
 
 
 def listen(host: str, port: int, purpose: str = "HTTP") -> socket.socket:
@@ -28,9 +30,23 @@ def listen(host: str, port: int, purpose: str = "HTTP") -> socket.socket:
             listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         shown = f"{host}:{port} ({purpose})"
-        raise InvalidSetting(f"can't listen on {shown}: {error.strerror}") from error
+        reason = str(error.strerror).partition(" (while")[0]  # Python adds the address once more
+        if error.errno == errno.EADDRINUSE:
+            variable = variable_name(ServerSettings, PORT_FIELDS.get(purpose, f"{purpose}_port"))
+            variable = ALIASES.get(variable, variable)
+            reason += f" by another process; set {variable} to another port, or to 0 for a free one"
+        raise InvalidSetting(f"can't listen on {shown}: {reason}") from error
     listener.setblocking(False)
     return listener
+
+
+def grpc_fault(host: str, port: int) -> InvalidSetting:
+    """The reason why gRPC can't listen there, which it does not tell: that of a plain socket."""
+    try:
+        listen(host, port, "gRPC").close()
+    except InvalidSetting as fault:
+        return fault
+    return InvalidSetting(f"can't listen on {host}:{port} (gRPC)")
 
 
 def port_of(listener: socket.socket) -> int:
