@@ -104,7 +104,9 @@ def leave_hanging_threads(
 ) -> None:
     """End the process now if a thread hangs in a call that does not return: the interpreter would
     wait for it for ever. No-op otherwise."""
-    hanging = [f"{model.name}'s engine" for model in models if model.host.is_left_behind]
+    left = [model for model in models if model.host.is_left_behind]
+    starting = [model.name for model in left if not model.host.was_ready]
+    hanging = [f"{model.name}'s engine" for model in left if model.host.was_ready]
     deadline = time.monotonic() + HANG_PATIENCE_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -112,5 +114,8 @@ def leave_hanging_threads(
             hanging += [thread.name] if thread.is_alive() else []
     if hanging:
         log.error("ending now: these threads hang: %s", ", ".join(hanging))
+    elif starting:
+        log.info("ending now, without the end of the start of %s", ", ".join(starting))
+    if left or hanging:
         logging.shutdown()
         exit_now(exit_code)

@@ -66,6 +66,8 @@ class EngineHost(Generic[W, C]):
         self._engine = engine
         self._settings = settings
         self._clock = clock
+        self.was_ready = False
+        """False until the first READY: a thread that does not end then is busy with the start."""
         self.lifecycle = Lifecycle(self._on_state)
         self.jobs: JobTable[W, C] = JobTable(
             model, engine.slots, engine.spare_slots, settings, clock, self._refusal
@@ -196,6 +198,7 @@ class EngineHost(Generic[W, C]):
 
     def _on_state(self, state: State) -> None:
         metrics.model_ready.labels(self.model).set(state is State.READY)
+        self.was_ready |= state is State.READY
         log.info("%s is %s", self.model, state.value)
         for on_state in self.events.on_state:
             on_state(state)
@@ -281,7 +284,10 @@ class EngineHost(Generic[W, C]):
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
-            log.error("%s: the engine thread is stuck, left behind", self.model)
+            if self.was_ready:
+                log.error("%s: the engine thread is stuck, left behind", self.model)
+            else:
+                log.info("%s: its start is not over, and is left unfinished", self.model)
         if not self._threads:
             self.loop.close_engine()  # `loop.prepare` may have been called without `start`
         self.lifecycle.move(State.STOPPED)

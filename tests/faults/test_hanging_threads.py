@@ -3,6 +3,7 @@ and the process ends within its grace period."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -95,8 +96,9 @@ def test_a_hanging_preparation_meets_its_deadline_and_fails_liveness(
         assert http.get("/v2/health/live").status_code == 200
 
 
-def model(*, is_left_behind: bool) -> Any:
-    return SimpleNamespace(name="m", host=SimpleNamespace(is_left_behind=is_left_behind))
+def model(*, is_left_behind: bool, was_ready: bool = True) -> Any:
+    host = SimpleNamespace(is_left_behind=is_left_behind, was_ready=was_ready)
+    return SimpleNamespace(name="m", host=host)
 
 
 @pytest.fixture
@@ -125,6 +127,19 @@ def test_a_process_with_a_hanging_thread_ends_without_it(
         thread.join(PATIENCE_S)
     assert end([model(is_left_behind=False)]) == []
     assert end([model(is_left_behind=True)]) == [70]
+
+
+def test_a_process_that_ends_during_its_start_reports_no_error(
+    end: Callable[[list[Any]], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(serve.logging, "shutdown", lambda: None)
+    caplog.set_level(logging.INFO)
+    assert end([model(is_left_behind=True, was_ready=False)]) == [70]
+    assert [(line.levelname, line.message) for line in caplog.records] == [
+        ("INFO", "ending now, without the end of the start of m")
+    ]
 
 
 def test_all_waits_of_the_end_fit_into_the_grace_period() -> None:

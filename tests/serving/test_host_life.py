@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 
 import pytest
@@ -223,6 +224,28 @@ def test_an_engine_that_is_stuck_does_not_hold_up_the_stop(
     for thread in host._threads:
         thread.join(PATIENCE_S)
     assert not host.is_left_behind
+
+
+def test_a_stop_during_the_load_reports_no_fault(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    class SlowToLoad(ScriptedEngine):
+        def load(self) -> None:
+            loading.set()
+            go_on.wait(PATIENCE_S)
+
+    caplog.set_level(logging.INFO)
+    host = make_host(SlowToLoad(), start=False)
+    host.start()
+    assert loading.wait(PATIENCE_S)
+    host.stop(timeout_s=0.01)
+    assert f"{host.model}: its start is not over, and is left unfinished" in caplog.messages
+    assert {line.levelname for line in caplog.records} == {"INFO"}
+    go_on.set()
+    for thread in host._threads:
+        thread.join(PATIENCE_S)
 
 
 def test_jobs_running_at_the_stop_are_evicted_before_the_engine_is_closed(
