@@ -21,18 +21,8 @@ from typing import TYPE_CHECKING, Any
 from predictors import metrics
 from predictors.activator.command import activator
 from predictors.cli import verbs
-from predictors.cli.arguments import (
-    PROMPT,
-    Verb,
-    named_components,
-    named_loras,
-    named_paths,
-    named_value,
-    new_file,
-    parse,
-    read_file,
-    read_size,
-)
+from predictors.cli.arguments import PROMPT, Verb, new_file, parse, read_file, read_size
+from predictors.cli.named_values import named_components, named_loras, named_paths, named_value
 from predictors.cli.outcomes import print_report, run_verb
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
@@ -277,10 +267,10 @@ def served_architecture(checkpoint: Path) -> str:
     architecture = architecture_of(checkpoint)
     if architecture in MODELS:
         return architecture
-    hint = advice(checkpoint)
+    hint = advice(checkpoint)  # before the classes, which are long to read
     raise InvalidRequest(
-        f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
-        f"served are {', '.join(MODELS)}{hint and '; '}{hint}"
+        f"{checkpoint.name or '/'} is a {architecture or 'folder whose config names no class'}; "
+        f"{hint}{hint and '; '}served are {', '.join(MODELS)}"
     )
 
 

@@ -175,6 +175,17 @@ def test_objects_that_are_loaded_when_a_model_is_warm_are_frozen(flux: Path) -> 
     [
         ("flux", "--model takes NAME=PATH, not 'flux'"),
         ("=x", "--model takes NAME=PATH, not '=x'"),
+        (
+            "checkpoints/shapes-flux",
+            "--model takes NAME=PATH, not 'checkpoints/shapes-flux'; for example --model "
+            "shapes-flux=checkpoints/shapes-flux",
+        ),
+        (
+            "flux=black-forest-labs/FLUX.1-schnell",
+            "--model flux: there is no folder 'black-forest-labs/FLUX.1-schnell'; nothing is "
+            "fetched: `hf download black-forest-labs/FLUX.1-schnell --local-dir FOLDER` does it "
+            "for a model of Hugging Face's hub, then give FOLDER",
+        ),
         ("flux=", "--model takes NAME=PATH, not 'flux='"),
         ("flux=nowhere", "--model flux: there is no folder 'nowhere'"),
     ],
@@ -190,8 +201,8 @@ def test_a_model_flag_without_name_and_folder_is_refused(
     ("file", "content", "said"),
     [
         ("README.md", "", "e is a folder whose config names no class; served are"),
-        ("config.json", "{not json", "e is a folder whose config names no class; served are"),
-        ("config.json", [], "e is a folder whose config names no class; served are"),
+        ("config.json", "{not json", "e is a folder whose config names no class; config.json is"),
+        ("config.json", [], "e is a folder whose config names no class; config.json holds a list"),
         ("config.json", {"architectures": []}, "e is a folder whose config names no class"),
         ("config.json", {"architectures": ["LlamaForCausalLM"]}, "e is a LlamaForCausalLM; served"),
         ("model_index.json", {"_class_name": "SanaPipeline"}, "e is a SanaPipeline; served are"),
@@ -210,7 +221,7 @@ def test_a_folder_that_no_model_serves_is_refused_with_what_is_served(
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "it holds an adapter"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "with --lora NAME=PATH"),
         ({"pytorch_lora_weights.safetensors": ""}, "it holds an adapter"),
         (
             {"config.json": '{"_class_name": "FluxTransformer2DModel"}'},

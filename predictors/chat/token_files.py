@@ -73,7 +73,8 @@ def check_tokens(config: Mapping[str, Any], tokens: Mapping[str, int], vocab: in
             for i in value if isinstance(value, list) else [value]:
                 if i not in ids:
                     raise EngineFailed(
-                        f"config.json: {name} {shown(i)} is no token of the tokenizer"
+                        f"config.json: {name} {shown(i)} is no token of the tokenizer; fetch the "
+                        "tokenizer's files again"
                     )
     for name, written in NAMED_TOKENS.items():
         wanted = config.get(name, tokens.get(written))

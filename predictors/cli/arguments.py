@@ -5,7 +5,6 @@ are passed in.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,10 @@ def parse(
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
     `served` are the architectures that a message about a missing model names.
     """
-    arguments = make_parser(verbs).parse_args(argv)
+    arguments, left = make_parser(verbs).parse_known_args(argv)
+    if left:
+        hint = "; models are given as --model NAME=PATH" if "model" in arguments else ""
+        arguments.usage_error(f"unrecognized arguments: {' '.join(left)}{hint}")
     if "model" in arguments and not arguments.model:
         arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
     return arguments
@@ -50,73 +52,6 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         add_flags(verb)
         verb.set_defaults(run=run, usage_error=verb.error)
     return parser
-
-
-def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path]:
-    """The paths of `NAME=PATH` by name. Raises `InvalidRequest` for another form, and for a name
-    given twice."""
-    found: dict[str, Path] = {}
-    for raw in flags:
-        name, separator, path = raw.partition("=")
-        if not separator or not name or not path:
-            raise InvalidRequest(f"{option} takes NAME=PATH, not {raw!r}")
-        if name in found:
-            raise InvalidRequest(f"{option} {name} is given twice; each needs a name of its own")
-        found[name] = Path(path)
-    return found
-
-
-def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The paths of `PART=PATH` or `MODEL.PART=PATH` by model and part. Raises `InvalidRequest` as
-    `named_paths`, and where the model is not clear."""
-    found: dict[str, dict[str, Path]] = {}
-    for name, path in named_paths(flags, "--component").items():
-        model, _, part = name.rpartition(".")
-        if not model and len(models) != 1:
-            raise InvalidRequest(f"--component {name}: of which model? Write MODEL.{part}=PATH")
-        model = model or models[0]
-        if model not in models:
-            raise InvalidRequest(f"--component {name}: there is no --model {model}")
-        if part in found.setdefault(model, {}):
-            raise InvalidRequest(f"--component {part} is given twice for {model}")
-        found[model][part] = path
-    return found
-
-
-def named_loras(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The paths of `NAME=PATH` or `MODEL:NAME=PATH` by model and adapter; `models` are those that
-    take adapters. Raises `InvalidRequest` as `named_paths`, and where the model is not clear."""
-    found: dict[str, dict[str, Path]] = {}
-    for given, path in named_paths(flags, "--lora").items():
-        model, _, name = given.rpartition(":")
-        if not models:
-            raise InvalidRequest(f"--lora {given}: no model here takes adapters")
-        if not model and len(models) != 1:
-            raise InvalidRequest(f"--lora {given}: of which model? Write MODEL:{name}=PATH")
-        model = model or models[0]
-        if model not in models:
-            raise InvalidRequest(
-                f"--lora {given}: there is no --model {model} that takes adapters; there is "
-                f"{', '.join(models)}"
-            )
-        if name in found.setdefault(model, {}):
-            raise InvalidRequest(f"--lora {name} is given twice for {model}")
-        found[model][name] = path
-    return found
-
-
-def named_value(raw: str) -> tuple[str, str | int | float | bool]:
-    """Split `NAME=VALUE`; the value is JSON, or else text. Raises `InvalidRequest`."""
-    name, separator, text = raw.partition("=")
-    if not separator or not name:
-        raise InvalidRequest(f"--parameter takes NAME=VALUE, not {raw!r}")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    if not isinstance(value, str | int | float | bool):
-        raise InvalidRequest(f"--parameter {name} takes one number, text or truth value")
-    return name, value
 
 
 def read_file(path: Path) -> bytes:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.cli.arguments import named_value
 from predictors.cli.endpoint import plain
 from predictors.cli.models import CHAT
+from predictors.cli.named_values import named_value
 from predictors.cli.outcomes import DONE, NO_SERVER, REFUSED, VerbFailed, print_json
 from predictors.cli.sources import AnswerSource
 from predictors.errors import InvalidRequest
@@ -81,6 +81,8 @@ def data_url(path: Path) -> str:
         wrong = "is empty" if not content else f"has more than {MAX_PICTURE_BYTES // 2**20} MiB"
         raise VerbFailed(f"{str(path)!r} {wrong}", REFUSED)
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    if not kind.startswith("image/"):
+        raise VerbFailed(f"{str(path)!r} is no picture, by its name ({kind})", REFUSED)
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 PROTOCOLS = ("kitty", "iterm2", "sixel")
 """Of pictures in terminals; `terminal_pictures` speaks them."""
@@ -13,26 +18,27 @@ JSON_HELP = "print a report as JSON, failures too"
 
 def positive_number(text: str) -> float:
     """A finite number above 0, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    return _number(text, float, 0, "a number above 0")
 
 
 def positive_count(text: str) -> int:
     """A whole number above 0, for argparse."""
-    value = int(text)
-    if value <= 0:
-        raise ValueError
-    return value
+    return _number(text, int, 0, "a whole number above 0")
 
 
 def round_count(text: str) -> int:
     """Two rounds at least: one has no spread."""
-    value = int(text)
-    if value < 2:
-        raise ValueError
-    return value
+    return _number(text, int, 1, "a whole number of at least 2")
+
+
+def _number(text: str, read: Callable[[str], N], above: float, wanted: str) -> N:
+    try:
+        value = read(text)
+        if above < value < math.inf:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
 
 
 def server_flags(verb: argparse.ArgumentParser) -> None:

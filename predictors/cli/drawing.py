@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from predictors.cli.arguments import named_value, new_file
+from predictors.cli.arguments import new_file
 from predictors.cli.endpoint import plain
 from predictors.cli.models import IMAGES
+from predictors.cli.named_values import named_value
 from predictors.cli.outcomes import DONE, NO_SERVER, REFUSED, VerbFailed, print_json
 from predictors.cli.sources import AnswerSource
 from predictors.cli.terminal_pictures import picture_codes, picture_protocol

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from predictors.cli.arguments import named_paths
+from predictors.cli.named_values import named_paths
 
 
 def demo(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from predictors.cli.arguments import named_value, new_file, read_file
+from predictors.__main__ import main
+from predictors.cli.arguments import new_file, read_file
+from predictors.cli.named_values import named_value
 from predictors.errors import InvalidRequest
 
 
@@ -26,6 +28,26 @@ def test_a_parameter_is_json_or_else_text(raw: str, value: object) -> None:
 def test_a_parameter_without_a_name_or_with_a_whole_object_is_refused(raw: str) -> None:
     with pytest.raises(InvalidRequest, match="--parameter"):
         named_value(raw)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["serve", "checkpoints/flux"], "arguments: checkpoints/flux; models are given as --model"),
+        (["draw", "x", "-o", "x.png", "extra"], "unrecognized arguments: extra\n"),
+        (["draw", "x", "--steps", "0"], "--steps: must be a whole number above 0, not '0'"),
+        (["draw", "x", "--steps", "two"], "--steps: must be a whole number above 0, not 'two'"),
+        (["draw", "x", "--timeout", "nan"], "--timeout: must be a number above 0, not 'nan'"),
+        (["bench", "u", "--rounds", "1"], "--rounds: must be a whole number of at least 2, not"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_words_of_the_caller(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

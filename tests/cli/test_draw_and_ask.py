@@ -106,7 +106,13 @@ def test_a_picture_that_is_none_is_refused_before_the_server_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").write_bytes(b"")
-    for name, said in (("none", "can't be read"), ("empty", "is empty"), (".", "can't be read")):
+    (tmp_path / "notes.txt").write_bytes(b"a cat")
+    for name, said in (
+        ("none", "can't be read"),
+        ("empty", "is empty"),
+        (".", "can't be read"),
+        ("notes.txt", "is no picture, by its name (text/plain)"),
+    ):
         assert main(["ask", str(tmp_path / name), "what?", "--url", "http://[::1]:1"]) == REFUSED
         assert said in capsys.readouterr().err
 

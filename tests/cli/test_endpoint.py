@@ -96,6 +96,17 @@ def test_nothing_that_listens_is_one_sentence_and_its_own_exit_code(
     assert error["exit_code"] == NO_SERVER
 
 
+def test_https_to_a_server_without_tls_says_so(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with foreign_server() as url:
+        secure = url.replace("http://", "https://")
+        assert main(["ask", str(picture), "what?", "--url", secure]) == NO_SERVER
+    assert capsys.readouterr().err == (
+        f"error: {secure} does not speak TLS: is its address http://?\n"
+    )
+
+
 def whole(answer: Answer | None) -> Respond:
     """Lists a model, and answers a chat with `answer`."""
     return lambda method, path, body: (

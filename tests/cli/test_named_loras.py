@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from predictors.cli.arguments import named_loras
+from predictors.cli.named_values import named_loras
 from predictors.errors import InvalidRequest
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from predictors import __main__ as root
-from predictors.cli.arguments import named_components
+from predictors.cli.named_values import named_components
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import ServingError

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from predictors import __main__ as root
-from predictors.cli.arguments import named_paths
+from predictors.cli.named_values import named_paths
+from predictors.compute.checkpoint.folder import check_entries
 from predictors.compute.checkpoint.headers import read_headers, weight_files
 from predictors.compute.checkpoint.layout import (
     advice,
@@ -181,7 +182,7 @@ def test_files_of_which_none_is_clearly_meant_are_refused_by_their_names(
         ("model.ckpt", "'model.ckpt': pickled weights are not read"),
         ("model-q4.gguf", "'model-q4.gguf': GGUF is not read"),
         ("flax_model.msgpack", "weights of another framework"),
-        ("README.md", "has no safetensors weights; no other is read"),
+        ("README.md", "no safetensors weights; no other is read; fetch the checkpoint again"),
     ],
 )
 def test_weights_in_another_format_are_named(tmp_path: Path, file: str, said: str) -> None:
@@ -189,6 +190,38 @@ def test_weights_in_another_format_are_named(tmp_path: Path, file: str, said: st
     with pytest.raises(EngineFailed) as failure:
         weight_files(tmp_path)
     assert said in failure.value.message
+
+
+@pytest.mark.parametrize("name", ["config.json", "vae/diffusion_pytorch_model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named_with_what_fetches_the_file(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / name).write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 167335342\n"
+    )
+    with pytest.raises(EngineFailed, match="is a pointer of Git LFS") as failure:
+        check_entries(tmp_path)
+    assert failure.value.message.startswith(name)
+    assert "`git lfs pull`" in failure.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model_index.json", "give the folder of the checkpoint, with its model_index.json or"),
+        ("flux1-dev.safetensors", "`python -m predictors convert FILE TARGET --base FOLDER`"),
+        ("flux1-dev-Q4_K_S.gguf", "GGUF is not read"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_refused_with_what_to_give(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InvalidRequest) as refused:
+        resolve_folder(tmp_path / name, "--model flux")
+    assert refused.value.message.startswith(f"--model flux: {name} is a file, not a folder; ")
+    assert said in refused.value.message
 
 
 def test_a_link_to_a_file_that_was_not_fetched_is_named(tmp_path: Path) -> None:

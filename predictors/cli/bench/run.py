@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from predictors.cli.arguments import named_value, new_file
+from predictors.cli.arguments import new_file
 from predictors.cli.asking import data_url
 from predictors.cli.bench.load import LoadPlan, Sample, Target, run_load, warm_up
 from predictors.cli.bench.mix import MixEntry, default_entries, mix_for, read_mix
@@ -19,6 +19,7 @@ from predictors.cli.bench.summary import compared_rounds, summarise_load, times_
 from predictors.cli.bench.tables import load_lines, load_plot, ratio_lines
 from predictors.cli.endpoint import KEY_VARIABLE, RemoteServer, shown_address
 from predictors.cli.models import is_ours, listed_models
+from predictors.cli.named_values import named_value
 from predictors.cli.outcomes import DONE, FAILED, NO_SERVER, REFUSED, VerbFailed, print_json
 
 GOALS = ("ttft", "tpot", "latency")

@@ -25,6 +25,7 @@ OPTIONAL = {"out_channels"}
 """Numbers that may be null in a config."""
 UNQUANTISED = "take the unquantised folder"
 SHOWN = 60  # characters of a value that a message repeats
+POINTER, MOST_POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
 
 
@@ -61,20 +62,35 @@ def read_whole(path: Path, where: str) -> bytes:
 
 
 def check_file(path: Path, where: str) -> None:
-    """Raise `EngineFailed` for a pipe, a socket, a device, and a JSON file of no sane length.
+    """Raise `EngineFailed` for a pipe, a socket, a device, a pointer of Git LFS, and a JSON file of
+    no sane length.
 
     Raises `OSError` if there is nothing, or no permission to look.
     """
     found = os.stat(path)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise EngineFailed(f"{where} is no regular file; fetch the checkpoint again")
+    if found.st_size <= MOST_POINTER_BYTES and _is_pointer(path):
+        raise EngineFailed(
+            f"{where} is a pointer of Git LFS, not the file itself: run `git lfs pull` in the "
+            "folder, or fetch the checkpoint again"
+        )
     if path.suffix == ".json" and found.st_size > MOST_JSON_BYTES:
         raise EngineFailed(f"{where} has {found.st_size} bytes; no checkpoint needs that many")
 
 
+def _is_pointer(path: Path) -> bool:
+    """True for what a clone without Git LFS has in the place of a large file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:  # a folder, or one that whoever reads it will name
+        return False
+
+
 def check_entries(folder: Path) -> None:
-    """Raise `EngineFailed` for a pipe, a socket or a device in a folder or one level below: a
-    library that reads it may wait for ever."""
+    """Raise `EngineFailed` for a pipe, a socket or a device in a folder or one level below, for
+    which a library may wait for ever, and for a pointer of Git LFS."""
     for place in (folder, *(each for each in _entries(folder) if os.path.isdir(each))):
         for entry in _entries(place):
             if os.path.exists(entry):

@@ -176,7 +176,7 @@ def _no_weights(folder: Path) -> str:
     for file in sorted(folder.glob("*")):
         if (why := OTHER_FORMATS.get(file.suffix)) and file.name != "training_args.bin":
             return f"{here} no safetensors weights, but {shown(file.name)}: {why}"
-    return f"{here} no safetensors weights; no other is read"
+    return f"{here} no safetensors weights; no other is read; fetch the checkpoint again"
 
 
 def _shard(folder: Path, name: str) -> Path:

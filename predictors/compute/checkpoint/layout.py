@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from predictors.errors import EngineFailed, InvalidRequest
 log = logging.getLogger(__name__)
 
 INDEX, CONFIG = "model_index.json", "config.json"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 CACHE = "models--"
 """Beginning of the name of a model's folder in the cache of Hugging Face's hub."""
 CONVERT = "for FLUX, `python -m predictors convert FILE TARGET --base FOLDER` makes a folder of it"
+SINGLE_FILES = (".safetensors", ".sft")
 PARTS = {
     "FluxTransformer2DModel": "transformer",
     "AutoencoderKL": "vae",
@@ -52,9 +55,20 @@ def resolve_folder(path: Path, flag: str) -> Path:
     if os.path.isdir(path):  # unlike Path's, these raise nothing
         return resolve_snapshot(path.absolute())  # `.` has no name for messages
     if not os.path.isfile(path):
-        raise InvalidRequest(f"{flag}: there is no folder {str(path)!r}")
-    why = OTHER_FORMATS.get(path.suffix, CONVERT)
+        raise InvalidRequest(f"{flag}: there is no folder {str(path)!r}{_fetch_advice(path)}")
+    why = CONVERT if path.suffix in SINGLE_FILES else OTHER_FORMATS.get(path.suffix, "")
+    why = why or f"give the folder of the checkpoint, with its {INDEX} or {CONFIG}"
     raise InvalidRequest(f"{flag}: {path.name} is a file, not a folder; {why}")
+
+
+def _fetch_advice(path: Path) -> str:
+    """For a path that reads as a name on Hugging Face's hub; empty for another."""
+    if not HUB_NAME.fullmatch(str(path)):
+        return ""
+    return (
+        f"; nothing is fetched: `hf download {path} --local-dir FOLDER` does it for a model of "
+        "Hugging Face's hub, then give FOLDER"
+    )
 
 
 def resolve_snapshot(folder: Path) -> Path:
@@ -91,7 +105,7 @@ def _main_revision(folder: Path) -> str:
 def advice(folder: Path) -> str:
     """The likely kind of a folder without a known class, and what to give instead; or empty."""
     if find_adapter(folder, sorted(folder.glob("*.safetensors"))):
-        return "it holds an adapter: merge it into its model and give that folder"
+        return "it holds an adapter: give its model's folder, and this one with --lora NAME=PATH"
     if caches := sorted(each.name for each in folder.glob(f"{CACHE}*") if each.is_dir()):
         return f"it holds a hub's cache: give one of {shown(', '.join(caches))} in it"
     for name in (INDEX, CONFIG):
@@ -119,7 +133,7 @@ def _part_advice(config: Mapping[str, Any]) -> str:
 
 def _weights_advice(folder: Path) -> str:
     for file in sorted(folder.glob("*.*")):
-        if file.suffix in {".safetensors", ".sft"}:
+        if file.suffix in SINGLE_FILES:
             return f"it holds weights in one file ({shown(file.name)}): {CONVERT}"
         if why := OTHER_FORMATS.get(file.suffix):
             return f"it holds weights in one file ({shown(file.name)}): {why}"
@@ -134,8 +148,8 @@ def check_adapters(folder: Path, component: str) -> None:
     others = [file for file in sorted(folder.glob("*.safetensors")) if not is_weights_file(file)]
     if name := find_adapter(folder, others):
         raise EngineFailed(
-            f"{component} holds an adapter ({name}), which would not be applied; merge it into the "
-            "weights, or take it out of the folder"
+            f"{component} holds an adapter ({name}), which would not be applied; take it out of "
+            "the folder and give it with --lora NAME=PATH, or merge it into the weights"
         )
 
 

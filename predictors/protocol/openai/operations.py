@@ -152,5 +152,5 @@ def _wrong_kind(
     if there:
         message += f"; POST /v1{there[0]} does"
     if able := _served_by(operation, names):
-        message += f", and {operation.route} serves {able}"
+        message += f", and POST /v1{operation.route} serves {able}"
     return InvalidRequest(message, param="model")

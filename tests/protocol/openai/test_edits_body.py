@@ -207,7 +207,7 @@ async def test_a_model_that_draws_nothing_is_refused_with_those_that_edit() -> N
     assert wire.error["param"] == "model"
     assert wire.error["message"] == (
         "POST /v1/images/edits does not serve model 'qwen-vl'; POST /v1/chat/completions does, "
-        "and /images/edits serves flux"
+        "and POST /v1/images/edits serves flux"
     )
 
 
