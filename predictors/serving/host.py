@@ -8,8 +8,10 @@ passes while the engine is inside a long step.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -45,6 +47,12 @@ log = logging.getLogger(__name__)
 JOIN_TIMEOUT_S = 3.0
 
 
+def stack_of(thread: threading.Thread) -> str:
+    """The calls that a thread is in, the innermost last; empty if it does not run. Any thread."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame))
+
+
 class EngineHost(Generic[W, C]):
     """One engine behind a bounded queue.
 
@@ -78,6 +86,7 @@ class EngineHost(Generic[W, C]):
         if isinstance(engine, Attachable):
             engine.attach(self)
         self._threads: list[threading.Thread] = []
+        self._logged_stall: float | None = None
         self._start_lock = threading.Lock()
 
     # -- submission -----------------------------------------------------------------------------
@@ -194,7 +203,14 @@ class EngineHost(Generic[W, C]):
         if busy_since is None:
             return False
         last_sign_of_life = max(busy_since, self.loop.last_step_at)
-        return self._clock() - last_sign_of_life > self._settings.stall_timeout_s
+        still_s = self._clock() - last_sign_of_life
+        if still_s <= self._settings.stall_timeout_s:
+            return False
+        if self._logged_stall != last_sign_of_life:  # once each: probes ask again and again
+            self._logged_stall = last_sign_of_life
+            stack = "".join(map(stack_of, self._threads[:1]))
+            log.error("%s: no step for %.0f s; its thread is in\n%s", self.model, still_s, stack)
+        return True
 
     def _on_state(self, state: State) -> None:
         metrics.model_ready.labels(self.model).set(state is State.READY)

@@ -14,7 +14,7 @@ class AccessSettings(SettingsGroup):
     section = "access"
 
     keys_file: str = ""
-    """JSON file with the API keys' hashes, names and limits, as `python -m predictors keys` writes
+    """JSON file with the API keys' hashes, names and limits, as `predictors keys` writes
     it. Every data route then needs a key. Empty: no keys."""
     reload_s: float = bounded(5.0, least=0.05)
     """The keys file is looked at this often, in seconds, and read again where it has changed. One

@@ -210,7 +210,7 @@ def test_a_pointer_of_git_lfs_is_named_with_what_fetches_the_file(
     ("name", "said"),
     [
         ("model_index.json", "give the folder of the checkpoint, with its model_index.json or"),
-        ("flux1-dev.safetensors", "`python -m predictors convert FILE TARGET --base FOLDER`"),
+        ("flux1-dev.safetensors", "`predictors convert FILE TARGET --base FOLDER`"),
         ("flux1-dev-Q4_K_S.gguf", "GGUF is not read"),
     ],
 )

@@ -257,6 +257,12 @@ def test_get_routes_accept_a_trailing_slash(client: httpx.Client, path: str) -> 
     assert "there is no route" in twice.text
 
 
+def test_a_route_that_is_not_there_names_the_one_that_was_meant(client: httpx.Client) -> None:
+    reply = client.get("/healthz")
+    assert reply.status_code == 404
+    assert reply.json() == {"error": "there is no route '/healthz'; did you mean /v2/health/live?"}
+
+
 @pytest.mark.parametrize(
     "path", [INFER, "/v1/chat/completions", "/v2/repository/models/echo/unload", "/v2"]
 )

@@ -309,7 +309,9 @@ def test_only_an_unexpected_error_of_the_start_is_logged_with_a_traceback(
         assert len([record for record in caplog.records if record.exc_info]) == traces
 
 
-def test_a_step_that_takes_too_long_is_a_stall(make_host: MakeHost) -> None:
+def test_a_step_that_takes_too_long_is_a_stall(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, clock=clock, stall_timeout_s=120.0)
@@ -319,6 +321,9 @@ def test_a_step_that_takes_too_long_is_a_stall(make_host: MakeHost) -> None:
     clock.advance(0.1)
     assert not host.is_alive
     assert not host.is_ready
+    [said] = [line for line in caplog.messages if "no step for" in line]  # once for each stall
+    assert said.startswith(f"{host.model}: no step for 120 s; its thread is in\n")
+    assert "in step" in said  # the engine's
     engine.take_steps(1)  # it was only slow
     engine.wait_in_step()
     assert host.is_alive

@@ -31,7 +31,7 @@ INDEX, CONFIG = "model_index.json", "config.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 CACHE = "models--"
 """Beginning of the name of a model's folder in the cache of Hugging Face's hub."""
-CONVERT = "for FLUX, `python -m predictors convert FILE TARGET --base FOLDER` makes a folder of it"
+CONVERT = "for FLUX, `predictors convert FILE TARGET --base FOLDER` makes a folder of it"
 SINGLE_FILES = (".safetensors", ".sft")
 PARTS = {
     "FluxTransformer2DModel": "transformer",

@@ -98,7 +98,7 @@ NATIVE_GROUP: Mapping[str, Mapping[str, Any]] = {
     "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
     "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
 }
-QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
+QUANTISE = "for fp8 run `predictors quantize` on the unquantised folder"
 
 
 def part_folders(folder: Path, replaced: Mapping[str, Path]) -> dict[str, Path]:

@@ -155,7 +155,7 @@ def check_addresses(settings: Settings) -> bool:
     if not access.open:
         raise InvalidSetting(
             f"HOST is {own.host!r}, where others can reach the server, and there are no API keys; "
-            "make some with `python -m predictors keys add NAME --file FILE` and set "
+            "make some with `predictors keys add NAME --file FILE` and set "
             "PREDICTORS_ACCESS_KEYS_FILE=FILE, or set PREDICTORS_ACCESS_OPEN=true if the network "
             "or a gateway keeps others out, or HOST=127.0.0.1"
         )

@@ -38,7 +38,7 @@ from predictors.protocol.http.exchange import CALL_KEY, STATUS_KEY, Scope
 from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.http.responses import JSON_TYPE, Response, Send, send_response
 from predictors.protocol.http.tls import TlsListener
-from predictors.protocol.http.unoffered import reason_of
+from predictors.protocol.http.unoffered import meant_route, reason_of
 from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
 
@@ -172,7 +172,9 @@ class RestApp:
             scope["path"] = path[:-1]
             await self._router(scope, receive, send)
         else:
-            raise NotFound(f"there is no route {path[:_SHOWN_PATH]!r}{reason_of(path)}")
+            served = {route.path for route in self._router.routes if isinstance(route, Route)}
+            hint = reason_of(path) or meant_route(path, served)
+            raise NotFound(f"there is no route {path[:_SHOWN_PATH]!r}{hint}")
 
     def _log(self, scope: Scope, call: Call, seconds: float) -> None:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded

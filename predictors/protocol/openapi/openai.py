@@ -131,7 +131,7 @@ def openai_paths(
     """The routes that serve these models, whose names in identifiers are `made`. Adds the schemas
     of their bodies to `schemas`."""
     models = list(dict.fromkeys(names.values()))
-    paths = _openai_listing(names) | _kept_responses()
+    paths: Json = {}  # in the order of the page: what answers comes first
     for path, route in _ROUTES.items():
         served = [model for model in models if isinstance(model, route.kind)]
         if not served:
@@ -153,6 +153,7 @@ def openai_paths(
             schemas["EditsForm"] = _form_schema(fields, route.required)
             post["requestBody"]["content"][FORM_MEDIA] = {"schema": schema_ref("EditsForm")}
         paths[path] = {"post": post}
+    paths |= _openai_listing(names) | _kept_responses()
     for path, item in paths.items():
         item["servers"] = _servers(path)
     return paths

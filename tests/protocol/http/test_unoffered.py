@@ -1,10 +1,10 @@
-"""The reasons why routes of OpenAI's API are not there."""
+"""The hints beside a route that is not there."""
 
 from __future__ import annotations
 
 import pytest
 
-from predictors.protocol.http.unoffered import REASONS, reason_of
+from predictors.protocol.http.unoffered import MOST_CHARACTERS, REASONS, meant_route, reason_of
 
 
 @pytest.mark.parametrize("name", REASONS)
@@ -16,3 +16,29 @@ def test_a_route_that_clients_look_for_has_its_reason(name: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/files", "/v2/files", "/v1/filesystem"])
 def test_any_other_path_has_none(path: str) -> None:
     assert reason_of(path) == ""
+
+
+SERVED = ("/v1/chat/completions", "/v1/images/generations", "/v2/health/ready", "/docs", "/metrics")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/images/generation", "/v1/images/generations"),
+        ("/v1/metrics", "/metrics"),
+        ("/readyz", "/v2/health/ready"),
+        ("/redoc", "/docs"),
+    ],
+)
+def test_the_route_that_a_client_came_near_to_is_named(path: str, meant: str) -> None:
+    assert meant_route(path, SERVED) == f"; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "", "//", "/predict", "/livez", "/chat", "/v1" * MOST_CHARACTERS + SERVED[0]]
+)
+def test_no_route_is_guessed_for_any_other_path(path: str) -> None:
+    assert meant_route(path, SERVED) == ""
