@@ -112,7 +112,8 @@ def warm(arguments: argparse.Namespace) -> int:
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
         raise InvalidSetting(
-            "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
+            "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, has no room, or may "
+            "be written by anybody: the warning before this says which"
         )
     models = [make(name, path, settings) for name, path in named]
     logs.redirect_library_handlers()

@@ -15,6 +15,7 @@ from typing import IO
 from predictors import __version__
 from predictors.cli import client_flags
 from predictors.cli.activator_flags import activator_flags
+from predictors.cli.outcomes import DISK_FULL
 from predictors.errors import InvalidRequest
 
 Verb = Callable[[argparse.Namespace], int]
@@ -80,7 +81,8 @@ def read_size(text: str) -> int:
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` if the block ends without an exception.
 
-    Creates the folders. Raises `InvalidRequest` before the block if `path` can't be written.
+    Creates the folders. Raises `InvalidRequest` before the block if `path` can't be written, and
+    after it if the disk was too small.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -94,6 +96,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         with file:
             yield file
         part.replace(path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise InvalidRequest(f"{str(path)!r} can't be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 

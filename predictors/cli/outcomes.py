@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from predictors.observe import logs
 log = logging.getLogger("predictors")
 
 DONE, FAILED, REFUSED, NO_ROOM, NO_SERVER = 0, 1, 2, 3, 4
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors of a disk without room, and of a quota."""
 ENGINE_DIED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 EXIT_CODES: Mapping[int, str] = {
     DONE: "done, and all is well",
@@ -50,11 +53,25 @@ def run_verb(arguments: argparse.Namespace) -> int:
     except VerbFailed as failure:
         return report_failure(failure, arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails, too
+        _drop_stdout()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # the report itself went to the full disk
+            _drop_stdout()
+        words = os.strerror(error.errno or 0)
+        return report_failure(VerbFailed(f"a file can't be written: {words}", REFUSED), arguments)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
+
+
+def _drop_stdout() -> None:
+    """Let what is left of the output go nowhere: its flush at the end would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_failure(failure: VerbFailed, arguments: argparse.Namespace) -> int:

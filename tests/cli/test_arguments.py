@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert read_file(tmp_path / "x") == b"1"
     with pytest.raises(InvalidRequest, match=r"'/.*/y' can't be read: No such file"):
         read_file(tmp_path / "y")
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+    def fill_the_disk() -> None:
+        with new_file(tmp_path / "x.png") as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InvalidRequest, match=r"x.png' can't be written: No space left on device"):
+        fill_the_disk()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+def test_a_report_that_finds_no_room_ends_with_a_sentence() -> None:
+    command = [sys.executable, "-m", "predictors", "completion", "bash"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr == "error: a file can't be written: No space left on device\n"
 
 
 def test_a_new_file_exists_only_after_success(tmp_path: Path) -> None:

@@ -1,21 +1,62 @@
-"""Writes a safetensors file tensor by tensor: never more than one of them is in memory, however
-large the file becomes.
+"""Writes checkpoint folders, which are complete or not there, and safetensors files tensor by
+tensor: never more than one of them is in memory, however large the file becomes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from predictors.compute.checkpoint.headers import Header
 from predictors.compute.checkpoint.shards import DTYPES
+from predictors.errors import EngineFailed, InvalidRequest
 
 ALIGNMENT = 8  # of the first tensor, as the format's own library writes it
+ERROR_NUMBER = re.compile(r"(?:Errno|os error) ([0-9]{1,4})\b")
+"""In the messages of `OSError`, of `shutil.Error`, which has one for each file, and of Rust."""
+
+
+def check_new(target: Path) -> None:
+    """Raise `InvalidRequest` if `new_folder` can't make the folder `target`."""
+    if target.exists():
+        raise InvalidRequest(f"{target.name} exists already; nothing was written")
+    growing = _growing(target)
+    if growing.exists():
+        raise InvalidRequest(f"{growing.name} is left of an earlier run; remove it first")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A path beside `target` for a folder, which becomes `target` if the block ends without an
+    exception, and is removed otherwise.
+
+    Raises as `check_new`, and `EngineFailed` with the system's reason if it can't be written.
+    """
+    check_new(target)
+    growing = _growing(target)
+    try:
+        yield growing
+        growing.rename(target)
+    except (OSError, SafetensorError) as error:
+        found = ERROR_NUMBER.search(str(error))
+        reason = os.strerror(int(found[1])) if found else "the system does not say why"
+        raise EngineFailed(f"{target.name} can't be written: {reason}") from error
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+
+
+def _growing(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def write_tensors(

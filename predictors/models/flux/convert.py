@@ -23,7 +23,7 @@ from predictors.compute.checkpoint.integrity import MANIFEST
 from predictors.compute.checkpoint.quantised.config import KEYS
 from predictors.compute.checkpoint.quantised.dequantise import dequantised
 from predictors.compute.checkpoint.summary import CardFacts
-from predictors.compute.checkpoint.writing import write_tensors
+from predictors.compute.checkpoint.writing import check_new, new_folder, write_tensors
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.flux.folder import WEIGHTED_PARTS, check_folder
 from predictors.models.flux.single_file import SingleFile, StoredPart, read_single_file
@@ -80,26 +80,17 @@ def convert_checkpoint(
     Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint that is served,
     and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
     """
-    if target.exists():
-        raise InvalidRequest(f"{target.name} exists already; nothing was written")
+    check_new(target)
     file = read_single_file(source)
     config = _transformer_config(file, base)
     _check_parts(file, config, base, variant)
-    growing = target.with_name(f"{target.name}.part")
-    if growing.exists():
-        raise InvalidRequest(f"{growing.name} is left of an earlier run; remove it first")
-    try:
+    with new_folder(target) as growing:
         _copy(base, growing, file)
         text = json.dumps(config, indent=2)
         (growing / "transformer" / "config.json").write_text(text, encoding="utf-8")
         written = [_write_part(file, part, growing / part) for part in file.parts]
         settings = Settings(compute=ComputeSettings(weights_variant=variant))
         summarise(growing, settings, CardFacts())  # raises as the start would
-        growing.rename(target)
-    except OSError as error:
-        raise EngineFailed(f"{target.name} can't be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
     copied = [part for part in WEIGHTED_PARTS if part not in file.parts]
     return [*written, *(ConvertedPart(part, base.name, is_copied=True) for part in copied)]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from predictors.compute.checkpoint.integrity import HUB_RECORDS, MANIFEST
 from predictors.compute.checkpoint.quantised.source import PlainTensors
+from predictors.compute.checkpoint.writing import check_new, new_folder
 from predictors.compute.kernels.fp8 import Fp8Linear, quantize_rows
 from predictors.errors import InvalidRequest
 from predictors.models.flux.config import read_checkpoint
@@ -47,10 +48,10 @@ def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
     the wanted one of the weights files.
 
     Returns the bytes of the new weights, which are all held in memory. Raises `InvalidRequest` if
-    `target` exists or `source` is quantised, `EngineFailed` for broken weights.
+    `target` exists or `source` is quantised, `EngineFailed` for broken weights and for a disk
+    without room. `target` is complete or not there.
     """
-    if target.exists():
-        raise InvalidRequest(f"{target.name} exists already; nothing was written")
+    check_new(target)
     config, _ = read_checkpoint(source, variant=variant)
     if config.is_quantized:
         raise InvalidRequest(f"{source.name} is quantised already")
@@ -70,15 +71,16 @@ def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
     weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.*", "*.bin")
     # digests of the source are none of the copy
     others = [e for e in source.iterdir() if e.name not in (PART, MANIFEST, HUB_RECORDS.parts[0])]
-    (target / PART).mkdir(parents=True)
-    shutil.copytree(source / PART, target / PART, ignore=weights, dirs_exist_ok=True)
-    for entry in others:
-        copy = shutil.copytree if entry.is_dir() else shutil.copy2
-        copy(entry, target / entry.name)
-    stored_config = json.loads((source / PART / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps(stored_config | {"quantization_config": CONFIG}, indent=2)
-    (target / PART / "config.json").write_text(text, encoding="utf-8")
-    save_file(tensors, target / PART / WEIGHTS)
+    with new_folder(target) as growing:
+        (growing / PART).mkdir(parents=True)
+        shutil.copytree(source / PART, growing / PART, ignore=weights, dirs_exist_ok=True)
+        for entry in others:
+            copy = shutil.copytree if entry.is_dir() else shutil.copy2
+            copy(entry, growing / entry.name)
+        stored_config = json.loads((source / PART / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(stored_config | {"quantization_config": CONFIG}, indent=2)
+        (growing / PART / "config.json").write_text(text, encoding="utf-8")
+        save_file(tensors, growing / PART / WEIGHTS)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

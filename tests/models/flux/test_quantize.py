@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from predictors.__main__ import main
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, InvalidRequest
+from predictors.models.flux import quantize
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.quantize import quantize_checkpoint
 from predictors.settings import InvalidSetting
@@ -60,6 +62,18 @@ def test_another_scheme_is_refused_by_name(narrow_checkpoint: Path, tmp_path: Pa
     change = nested("transformer/config.json", "quantization_config", quant_method="torchao")
     with pytest.raises(EngineFailed, match="torchao"):
         read_checkpoint(variant(narrow_checkpoint, tmp_path / "copy", change))
+
+
+def test_a_full_disk_is_named_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(quantize, "save_file", full)
+    with pytest.raises(EngineFailed, match="narrow can't be written: No space left on device"):
+        quantize_checkpoint(CHECKPOINT, tmp_path / "narrow")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten_and_nothing_quantised_twice(
