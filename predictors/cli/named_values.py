@@ -26,7 +26,7 @@ def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path
 
 
 def _named(raw: str, option: str) -> str:
-    """What to write instead, for a path without a name."""
+    """The end of the message for a path without a name, with what to write; or empty."""
     path = Path(raw)
     is_path = "=" not in raw and path.name and (path.exists() or len(path.parts) > 1)
     return f"; for example {option} {path.name}={raw}" if is_path else ""

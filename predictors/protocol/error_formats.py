@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from predictors.protocol.faults import Fault
 from predictors.protocol.names import V1_ACTIONS
 
-OPENAI_PREFIXES = ("/v1/", "/openai/", "/tokenize", "/detokenize")
+OPENAI_PREFIXES = (
+    "/v1/", "/openai/", "/tokenize", "/detokenize",
+    "/chat/", "/completions", "/responses", "/images/", "/embeddings",  # a base without /v1
+)  # fmt: skip
 ANTHROPIC_PATH = "/v1/messages"
 
 

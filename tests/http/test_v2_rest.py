@@ -263,6 +263,12 @@ def test_a_route_that_is_not_there_names_the_one_that_was_meant(client: httpx.Cl
     assert reply.json() == {"error": "there is no route '/healthz'; did you mean /v2/health/live?"}
 
 
+def test_openais_client_shows_the_message_where_its_base_lacks_v1(client: httpx.Client) -> None:
+    reply = client.post("/chat/completions", json={})
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"].startswith("there is no route '/chat/completions'")
+
+
 @pytest.mark.parametrize(
     "path", [INFER, "/v1/chat/completions", "/v2/repository/models/echo/unload", "/v2"]
 )
