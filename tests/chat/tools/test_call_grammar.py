@@ -180,10 +180,11 @@ def test_a_definition_cannot_leave_its_place_in_the_grammar(grammars: Grammars, 
 
 
 def test_a_schema_out_of_bounds_is_refused_by_its_field() -> None:
-    large = FunctionTool("f", parameters=json.dumps({"enum": ["x" * 10] * 20_000}))
+    schema = json.dumps({"enum": ["x" * 10] * 20_000})
+    large = FunctionTool("f", parameters=schema, where="tools[1].input_schema")
     with pytest.raises(TooLarge) as refusal:
         tools_format(OfferedTools((COUNT, large), required=True), None, tags_are_tokens=True)
-    assert refusal.value.param == "tools[1].function.parameters"
+    assert refusal.value.param == "tools[1].input_schema"
     made = tools_format(OfferedTools((COUNT, large)), None, tags_are_tokens=True)
     assert made.kind == TOOLS  # its schema is not needed
 
