@@ -97,7 +97,7 @@ class PromptTooLong(InvalidRequest):
             return cls(f"{limit} {asked}. {advice}.", param="messages")
         total, of_answer = int(prompt) + answer, f"{answer} in the completion"
         asked = f"you requested {total} tokens ({prompt} in the messages{share}, {of_answer})"
-        advice = "Please reduce the length of the messages or max_tokens"
+        advice = "Please reduce the length of the messages or completion"
         return cls(f"{limit} {asked}. {advice}.", param="max_tokens")
 
 

@@ -240,7 +240,7 @@ class ChatCodec:
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
-                f"messages hold {count} pictures; at most {self.max_images} are taken",
+                f"the conversation holds {count} pictures; at most {self.max_images} are taken",
                 param="messages",
             )
         films = [part for m in messages for part in m.parts if isinstance(part, Film)]
@@ -248,7 +248,7 @@ class ChatCodec:
             raise InvalidRequest(f"films are not taken: {self.no_films}", param=films[0].where)
         if len(films) > self.max_films:
             raise TooLarge(
-                f"messages hold {len(films)} films; at most {self.max_films} are taken",
+                f"the conversation holds {len(films)} films; at most {self.max_films} are taken",
                 param="messages",
             )
         return messages

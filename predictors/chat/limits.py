@@ -296,5 +296,5 @@ def check_controls(controls: Controls, vocab: int, max_tokens: int) -> None:
             problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
             raise InvalidRequest(problem, param=name)
     if controls.min_tokens > max_tokens:
-        problem = f"min_tokens {controls.min_tokens} is above the {max_tokens} of max_tokens"
+        problem = f"min_tokens {controls.min_tokens} is above the answer's {max_tokens} tokens"
         raise InvalidRequest(f"{problem}; lower it", param="min_tokens")

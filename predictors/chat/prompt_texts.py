@@ -55,11 +55,11 @@ class PromptTexts:
         return written.split(self._break)
 
     def plain_pieces(self, text: str) -> list[str]:
-        """A caller's text alone, in such pieces."""
+        """A caller's text alone, in such pieces. Raises `InvalidRequest`."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest("the text holds half a surrogate pair") from error
+            raise InvalidRequest("prompt holds half a surrogate pair", param="prompt") from error
         return self._plain(text).split(self._break)
 
     def _plain(self, text: str) -> str:

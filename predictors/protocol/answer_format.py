@@ -7,7 +7,7 @@ it is compiled, by the model that answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,13 +35,15 @@ class AnswerFormat:
     """A format: `kind` is one of this module's constants, `text` the canonical JSON
     of a schema or of a list of choices, or a pattern or grammar as it was sent.
 
-    Two that compare equal compile to one grammar: `where`, the field of the request that errors
-    name, is left out.
+    Two that compare equal compile to one grammar: `where` and `fields`, the fields of the request
+    that errors name, are left out.
     """
 
     kind: str
     text: str = field(repr=False)
     where: str = field(default="response_format", compare=False)
+    fields: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Of the kind `TOOLS`: the field of each schema, by its rule in `text`."""
 
 
 def schema_format(where: str, schema: Any) -> AnswerFormat:

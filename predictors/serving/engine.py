@@ -90,3 +90,8 @@ class Describes(Protocol):
         values, never includes a caller's input. The engine runs on meanwhile: each value is
         correct, but two of them may be from before and after the same step.
         """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's out-of-memory error. Compares names: the core does not import torch."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

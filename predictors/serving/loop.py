@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, OutOfMemory, ServingError, StepFailed
 from predictors.serving.calls import EngineCalls
-from predictors.serving.engine import Engine, StickyDeviceError
+from predictors.serving.engine import Engine, StickyDeviceError, is_out_of_memory
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, StartProgress, State
@@ -125,7 +125,7 @@ class EngineLoop(Generic[W, C]):
             began = self._clock()
             if self._lifecycle.state is State.READY and (is_idle or began >= due_at):
                 self.last_step_at = began  # a shape counts as a step
-                plan.warm_next()
+                plan.warm_next(is_idle=is_idle)
                 ended = self._clock()
                 due_at = ended + max(LEAST_BUSY_S, BUSY_TIMES * (ended - began))
             elif is_idle:
@@ -325,8 +325,3 @@ class EngineLoop(Generic[W, C]):
             _, failed = try_call(on_failed, EngineFailed(self.failure))
             if failed is not None:
                 log.error("%s: on_failed raised", self._model, exc_info=failed)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's out-of-memory error. Compares names: the core does not import torch."""
-    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

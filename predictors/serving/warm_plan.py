@@ -1,7 +1,8 @@
 """The promised shapes that an engine warms after it is ready, and their order.
 
 A shape is warmed between two steps: the first of the plan when the engine has time, and before all
-others the one that a request needs. What fails is refused from then on; the rest goes on.
+others the one that a request needs. What fails is refused from then on; the rest goes on. What ran
+out of memory is tried once more when nothing runs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Protocol, runtime_checkable
 
 from predictors import metrics
 from predictors.errors import ShapeNotWarm
-from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.engine import Progress, StickyDeviceError, is_out_of_memory
 
 log = logging.getLogger(__name__)
+_PUT_OFF = "put_off"
+_SAID = {"failed": "failed", _PUT_OFF: "ran out of memory, and is tried once more"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,7 @@ class WarmPlan:
         called after each, also after one that failed; `on_over` before that of the last."""
         self._model = model
         self._open = list(shapes)
+        self._put_off: list[PlannedShape] = []  # ran out of memory once
         self._progress = progress
         self._on_over = on_over
         self._total = num_warm + len(shapes)
@@ -56,25 +60,35 @@ class WarmPlan:
         self._failures: list[str] = []
         self._lock = threading.Lock()
         self._left = metrics.planned_warm_ups_left.labels(model)
-        self._left.set(len(self._open))
+        self._left.set(self._num_left)
 
     # -- any thread ------------------------------------------------------------------------------
     @property
     def is_over(self) -> bool:
         """Each shape is warm or has failed."""
-        return not self._open
+        return not self._num_left
 
     @property
     def counts(self) -> tuple[int, int]:
         """Shapes that are warm or have failed, and all."""
-        return self._total - len(self._open), self._total
+        return self._total - self._num_left, self._total
+
+    @property
+    def _num_left(self) -> int:
+        return len(self._open) + len(self._put_off)
 
     def check(self, needs: Collection[Hashable]) -> None:
         """Raise `ShapeNotWarm` if the warm-up of one of `needs` has failed."""
-        if not self._failures:
+        if not self._failed:
             return
         with self._lock:
             name = next((self._failed[need] for need in needs if need in self._failed), None)
+            is_put_off = any(shape.name == name for shape in self._put_off)
+        if is_put_off:
+            raise ShapeNotWarm(
+                f"{self._model} does not serve {name} now: its warm-up ran out of memory, and is "
+                "tried once more when no request runs; ask for another size or tier"
+            )
         if name is not None:
             raise ShapeNotWarm(
                 f"{self._model} does not serve {name} until it is started again: its warm-up "
@@ -84,7 +98,7 @@ class WarmPlan:
     def describe(self) -> dict[str, object]:
         """Progress, and the names of shapes that wait and that failed, as JSON values."""
         done, total = self.counts
-        waiting = [shape.name for shape in list(self._open)]
+        waiting = [shape.name for shape in [*self._open, *self._put_off]]
         return {
             "done": done,
             "total": total,
@@ -93,10 +107,13 @@ class WarmPlan:
         }
 
     # -- engine thread ---------------------------------------------------------------------------
-    def warm_next(self) -> None:
-        """Warm the next shape, if one is left. Raises `StickyDeviceError`."""
+    def warm_next(self, *, is_idle: bool) -> None:
+        """Warm the next shape, if one is left; one that ran out of memory only if nothing runs
+        (`is_idle`). Raises `StickyDeviceError`."""
         if self._open:
             self._warm(self._open[0])
+        elif is_idle and self._put_off:
+            self._warm(self._put_off[0])
 
     def warm_for(self, needs: Collection[Hashable]) -> None:
         """Warm, before all others, what is not warm yet of `needs`. Raises `ShapeNotWarm` for what
@@ -120,26 +137,36 @@ class WarmPlan:
         except Exception as error:
             # the frames hold the engine's tensors
             traceback.clear_frames(error.__traceback__)
-            message = "%s: the warm-up of %s failed; requests that need it are refused"
-            log.exception(message, self._model, name, extra={"model": self._model})
-            name, outcome = f"{name} (failed)", "failed"
+            outcome = "failed"
+            if is_out_of_memory(error) and shape not in self._put_off:
+                outcome = _PUT_OFF
+            message = "%s: the warm-up of %s %s; requests that need it are refused"
+            given = (self._model, name, _SAID[outcome])
+            log.exception(message, *given, extra={"model": self._model})
+            name = f"{name} ({_SAID[outcome]})"
         self._note(shape, outcome)
         if self.is_over:
             self._on_over()
-        metrics.planned_warm_ups_total.labels(self._model, outcome).inc()
-        self._left.set(len(self._open))
+        if outcome != _PUT_OFF:
+            metrics.planned_warm_ups_total.labels(self._model, outcome).inc()
+        self._left.set(self._num_left)
         self._progress(name, *self.counts)
 
     def _note(self, shape: PlannedShape, outcome: str) -> None:
-        """Take it off the plan. Another shape may provide the same as one that failed."""
+        """Take it off the plan, or to its end. Another shape may provide the same as one that
+        failed."""
+        held = self._open if shape in self._open else self._put_off
         with self._lock:
-            self._open.remove(shape)
             if outcome == "ok":
                 for need in shape.provides:
                     self._failed.pop(need, None)
             else:
-                self._failures.append(shape.name)
                 self._failed |= dict.fromkeys(shape.provides, shape.name)
+            if outcome == "failed":
+                self._failures.append(shape.name)
+            elif outcome == _PUT_OFF:  # before it leaves the others: the plan is not over meanwhile
+                self._put_off.append(shape)
+            held.remove(shape)
 
 
 @runtime_checkable

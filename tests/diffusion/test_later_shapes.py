@@ -54,7 +54,7 @@ def finish(driver: EngineDriver) -> list[str]:
     while not plan.is_over:
         waiting: Any = plan.describe()["waiting"]
         names.append(waiting[0])
-        plan.warm_next()
+        plan.warm_next(is_idle=True)
     return names
 
 

@@ -398,7 +398,7 @@ async def test_a_prompt_that_does_not_fit_has_openais_code_and_both_numbers() ->
     assert wire.error["message"] == (
         "This model's maximum context length is 4096 tokens. However, you requested 5512 tokens "
         "(5000 in the messages, 512 in the completion). Please reduce the length of the messages "
-        "or max_tokens. (context_length_exceeded)"
+        "or completion. (context_length_exceeded)"
     )
 
 

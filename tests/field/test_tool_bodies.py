@@ -119,7 +119,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "tools[0].function.parameters.type", "'object'",
     ),
     ({"tools": [tool(returns={})]}, "tools[0].function.returns", "unknown field"),
-    ({"tools": [tool(), tool()]}, "tools", "tools[1]: another tool"),
+    ({"tools": [tool(), tool()]}, "tools[1]", "another tool"),
     ({"tools": [tool(f"f{i}") for i in range(MAX_TOOLS + 1)]}, "tools", "at most 128"),
     (
         {"tools": [tool(f"f{i}", description=LONG) for i in range(3)]},
@@ -216,14 +216,14 @@ def test_calls_and_their_answers_are_read(case: int) -> None:
 
 
 WRONG: list[tuple[list[Any], str, str]] = [
-    ([answer()], "messages[1].tool_call_id", "answers no open call"),
-    ([calling(call()), answer("2")], "messages[2].tool_call_id", "answers no open call"),
+    ([answer()], "messages[1].tool_call_id", "is of no call"),
+    ([calling(call()), answer("2")], "messages[2].tool_call_id", "is of no call"),
     ([calling(call()), answer(), answer()], "messages[3].tool_call_id", "each answer once"),
-    ([calling(call())], "messages[1].tool_calls", "no answer before the end"),
-    ([calling(call()), ASK], "messages[1].tool_calls", "before messages[2]"),
-    ([calling(call()), ASK, answer()], "messages[1].tool_calls", "before messages[2]"),
-    ([calling(call(), call("2")), answer()], "messages[1].tool_calls", "'2' has no answer"),
-    ([calling(call(), call())], "messages[1].tool_calls[1].id", "another call"),
+    ([calling(call())], "messages[1].tool_calls[0].id", "no answer before the end"),
+    ([calling(call()), ASK], "messages[1].tool_calls[0].id", "before messages[2]"),
+    ([calling(call()), ASK, answer()], "messages[1].tool_calls[0].id", "before messages[2]"),
+    ([calling(call(), call("2")), answer()], "messages[1].tool_calls[1].id", "'2' has no answer"),
+    ([calling(call(), call())], "messages[1].tool_calls[1].id", "tool_calls[0].id as well"),
     ([{"role": "tool", "content": "3"}], "messages[1].tool_call_id", "required"),
     ([answer(content=None)], "messages[1].content", "required"),
     ([answer(content=[])], "messages[1].content", "no parts"),

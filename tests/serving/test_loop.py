@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from predictors.errors import OutOfMemory, StepFailed
 from predictors.serving import loop
-from predictors.serving.engine import StickyDeviceError
+from predictors.serving.engine import StickyDeviceError, is_out_of_memory
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
-from predictors.serving.loop import is_out_of_memory, try_call
+from predictors.serving.loop import try_call
 from predictors.serving.width_cap import GOOD_ROUNDS, WidthCap
 from predictors.settings import QueueSettings
 from tests.fakes import OutOfMemoryError, ScriptedEngine, Task, answer, failure, unread

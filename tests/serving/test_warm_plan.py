@@ -22,6 +22,10 @@ def failing() -> None:
     raise ValueError("this shape is broken")
 
 
+class OutOfMemoryError(RuntimeError):
+    """Like torch's, which is known by its name."""
+
+
 def no_progress(shape: str, done: int, total: int) -> None:
     return
 
@@ -96,7 +100,7 @@ def test_shapes_are_warmed_in_order_and_each_once() -> None:
     made = Plan("a", "b", "c")
     assert made.plan.counts == (1, 4)
     for _ in range(5):
-        made.plan.warm_next()
+        made.plan.warm_next(is_idle=True)
     assert made.warmed == ["a", "b", "c"]
     assert made.reported == [("a", 2, 4), ("b", 3, 4), ("c", 4, 4)]
     assert (made.plan.is_over, made.ends) == (True, 1)
@@ -109,20 +113,20 @@ def test_what_a_request_needs_is_warmed_before_all_others() -> None:
     made.plan.warm_for({"never promised"})
     assert made.warmed == ["c"]
     made.plan.warm_for({"a"})
-    made.plan.warm_next()
+    made.plan.warm_next(is_idle=True)
     assert made.warmed == ["c", "a", "b"]
     assert made.plan.describe() == {"done": 4, "total": 5, "waiting": ["d"], "failed": []}
 
 
 def test_what_failed_is_refused_by_name_and_the_rest_goes_on() -> None:
     made = Plan("a", "b", broken=["a"])
-    made.plan.warm_next()
+    made.plan.warm_next(is_idle=True)
     with pytest.raises(ShapeNotWarm, match=r"^plan does not serve a until it is started again"):
         made.plan.check({"a"})
     with pytest.raises(ShapeNotWarm):
         made.plan.warm_for({"a"})
     made.plan.check({"b"})
-    made.plan.warm_next()
+    made.plan.warm_next(is_idle=True)
     assert made.warmed == ["b"]
     assert made.reported == [("a (failed)", 2, 3), ("b", 3, 3)]
     assert made.plan.describe() == {"done": 3, "total": 3, "waiting": [], "failed": ["a"]}
@@ -142,8 +146,62 @@ def test_a_lost_device_is_no_failure_of_a_shape() -> None:
 
     plan = WarmPlan("plan", [PlannedShape("a", lose)], no_progress, lambda: None)
     with pytest.raises(StickyDeviceError):
-        plan.warm_next()
+        plan.warm_next(is_idle=True)
     assert plan.describe()["failed"] == []
+
+
+class Cramped:
+    """The plan of a shape that runs out of memory these times, and another one behind it."""
+
+    def __init__(self, times: int) -> None:
+        self.tries = 0
+        self.times = times
+        self.reported: list[tuple[str, int, int]] = []
+        self.ends: list[int] = []
+        shapes = [
+            PlannedShape("a", self._run, frozenset({"a"})),
+            PlannedShape("b", lambda: None, frozenset({"b"})),
+        ]
+        self.plan = WarmPlan(
+            "plan",
+            shapes,
+            lambda *what: self.reported.append(what),
+            lambda: self.ends.append(self.tries),
+        )
+
+    def _run(self) -> None:
+        self.tries += 1
+        if self.tries <= self.times:
+            raise OutOfMemoryError("no memory beside running pictures")
+
+
+def test_what_ran_out_of_memory_is_tried_once_more_when_nothing_runs() -> None:
+    made = Cramped(times=1)
+    with pytest.raises(ShapeNotWarm, match="ran out of memory, and is tried once more"):
+        made.plan.warm_for({"a"})
+    with pytest.raises(ShapeNotWarm, match=r"^plan does not serve a now"):
+        made.plan.check({"a"})
+    for is_idle in (False, False):  # "b", and nothing: the engine is busy
+        made.plan.warm_next(is_idle=is_idle)
+    with pytest.raises(ShapeNotWarm):
+        made.plan.warm_for({"a"})
+    assert (made.tries, made.plan.is_over, made.ends) == (1, False, [])
+    assert made.plan.describe() == {"done": 1, "total": 2, "waiting": ["a"], "failed": []}
+    made.plan.warm_next(is_idle=True)
+    made.plan.check({"a"})
+    assert (made.tries, made.plan.is_over, made.ends) == (2, True, [2])
+    tried = "a (ran out of memory, and is tried once more)"
+    assert made.reported == [(tried, 0, 2), ("b", 1, 2), ("a", 2, 2)]
+
+
+def test_what_runs_out_of_memory_twice_has_failed_for_good() -> None:
+    made = Cramped(times=2)
+    for _ in range(4):
+        made.plan.warm_next(is_idle=True)
+    assert (made.tries, made.plan.is_over, made.ends) == (2, True, [2])
+    assert made.plan.describe() == {"done": 2, "total": 2, "waiting": [], "failed": ["a"]}
+    with pytest.raises(ShapeNotWarm, match="until it is started again"):
+        made.plan.check({"a"})
 
 
 # -- in a host -------------------------------------------------------------------------------------
@@ -219,6 +277,39 @@ def test_a_shape_that_fails_is_refused_and_all_else_is_served(make_host: MakeHos
         submit(host, Task("a"))
     assert answer(submit(host, Task("b"))[0]) == ["b:1"]
     assert (host.is_ready, host.is_alive) == (True, True)
+
+
+def test_a_shape_that_ran_out_of_memory_beside_a_job_is_warm_once_the_job_is_done(
+    make_host: MakeHost,
+) -> None:
+    tries: list[bool] = []
+
+    def cramped(name: str) -> None:
+        tries.append(engine.busy)
+        if engine.busy:
+            raise OutOfMemoryError("no memory beside running pictures")
+
+    engine = LaterEngine("a", on_warm=cramped, gated=True)
+    host = make_host(engine, start=False)
+    engine.model = host.model
+    host.loop.prepare()
+    [running] = submit(host, Task("x", 2))
+    [cold] = submit(host, Task("a"))
+    serving = threading.Thread(target=host.loop._serve_while_warming)
+    serving.start()
+    assert isinstance(failure(cold), ShapeNotWarm)
+    engine.take_steps(2)
+    assert answer(running) == ["x:1", "x:2"]
+    serving.join(PATIENCE_S)
+    assert tries == [True, False]
+    assert engine.plan is not None
+    assert engine.plan.is_over
+    engine.plan.check({"a"})
+    counts = [
+        sample("predictors_planned_warm_ups_total", host, outcome=outcome)
+        for outcome in ("ok", "failed")
+    ]
+    assert counts == [1, 0]
 
 
 def test_a_lost_device_during_a_later_warm_up_fails_the_host(make_host: MakeHost) -> None:

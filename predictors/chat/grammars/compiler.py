@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 from weakref import WeakSet
@@ -25,7 +25,7 @@ from predictors.chat.grammars.matcher import (
 )
 from predictors.chat.grammars.patterns import check_pattern
 from predictors.chat.grammars.schemas import SPACING, grammar_schema
-from predictors.chat.tools.call_grammar import ARGUMENTS, parameters_field
+from predictors.chat.tools.call_grammar import ANSWER
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import (
@@ -100,7 +100,7 @@ class GrammarCompiler:
         self._limits = LLParserLimits(**LIMITS)
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_AT_ONCE)
-        self._pending: dict[AnswerFormat, Future[CompiledGrammar]] = {}
+        self._pending: dict[Hashable, Future[CompiledGrammar]] = {}
         self._compiled: WeakSet[CompiledGrammar] = WeakSet()
         self._cache: ByteBoundedCache[AnswerFormat, tuple[list[CompiledGrammar], int]]
         self._cache = ByteBoundedCache(cache_bytes, lambda entry: entry[1])
@@ -113,13 +113,14 @@ class GrammarCompiler:
     def compile(self, format: AnswerFormat) -> Grammar:
         """The grammar of a format, for one answer; several threads that ask for one at once compile
         it once. Raises `InvalidRequest` that names `format.where`."""
+        key = _pending_key(format)
         with self._lock:
             found = self._lendable(format)
             if found is not None:
                 return found.lend()
-            waiting = self._pending.get(format)
+            waiting = self._pending.get(key)
             if waiting is None:
-                mine = self._pending[format] = Future[CompiledGrammar]()
+                mine = self._pending[key] = Future[CompiledGrammar]()
         if waiting is not None:
             compiled = waiting.result()
             with self._lock:
@@ -128,11 +129,11 @@ class GrammarCompiler:
             compiled = self._compile_now(format)
         except BaseException as error:
             with self._lock:
-                del self._pending[format]
+                del self._pending[key]
             mine.set_exception(error)
             raise
         with self._lock:
-            del self._pending[format]
+            del self._pending[key]
             kept = [*self._open(format), compiled]
             size = GRAMMAR_BYTES + BYTES_PER_CHARACTER * len(format.text)
             self._cache.put(format, (kept, size * len(kept)))
@@ -152,7 +153,7 @@ class GrammarCompiler:
         if not kept:
             return None
         least = min(kept, key=lambda each: each.num_users)
-        if least.num_users and format not in self._pending:
+        if least.num_users and _pending_key(format) not in self._pending:
             num_busy = sum(each.num_users > 0 for each in self._compiled)
             if num_busy < NUM_THREADS:
                 return None
@@ -190,6 +191,11 @@ class GrammarCompiler:
         return first if first.is_error() else start
 
 
+def _pending_key(format: AnswerFormat) -> Hashable:
+    """Formats that share a refusal too: it names their fields."""
+    return format, format.where, tuple(format.fields.items())
+
+
 def source_of(format: AnswerFormat) -> str:
     """The format in the library's notation. Raises `InvalidRequest`."""
     where, text = format.where, format.text
@@ -204,21 +210,20 @@ def source_of(format: AnswerFormat) -> str:
         return choice_source(json.loads(text))
     if format.kind == GRAMMAR:
         return grammar_source(where, text)
-    return "\n".join(map(_checked_line, text.split("\n")))
+    return "\n".join(_checked_line(line, format.fields) for line in text.split("\n"))
 
 
-def _checked_line(line: str) -> str:
-    """A line of our own grammar of tools; a schema in it is a caller's."""
-    rule, sign, text = line.partition(f" {JSON_SIGN} ")
+def _checked_line(line: str, fields: Mapping[str, str]) -> str:
+    """A line of our own grammar of tools; a schema in it is a caller's, of the field that `fields`
+    has for its rule."""
+    rule, sign, text = line.partition(f": {JSON_SIGN} ")
     if not sign:
         return line
     schema = json.loads(text)
-    if rule.startswith(ARGUMENTS):  # these have spacing of their own, an answer does not
-        field = parameters_field(int(rule.removeprefix(ARGUMENTS).rstrip(":")))
-        read = {**grammar_schema(field, schema), "x-guidance": schema["x-guidance"]}
-    else:
-        read = {"x-guidance": SPACING, **grammar_schema("response_format", schema)}
-    return f"{rule}{sign}{json.dumps(read, ensure_ascii=False)}"
+    read = grammar_schema(fields[rule], schema)
+    # arguments have spacing of their own, an answer does not
+    spacing = SPACING if rule == ANSWER else schema["x-guidance"]
+    return f"{rule}{sign}{json.dumps({**read, 'x-guidance': spacing}, ensure_ascii=False)}"
 
 
 def _json_source(schema: Mapping[str, Any]) -> str:

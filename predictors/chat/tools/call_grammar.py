@@ -23,15 +23,10 @@ ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 NO_ARGUMENTS: Final[dict[str, Any]] = {"type": "object", "additionalProperties": False}
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of Qwen's own calls. Else a model that is unsure could write white space until it is cut."""
-ARGUMENTS: Final = "arguments_"
-"""With a tool's place behind it the rule of its arguments."""
+ANSWER: Final = "answer"
+"""The rule of an answer without a call. Each tool has a rule of its arguments."""
 _WITHOUT_TAG = rf"/(?s:.*)/ & ~/(?s:.*){OPENING}(?s:.*)/"
 _BRANCHING = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "not")
-
-
-def parameters_field(place: int) -> str:
-    """The field of a tool's schema."""
-    return f"tools[{place}].function.parameters"
 
 
 def tags_are_tokens(tokenizer: Any) -> bool:
@@ -58,12 +53,15 @@ def tools_format(
     rules += _start(offered, answer, is_spelled=not tags_are_tokens)
     places = {names.index(tool.name): tool for tool in offered.called}
     rules.append("called: " + " | ".join(f"function_{i}" for i in places))
+    fields = {} if answer is None else {ANSWER: answer.where}
     for i, tool in places.items():
-        rules.append(f"function_{i}: {_quoted(_name(tool))} {ARGUMENTS}{i}")
+        rule = f"arguments_{i}"
+        fields[rule] = tool.where
+        rules.append(f"function_{i}: {_quoted(_name(tool))} {rule}")
         is_checked = offered.required or tool.strict
-        schema = _arguments(tool, parameters_field(i)) if is_checked else ANY_OBJECT
-        rules.append(f"{ARGUMENTS}{i}: %json {_json({**schema, 'x-guidance': SPACING})}")
-    return AnswerFormat(TOOLS, "\n".join(("%llguidance {}", *rules, "")), "tools")
+        schema = _arguments(tool) if is_checked else ANY_OBJECT
+        rules.append(f"{rule}: %json {_json({**schema, 'x-guidance': SPACING})}")
+    return AnswerFormat(TOOLS, "\n".join(("%llguidance {}", *rules, "")), "tools", fields)
 
 
 _HEAD, _TAIL = '\n{"name": "', "}\n"
@@ -82,7 +80,7 @@ def _start(
     if offered.required:
         return [f"start: {calls}"]
     if answer is not None:
-        return [f"start: {calls} | answer", f"answer: %json {_answer_schema(answer)}"]
+        return [f"start: {calls} | {ANSWER}", f"{ANSWER}: %json {_answer_schema(answer)}"]
     text = [f"TEXT: {_WITHOUT_TAG}"]
     if is_spelled:  # the tag ends the text before it
         text += [f"before[lazy]: TEXT {_quoted(OPENING)}"]
@@ -109,11 +107,11 @@ def _answer_schema(answer: AnswerFormat) -> str:
     )
 
 
-def _arguments(tool: FunctionTool, where: str) -> dict[str, Any]:
+def _arguments(tool: FunctionTool) -> dict[str, Any]:
     if tool.parameters is None:
         return NO_ARGUMENTS
     schema: dict[str, Any] = json.loads(tool.parameters)
-    check_schema(where, schema)
+    check_schema(tool.where, schema)
     schema["type"] = "object"
     if "properties" in schema and not any(key in schema for key in _BRANCHING):
         schema.setdefault("additionalProperties", False)  # the function takes no others

@@ -13,7 +13,12 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.anthropic.tool_blocks import CACHE_MARK, tool_use_rule
 from predictors.protocol.images.urls import read_base64, read_data_url
 from predictors.protocol.openai.clients import PART_FIELDS
-from predictors.protocol.openai.conversation import BodyMessage, PicturePart, joined_turns
+from predictors.protocol.openai.conversation import (
+    AnswerWords,
+    BodyMessage,
+    PicturePart,
+    joined_turns,
+)
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
@@ -136,7 +141,8 @@ TOOL_RESULT: dict[str, DescribedRule] = {
 
 @object_of(TOOL_RESULT, "type", "tool_use_id")
 def _result_rule(name: str, read: dict[str, Any]) -> BodyMessage:
-    return BodyMessage("tool", read.get("content") or ("",), (), read["tool_use_id"])
+    parts = read.get("content") or ("",)
+    return BodyMessage("tool", parts, (), read["tool_use_id"], where=name)
 
 
 # -- messages --------------------------------------------------------------------------------------
@@ -167,28 +173,26 @@ def _user(name: str, blocks: list[tuple[str, str, Any]]) -> list[BodyMessage]:
             raise unsupported(f"{path}.type", kind, why)
     if not results and not parts:
         raise InvalidRequest(f"{name} has no blocks", param=name)
-    return [*results, *([BodyMessage("user", tuple(parts))] if parts else [])]
+    return [*results, *([BodyMessage("user", tuple(parts), where=name)] if parts else [])]
 
 
 def _assistant(name: str, blocks: list[tuple[str, str, Any]]) -> list[BodyMessage]:
     """A message for each block; none for thoughts."""
     found: list[BodyMessage] = []
-    ids: set[str] = set()
+    num_calls = 0
     for path, kind, block in blocks:
         if kind == "text":
-            found.append(BodyMessage("assistant", (_text_rule.check(path, block),)))
+            parts = (_text_rule.check(path, block),)
+            found.append(BodyMessage("assistant", parts, where=path))
         elif kind == "tool_use":
-            call = tool_use_rule.check(path, block)
-            if call.id in ids:
-                message = f"{path}.id: another call has the id {call.id[:40]!a} as well"
-                raise InvalidRequest(message, param=f"{path}.id")
-            ids.add(call.id)
-            found.append(BodyMessage("assistant", (), (call,)))
+            calls = (tool_use_rule.check(path, block),)
+            found.append(BodyMessage("assistant", (), calls, where=path))
+            num_calls += 1
         elif kind not in THINKING:
             why = "an assistant's blocks are text and tool_use"
             raise unsupported(f"{path}.type", kind, why)
-    if len(ids) > MAX_CALLS:
-        message = f"{name} has {len(ids)} calls; at most {MAX_CALLS} are taken"
+    if num_calls > MAX_CALLS:
+        message = f"{name} has {num_calls} calls; at most {MAX_CALLS} are taken"
         raise InvalidRequest(message, param=name)
     return found
 
@@ -204,7 +208,7 @@ def _message(name: str, read: dict[str, Any]) -> list[BodyMessage]:
     role, content, path = read["role"], read["content"], f"{name}.content"
     found = _BLOCKS.check(path, content)
     if isinstance(content, str):
-        return [BodyMessage(role, tuple(found))]
+        return [BodyMessage(role, tuple(found), where=name)]
     return _user(path, found) if role == "user" else _assistant(path, found)
 
 
@@ -217,7 +221,7 @@ def messages_of_blocks(name: str, value: Any) -> tuple[BodyMessage, ...]:
     found = _MESSAGE_LIST.check(name, value)
     return joined_turns(
         name,
-        ((i, message) for i, messages in enumerate(found) for message in messages),
+        (message for messages in found for message in messages),
         joins_texts=True,
-        called="tool_use and tool_result blocks",
+        words=AnswerWords("a tool_result block", "tool_use_id"),
     )

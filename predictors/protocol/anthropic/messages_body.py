@@ -39,6 +39,14 @@ from predictors.protocol.openai.objects import field_value, object_of
 from predictors.protocol.openai.pixel_fields import PIXEL_FIELDS
 from predictors.protocol.openai.tokens_body import TokenizeBody
 
+SPELT = {
+    "continue_final_message": "messages",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+"""Fields of a chat as this route calls them."""
+
 
 class MessagesBody(BodyOfChat):
     """A checked body of `POST /v1/messages`."""

@@ -7,16 +7,15 @@ event of a stream that has begun.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 from starlette.routing import Route
 
 from predictors.protocol.anthropic.messages_body import (
+    SPELT,
     MessagesBody,
     decode_count_body,
     decode_messages_body,
 )
-from predictors.protocol.anthropic.tool_blocks import with_own_field
 from predictors.protocol.call import Call
 from predictors.protocol.error_formats import ANTHROPIC_ERRORS
 from predictors.protocol.faults import Fault
@@ -30,14 +29,8 @@ from predictors.protocol.registry import Registry
 from predictors.protocol.serves import ServesTokens
 
 
-def anthropic_fault(fault: Fault) -> bytes:
-    """The body of a failure, with a tool's schema called as it is in the request."""
-    param = None if fault.param is None else with_own_field(fault.param)
-    return replace(fault, message=with_own_field(fault.message), param=param).anthropic_body()
-
-
 def _error_event(fault: Fault) -> bytes:
-    return b"event: error\ndata: %b\n\n" % anthropic_fault(fault)
+    return b"event: error\ndata: %b\n\n" % fault.anthropic_body()
 
 
 def _as_stream(body: MessagesBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
@@ -49,7 +42,7 @@ async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> R
     return json_response({"input_tokens": counted["count"]})
 
 
-MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream)
+MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream, SPELT)
 COUNT_TOKENS = Operation(
     name="count_tokens",
     route="/messages/count_tokens",
@@ -61,4 +54,4 @@ COUNT_TOKENS = Operation(
 
 def anthropic_routes(registry: Registry) -> list[Route]:
     every, own = (MESSAGES, COUNT_TOKENS), ANTHROPIC_ERRORS.protocol
-    return post_routes(registry, every, ("/v1",), protocol=own, body_of=anthropic_fault)
+    return post_routes(registry, every, ("/v1",), protocol=own, body_of=Fault.anthropic_body)

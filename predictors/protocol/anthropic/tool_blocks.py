@@ -7,7 +7,6 @@ nothing here loads gRPC.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,6 @@ from predictors.protocol.openai.tool_fields import (
 )
 
 CACHE_MARK = PART_FIELDS["cache_control"]
-_CHATS_FIELD = re.compile(r"(tools\[[0-9]+\])\.function\.parameters")
 
 TOOL: dict[str, DescribedRule] = {
     "type": only_type("custom"),
@@ -58,15 +56,10 @@ TOOL: dict[str, DescribedRule] = {
 @object_of(TOOL, "name", "input_schema", first="type")
 def _tool(name: str, read: dict[str, Any]) -> FunctionTool:
     shared = (read["name"], read.get("description"), read["input_schema"])
-    return FunctionTool(*shared, read.get("strict", False))
+    return FunctionTool(*shared, read.get("strict", False), f"{name}.input_schema")
 
 
 anthropic_tools = list_of_tools(_tool)
-
-
-def with_own_field(message: str) -> str:
-    """A message about a tool's schema with the name that the schema has here."""
-    return _CHATS_FIELD.sub(r"\1.input_schema", message)
 
 
 # -- choice ----------------------------------------------------------------------------------------
@@ -123,4 +116,4 @@ TOOL_USE: dict[str, DescribedRule] = {
 
 @object_of(TOOL_USE, "type", "id", "name", "input")
 def tool_use_rule(name: str, read: dict[str, Any]) -> ToolCall:
-    return ToolCall(read["id"], read["name"], read["input"])
+    return ToolCall(read["id"], read["name"], read["input"], where=f"{name}.id")

@@ -172,12 +172,14 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
 
 
 # -- fields ----------------------------------------------------------------------------------------
-_STOPS = list_of(text(at_most=MAX_STOP_CHARS), at_most=MAX_STOPS, noun="strings")
+_ONE_STOP = text(at_most=MAX_STOP_CHARS)
+_STOPS = list_of(_ONE_STOP, at_most=MAX_STOPS, noun="strings")
 
 
-@described({"anyOf": [{"type": "string", "maxLength": MAX_STOP_CHARS}, _STOPS.schema]})
+@described({"anyOf": [_ONE_STOP.schema, _STOPS.schema]})
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    found = _STOPS.check(name, [value] if isinstance(value, str) else value)
+    is_one = isinstance(value, str)
+    found = [_ONE_STOP.check(name, value)] if is_one else _STOPS.check(name, value)
     if "" in found:  # it would end every answer before its first character
         raise InvalidRequest(f"{name} holds an empty string", param=name)
     return tuple(found)

@@ -6,7 +6,7 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from predictors.errors import InvalidRequest
@@ -43,34 +43,37 @@ class BodyMessage:
     """Of a tool's message: the id of the call that it answers."""
     calls_at: tuple[int, ...] = ()
     """For each call the number of parts before it; empty where all calls stand behind all parts."""
+    where: str = field(default="", compare=False)
+    """The field that held it, such as `messages[1]`."""
+
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """A route's words for the answer to a call, and the answer's field for the call's id."""
+
+    answer: str
+    id_field: str
+
+
+CHAT_ANSWERS = AnswerWords("a message of role tool", "tool_call_id")
 
 
 def joined_turns(
-    name: str, found: Iterable[tuple[int, BodyMessage]], *, joins_texts: bool, called: str
+    name: str, found: Iterable[BodyMessage], *, joins_texts: bool, words: AnswerWords
 ) -> tuple[BodyMessage, ...]:
     """The messages of a conversation. Those of an assistant that stand side by side are one turn if
     one of them has calls, with `joins_texts` in any case: texts and calls keep their order.
 
-    `found` are messages and their places in the field `name`. In each of them calls stand behind
-    all parts. `called` is the caller's word for
-    calls and their answers. Raises `InvalidRequest` as `checked_conversation`.
+    `found` are the messages of the field `name`. In each of them calls stand behind all parts.
+    Raises `InvalidRequest` as `checked_conversation`.
     """
     turns: list[list[BodyMessage]] = []
-    places: list[int] = []  # of the messages that began them
-    for i, message in found:
+    for message in found:
         if turns and _is_one_turn(turns[-1], message, joins_texts):
             turns[-1].append(message)
         else:
             turns.append([message])
-            places.append(i)
-    messages = [_one_message(turn) for turn in turns]
-    try:
-        return checked_conversation(name, messages, places)
-    except InvalidRequest as error:
-        if not messages:
-            raise
-        words = f"{error.message} (here they are {called})"
-        raise InvalidRequest(words, param=(error.param or name).rpartition(".")[0]) from error
+    return checked_conversation(name, [_one_message(turn) for turn in turns], words)
 
 
 def _is_one_turn(turn: Sequence[BodyMessage], message: BodyMessage, joins_texts: bool) -> bool:
@@ -91,55 +94,64 @@ def _one_message(turn: Sequence[BodyMessage]) -> BodyMessage:
         places += [len(parts)] * len(message.calls)
     is_usual = all(place == len(parts) for place in places)
     at = () if is_usual else tuple(places)
-    return BodyMessage(turn[0].role, tuple(parts), tuple(calls), calls_at=at)
+    first = turn[0]
+    return BodyMessage(first.role, tuple(parts), tuple(calls), calls_at=at, where=first.where)
 
 
 def checked_conversation(
-    name: str, messages: Sequence[BodyMessage], places: Sequence[int] | None = None
+    name: str, messages: Sequence[BodyMessage], words: AnswerWords
 ) -> tuple[BodyMessage, ...]:
-    """The same messages. Raises `InvalidRequest` for none, for a call without its answer and for an
-    answer without its call. `places` are those in the field `name`, where they differ."""
+    """The same messages, of the field `name`. Raises `InvalidRequest` for none, for two calls of a
+    turn with one id, for a call without its answer and for an answer without its call."""
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     for message in messages:
         if message.calls or message.call_id is not None:
-            unanswered = _OpenCalls(name)
-            for i, each in zip(places or range(len(messages)), messages, strict=True):
-                unanswered.see(i, each.calls, each.call_id)
-            unanswered.close("the end")
+            turn = _OpenCalls(words)
+            for each in messages:
+                turn.see(each)
+            turn.close(f"the end of {name}")
             break
     return tuple(messages)
 
 
 class _OpenCalls:
-    """The calls of a conversation that have no answer yet. As for OpenAI, the messages right behind
-    an assistant's calls answer them, all of them, each once."""
+    """The calls of the last turn, and those that have no answer yet. As for OpenAI, the messages
+    right behind an assistant's calls answer them, all of them, each once."""
 
-    def __init__(self, name: str) -> None:
-        """`name` is the field of the messages."""
-        self._name = name
-        self._open: dict[str, str] = {}  # id -> field of its call's message
+    def __init__(self, words: AnswerWords) -> None:
+        self._words = words
+        self._open: dict[str, ToolCall] = {}  # by id
+        self._answered: dict[str, str] = {}  # id of a call -> the answer's field for it
 
-    def see(self, i: int, calls: Collection[ToolCall], answered: str | None) -> None:
-        """Message number `i`, with its calls, or the id of the call that it answers. Raises
-        `InvalidRequest`."""
-        where = f"{self._name}[{i}]"
+    def see(self, message: BodyMessage) -> None:
+        """Raises `InvalidRequest`."""
+        answered = message.call_id
         if answered is None:
-            self.close(where)
-            self._open = {call.id: where for call in calls}
+            self.close(message.where)
+            self._answered = {}
+            for call in message.calls:
+                self._add(call)
             return
+        path, shown = f"{message.where}.{self._words.id_field}", f"{answered[:40]!a}"
+        if answered in self._answered:
+            problem = f"is answered by {self._answered[answered]} already; send each answer once"
+            raise InvalidRequest(f"{path}: the call {shown} {problem}", param=path)
         if self._open.pop(answered, None) is None:
-            raise InvalidRequest(
-                f"{where}.tool_call_id {answered[:40]!a} answers no open call of the assistant's "
-                "message before it; send that message with its tool_calls, and each answer once",
-                param=f"{where}.tool_call_id",
-            )
+            problem = "is of no call in the assistant's turn before it; send that turn with its"
+            raise InvalidRequest(f"{path} {shown} {problem} calls", param=path)
+        self._answered[answered] = path
+
+    def _add(self, call: ToolCall) -> None:
+        if call.id in self._open:
+            problem = f"is the id of {self._open[call.id].where} as well; give each its own"
+            message = f"{call.where} {call.id[:40]!a} {problem}"
+            raise InvalidRequest(message, param=call.where)
+        self._open[call.id] = call
 
     def close(self, where: str) -> None:
         """Raise `InvalidRequest` if a call has no answer before `where`."""
-        for each, message in self._open.items():
-            raise InvalidRequest(
-                f"{message}.tool_calls: the call {each[:40]!a} has no answer before {where}; "
-                "send a message of role tool with its tool_call_id",
-                param=f"{message}.tool_calls",
-            )
+        for call in self._open.values():
+            advice = f"send {self._words.answer} with its {self._words.id_field}"
+            problem = f"the call {call.id[:40]!a} has no answer before {where}; {advice}"
+            raise InvalidRequest(f"{call.where}: {problem}", param=call.where)

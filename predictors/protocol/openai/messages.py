@@ -19,6 +19,7 @@ from predictors.protocol.openai.clients import (
     merged,
 )
 from predictors.protocol.openai.conversation import (
+    CHAT_ANSWERS,
     BodyMessage,
     MessagePart,
     PicturePart,
@@ -43,7 +44,7 @@ from predictors.protocol.openai.film_fields import (
     video,
     video_url,
 )
-from predictors.protocol.openai.objects import object_of, type_schemas, unsupported
+from predictors.protocol.openai.objects import object_of, type_of, type_schemas, unsupported
 from predictors.protocol.openai.pixel_fields import DETAIL, PIXEL_FIELDS, RequestedPixels
 from predictors.protocol.openai.tool_calls import NO_OLDER_CALLS, call_id_rule, calls_rule
 
@@ -133,10 +134,8 @@ _OTHER_PARTS = ("input_audio", "audio_url", "file", "input_file", "refusal")
 
 @described({"oneOf": type_schemas(_PARTS)})
 def _part(name: str, value: Any) -> MessagePart:
-    if not isinstance(value, dict):
-        raise wrong(name, "an object with a type", value)
-    kind: Any = value.get("type")
-    if isinstance(kind, str) and kind in _OTHER_PARTS:
+    kind = type_of(name, value)
+    if kind in _OTHER_PARTS:
         raise unsupported(f"{name}.type", kind, "parts are text, image_url or video_url")
     part: MessagePart = _PARTS[_KNOWN_PART.check(f"{name}.type", kind)].check(name, value)
     return part
@@ -201,7 +200,7 @@ def message_rule(name: str, read: dict[str, Any]) -> BodyMessage:
         require(read, "tool_call_id", where=name)
     elif answered is not None:
         raise _misplaced(f"{name}.tool_call_id", "tool", role)
-    return BodyMessage(role, parts, calls, answered)
+    return BodyMessage(role, parts, calls, answered, where=name)
 
 
 def check_only_texts(name: str, parts: Sequence[MessagePart], role: str) -> None:
@@ -226,4 +225,4 @@ _MESSAGE_LIST = list_of(message_rule, at_most=MAX_MESSAGES, noun="messages")
 
 @described({**_MESSAGE_LIST.schema, "minItems": 1})
 def messages_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
-    return checked_conversation(name, _MESSAGE_LIST.check(name, value))
+    return checked_conversation(name, _MESSAGE_LIST.check(name, value), CHAT_ANSWERS)

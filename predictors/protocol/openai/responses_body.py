@@ -125,12 +125,14 @@ def _shown(body: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
 )
 def metadata_rule(name: str, value: Any) -> dict[str, str]:
     """Pairs that the answer repeats."""
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+    if not isinstance(value, dict):
         raise wrong(name, "an object of strings", value)
     if len(value) > MAX_PAIRS:
         message = f"{name} has {len(value)} pairs; at most {MAX_PAIRS} are taken"
         raise InvalidRequest(message, param=name)
     for key, each in value.items():
+        if not isinstance(each, str):
+            raise wrong(f"{name}.{key[:MAX_KEY]}", "a string", each)
         if len(key) > MAX_KEY or len(each) > MAX_VALUE:
             limits = f"keys of at most {MAX_KEY} and values of at most {MAX_VALUE} characters"
             raise InvalidRequest(f"{name} takes {limits}", param=name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from predictors.protocol.openai.clients import SENT_BACK
-from predictors.protocol.openai.conversation import BodyMessage, joined_turns
+from predictors.protocol.openai.conversation import AnswerWords, BodyMessage, joined_turns
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
@@ -76,7 +76,8 @@ CALL_ITEM: dict[str, DescribedRule] = {
 @object_of(CALL_ITEM, "call_id", "name", "arguments")
 def _call(name: str, read: dict[str, Any]) -> BodyMessage:
     arguments = arguments_rule.check(f"{name}.arguments", read["arguments"])
-    return BodyMessage("assistant", (), (ToolCall(read["call_id"], read["name"], arguments),))
+    call = ToolCall(read["call_id"], read["name"], arguments, where=f"{name}.call_id")
+    return BodyMessage("assistant", (), (call,), where=name)
 
 
 OUTPUT_ITEM: dict[str, DescribedRule] = {
@@ -92,7 +93,7 @@ OUTPUT_ITEM: dict[str, DescribedRule] = {
 def _output(name: str, read: dict[str, Any]) -> BodyMessage:
     parts = MESSAGE_FIELDS["content"].check(f"{name}.output", read["output"])
     check_only_texts(f"{name}.output", parts, "tool")
-    return BodyMessage("tool", parts, (), read["call_id"])
+    return BodyMessage("tool", parts, (), read["call_id"], where=name)
 
 
 _READERS: Mapping[str, DescribedRule] = {
@@ -139,7 +140,7 @@ def input_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
         return (BodyMessage("user", tuple(found)),)
     return joined_turns(
         name,
-        ((i, item) for i, item in enumerate(found) if item is not None),
+        (item for item in found if item is not None),
         joins_texts=False,
-        called="function_call and function_call_output items",
+        words=AnswerWords("a function_call_output item", "call_id"),
     )

@@ -37,7 +37,8 @@ _TOOL: dict[str, DescribedRule] = {"type": function_type, **FUNCTION_FIELDS}
 
 @object_of(_TOOL, "type", "name", first="type")
 def _tool(name: str, read: dict[str, Any]) -> FunctionTool:
-    return FunctionTool(**{key: each for key, each in read.items() if key != "type"})
+    own = {key: each for key, each in read.items() if key != "type"}
+    return FunctionTool(**own, where=f"{name}.parameters")
 
 
 flat_tools = list_of_tools(_tool)

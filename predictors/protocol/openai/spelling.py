@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, PromptTooLong
 
 
 @contextmanager
 def respelling(spelt: Mapping[str, str]) -> Iterator[None]:
-    """Names the field of a refusal as the caller did; `spelt` is the caller's name by ours."""
+    """Names the field of a refusal as the caller did, in its message as well; `spelt` is the
+    caller's name by ours."""
     try:
         yield
     except InvalidRequest as error:
-        if error.param is not None:
-            error.param = spelt.get(error.param, error.param)
+        if error.param is not None and error.param in spelt:
+            error.param = spelt[error.param]
+            # clients know a prompt that is too long by the beginning of its message
+            if error.param not in error.message and not isinstance(error, PromptTooLong):
+                error.message = f"{error.param}: {error.message}"
         raise
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from predictors.protocol.call import Call
 from predictors.protocol.http.responses import Response, json_response
+from predictors.protocol.openai.completions_body import SPELT
 from predictors.protocol.openai.operations import Operation
+from predictors.protocol.openai.spelling import respelling
 from predictors.protocol.openai.tokens_body import (
     DetokenizeBody,
     TokenizeBody,
@@ -22,7 +24,9 @@ INLINE_TOKENS = 4096
 
 
 async def _reply_tokens(model: ServesTokens, body: TokenizeBody, call: Call) -> Response:
-    return await _written(await model.tokenize(body, call), "tokens")
+    with respelling(SPELT if body.chat is None else {}):
+        answer = await model.tokenize(body, call)
+    return await _written(answer, "tokens")
 
 
 async def _reply_text(model: ServesTokens, body: DetokenizeBody, call: Call) -> Response:

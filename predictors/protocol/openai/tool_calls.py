@@ -6,7 +6,7 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -35,6 +35,8 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+    where: str = field(default="", compare=False)
+    """The field that held `id`, such as `messages[1].tool_calls[0].id`."""
 
 
 @described({"type": "string", "description": "The JSON text of an object, or nothing."})
@@ -87,7 +89,8 @@ _CALL: dict[str, DescribedRule] = {
 
 @object_of(_CALL, "id", "function")
 def _call(name: str, read: dict[str, Any]) -> ToolCall:
-    return ToolCall(read["id"], *read["function"])
+    called, arguments = read["function"]
+    return ToolCall(read["id"], called, arguments, f"{name}.id")
 
 
 _CALLS = list_of(_call, at_most=MAX_CALLS, noun="calls")
@@ -95,10 +98,4 @@ _CALLS = list_of(_call, at_most=MAX_CALLS, noun="calls")
 
 @described(_CALLS.schema)
 def calls_rule(name: str, value: Any) -> tuple[ToolCall, ...]:
-    calls = tuple(_CALLS.check(name, value))
-    ids = [call.id for call in calls]
-    for i, each in enumerate(ids):
-        if each in ids[:i]:
-            message = f"{name}[{i}].id: another call has the id {each[:40]!a} as well"
-            raise InvalidRequest(message, param=f"{name}[{i}].id")
-    return calls
+    return tuple(_CALLS.check(name, value))

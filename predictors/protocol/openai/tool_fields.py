@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -51,6 +51,8 @@ class FunctionTool:
     parameters: str | None = None
     strict: bool = False
     """Arguments are valid against `parameters` in every case."""
+    where: str = field(default="tools", compare=False)
+    """The field that held `parameters`, such as `tools[0].function.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ FUNCTION_FIELDS: dict[str, DescribedRule] = {
 
 @object_of(FUNCTION_FIELDS, "name")
 def _function(name: str, read: dict[str, Any]) -> FunctionTool:
-    return FunctionTool(**read)
+    return FunctionTool(**read, where=f"{name}.parameters")
 
 
 def only_type(kind: str) -> DescribedRule:
@@ -146,8 +148,9 @@ def _checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionTo
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         if tool.name in seen:
-            message = f"{name}[{i}]: another tool is called {tool.name!r} as well; rename one"
-            raise InvalidRequest(message, param=name)
+            path = f"{name}[{i}]"
+            message = f"{path}: another tool is called {tool.name!r} as well; rename one"
+            raise InvalidRequest(message, param=path)
         seen.add(tool.name)
     size = sum(len(tool.description or "") + len(tool.parameters or "") for tool in tools)
     if size > MAX_CHARS:

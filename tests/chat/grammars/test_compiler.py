@@ -87,6 +87,24 @@ def test_a_format_is_compiled_once_for_all_who_ask_at_once(
     assert count == 1
 
 
+def test_two_who_ask_at_once_are_refused_by_their_own_fields(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    now = GrammarCompiler._compile_now
+
+    def together(self: GrammarCompiler, format: object) -> object:
+        both.wait(60)
+        return now(self, format)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GrammarCompiler, "_compile_now", together)
+    wheres = ("guided_regex", "regex")
+    with ThreadPoolExecutor(2) as pool:
+        refused = [pool.submit(compiler.compile, regex_format(each, "(?=y)")) for each in wheres]
+        errors = [each.exception() for each in refused]
+    assert [isinstance(error, InvalidRequest) and error.param for error in errors] == [*wheres]
+
+
 def test_a_format_that_fails_is_not_kept(compiler: GrammarCompiler) -> None:
     for where in ("first", "second"):
         with pytest.raises(InvalidRequest) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from predictors.chat.grammars.compiler import GrammarCompiler
+from predictors.chat.grammars.compiler import GrammarCompiler, source_of
 from predictors.chat.grammars.matcher import Matcher
 from predictors.chat.tools.call_grammar import tags_are_tokens, tools_format
 from predictors.chat.tools.tag_reader import TagReader
@@ -180,12 +181,37 @@ def test_a_definition_cannot_leave_its_place_in_the_grammar(grammars: Grammars, 
 
 
 def test_a_schema_out_of_bounds_is_refused_by_its_field() -> None:
-    large = FunctionTool("f", parameters=json.dumps({"enum": ["x" * 10] * 20_000}))
+    schema = json.dumps({"enum": ["x" * 10] * 20_000})
+    large = FunctionTool("f", parameters=schema, where="tools[1].input_schema")
     with pytest.raises(TooLarge) as refusal:
         tools_format(OfferedTools((COUNT, large), required=True), None, tags_are_tokens=True)
-    assert refusal.value.param == "tools[1].function.parameters"
+    assert refusal.value.param == "tools[1].input_schema"
     made = tools_format(OfferedTools((COUNT, large)), None, tags_are_tokens=True)
     assert made.kind == TOOLS  # its schema is not needed
+
+
+UNREAD = json.dumps({"type": "object", "properties": {"a": {"not": {}}}})
+
+
+@pytest.mark.parametrize("where", ["tools[1].parameters", "tools[1].input_schema"])
+def test_a_schema_that_no_grammar_takes_is_refused_by_the_callers_field(where: str) -> None:
+    odd = FunctionTool("odd", parameters=UNREAD, where=where)
+    made = tools_format(OfferedTools((COUNT, odd), required=True), None, tags_are_tokens=True)
+    with pytest.raises(InvalidRequest) as refusal:
+        source_of(made)
+    assert refusal.value.param == f"{where}.properties.a.not"
+    again = replace(odd, where="elsewhere")
+    other = tools_format(OfferedTools((COUNT, again), required=True), None, tags_are_tokens=True)
+    assert (odd, made) == (again, other)  # they mean the same
+
+
+@pytest.mark.parametrize("where", ["text.format.schema", "output_config.format.schema"])
+def test_an_answers_schema_beside_tools_is_refused_by_the_callers_field(where: str) -> None:
+    answer = AnswerFormat(JSON_SCHEMA, UNREAD, where)
+    made = tools_format(OfferedTools((COUNT,)), answer, tags_are_tokens=True)
+    with pytest.raises(InvalidRequest) as refusal:
+        source_of(made)
+    assert refusal.value.param == f"{where}.properties.a.not"
 
 
 @pytest.mark.parametrize("seed", range(6))

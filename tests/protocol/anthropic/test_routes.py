@@ -159,10 +159,11 @@ async def test_a_message_names_the_field_that_it_is_about() -> None:
     speaker.error = errors.InvalidRequest("it is no picture", param="messages[0].content[1].source")
     wire = await post(MESSAGES, ASKED[MESSAGES]).run(application(speaker))
     assert error_of(wire)["message"] == "messages[0].content[1].source: it is no picture"
-    where = "tools[3].function.parameters.properties"
-    speaker.error = errors.InvalidRequest(f"{where} can't be turned into a grammar", param=where)
+    speaker.error = errors.InvalidRequest(
+        "the template can't go on", param="continue_final_message"
+    )
     wire = await post(MESSAGES, ASKED[MESSAGES]).run(application(speaker))
-    assert error_of(wire)["message"].startswith("tools[3].input_schema.properties can't")
+    assert error_of(wire)["message"] == "messages: the template can't go on"
 
 
 async def test_a_prompt_beyond_the_context_is_said_in_the_words_that_clients_look_for() -> None:

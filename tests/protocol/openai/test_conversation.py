@@ -132,3 +132,98 @@ def test_a_chat_has_no_place_for_text_behind_a_call_and_says_so(order: str) -> N
 def test_a_call_without_its_answer_is_refused_in_any_order(route: str, order: str) -> None:
     with pytest.raises(InvalidRequest, match="has no answer before"):
         ROUTES[route](order, answered=False)
+
+
+# -- calls and their answers: a call is a digit, its answer stands behind a colon ------------------
+def anthropic_pairs(calls: str, answers: str) -> dict[str, Any]:
+    results = [{"type": "tool_result", "tool_use_id": each} for each in answers]
+    messages = [ASKED, *(anthropic_turn(calls) if calls else [])]
+    messages += [{"role": "user", "content": results or "well?"}]
+    return {"model": "m", "max_tokens": 9, "messages": messages}
+
+
+def responses_pairs(calls: str, answers: str) -> dict[str, Any]:
+    called = {"type": "function_call", "name": "count", "arguments": "{}"}
+    output = {"type": "function_call_output", "output": ""}
+    items: list[Any] = [ASKED, *({**called, "call_id": each} for each in calls)]
+    items += [{**output, "call_id": each} for each in answers]
+    return {"model": "m", "input": [*items, {"role": "user", "content": "well?"}]}
+
+
+def chat_pairs(calls: str, answers: str) -> dict[str, Any]:
+    made = [{"id": each, "function": {"name": "count", "arguments": "{}"}} for each in calls]
+    messages: list[Any] = [ASKED, *([{"role": "assistant", "tool_calls": made}] if calls else [])]
+    messages += [{"role": "tool", "tool_call_id": each, "content": ""} for each in answers]
+    return {"model": "m", "messages": [*messages, {"role": "user", "content": "well?"}]}
+
+
+PAIRS = {
+    "chat": (chat_pairs, read_chat_body),
+    "responses": (responses_pairs, read_responses_body),
+    "anthropic": (anthropic_pairs, read_messages_body),
+}
+MISPAIRED: dict[str, tuple[str, dict[str, str]]] = {
+    "11:1": ("is the id of", {
+        "chat": "messages[1].tool_calls[1].id", "responses": "input[2].call_id",
+        "anthropic": "messages[1].content[1].id"}),
+    "11:11": ("is the id of", {
+        "chat": "messages[1].tool_calls[1].id", "responses": "input[2].call_id",
+        "anthropic": "messages[1].content[1].id"}),
+    "121:12": ("is the id of", {
+        "chat": "messages[1].tool_calls[2].id", "responses": "input[3].call_id",
+        "anthropic": "messages[1].content[2].id"}),
+    ":1": ("is of no call", {
+        "chat": "messages[1].tool_call_id", "responses": "input[1].call_id",
+        "anthropic": "messages[1].content[0].tool_use_id"}),
+    "1:12": ("is of no call", {
+        "chat": "messages[3].tool_call_id", "responses": "input[3].call_id",
+        "anthropic": "messages[2].content[1].tool_use_id"}),
+    "1:11": ("is answered by", {
+        "chat": "messages[3].tool_call_id", "responses": "input[3].call_id",
+        "anthropic": "messages[2].content[1].tool_use_id"}),
+    "12:2": ("has no answer before", {
+        "chat": "messages[1].tool_calls[0].id", "responses": "input[1].call_id",
+        "anthropic": "messages[1].content[0].id"}),
+    "1:": ("has no answer before", {
+        "chat": "messages[1].tool_calls[0].id", "responses": "input[1].call_id",
+        "anthropic": "messages[1].content[0].id"}),
+}  # fmt: skip
+"""What is wrong, and the field of it on each route."""
+
+
+@pytest.mark.parametrize("pairs", MISPAIRED)
+@pytest.mark.parametrize("route", PAIRS)
+def test_calls_and_answers_that_do_not_pair_are_refused_by_the_callers_own_field(
+    route: str, pairs: str
+) -> None:
+    (make, read), (words, fields) = PAIRS[route], MISPAIRED[pairs]
+    with pytest.raises(InvalidRequest, match=words) as refusal:
+        read(make(*pairs.split(":")))
+    assert refusal.value.param == fields[route]
+    assert refusal.value.message.startswith(fields[route])
+
+
+@pytest.mark.parametrize("pairs", ["1:1", "12:12", "12:21"])
+@pytest.mark.parametrize("route", PAIRS)
+def test_calls_that_are_answered_once_each_are_read_in_any_order(route: str, pairs: str) -> None:
+    make, read = PAIRS[route]
+    read(make(*pairs.split(":")))
+
+
+def test_calls_of_turns_side_by_side_are_of_one_turn() -> None:
+    """Anthropic's clients may send a turn in several messages."""
+    made = anthropic_pairs("1", "1")
+    made["messages"].insert(1, made["messages"][1])
+    with pytest.raises(InvalidRequest) as refusal:
+        read_messages_body(made)
+    assert refusal.value.param == "messages[2].content[0].id"
+
+
+@pytest.mark.parametrize("route", PAIRS)
+def test_an_id_may_come_again_in_a_later_turn(route: str) -> None:
+    """Some models count their calls from 0 in every answer."""
+    make, read = PAIRS[route]
+    made = make("1", "1")
+    field = "input" if route == "responses" else "messages"
+    made[field] += made[field][1:]
+    read(made)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from predictors.errors import InvalidRequest, Overloaded, StepFailed
+from predictors.errors import InvalidRequest, Overloaded, PromptTooLong, StepFailed
 from predictors.protocol import refusal_pace
 from predictors.protocol.call import Call
 from predictors.protocol.openai.completions_body import CompletionsBody
@@ -84,6 +84,7 @@ async def test_a_refusal_names_the_field_as_this_route_calls_it(stream: bool) ->
         chatter.error = InvalidRequest("too long", param=ours)
         wire = await post(route, ASKED[route] | {"stream": stream}).run(application(chatter))
         assert (wire.status, wire.error["param"]) == (400, theirs)
+        assert wire.error["message"] == ("too long" if ours == theirs else f"{theirs}: too long")
 
 
 async def test_a_response_that_fails_says_so_in_two_events(
@@ -170,6 +171,18 @@ async def test_several_models_have_to_be_told_apart() -> None:
 async def test_a_wrong_body_of_tokens_is_a_400(path: str, body: Any, param: str) -> None:
     wire = await post(path, body).run(application(Counter()))
     assert (wire.status, wire.error["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"prompt": "a"}, "prompt"), ({"messages": [{"role": "user", "content": "a"}]}, "messages")],
+)
+async def test_a_text_that_is_too_long_is_named_as_the_caller_did(body: Any, param: str) -> None:
+    counter = Counter()
+    counter.error = PromptTooLong.of(9, 20)
+    wire = await post("/tokenize", body).run(application(counter))
+    assert (wire.status, wire.error["param"]) == (400, param)
+    assert wire.error["message"].startswith("This model's maximum context length is 9 tokens.")
 
 
 async def test_a_wrong_method_is_told_in_openais_form() -> None:
