@@ -42,7 +42,9 @@ from predictors.serving.accounts import Account
 from predictors.serving.job import Job
 
 RESULTS = paths.RESULTS / "prefill_steps.json"
-STEPS = (0.0, 1.0, 1.4, 2.0, 4.0)
+STEPS = (0.0, 1.0, 1.4, 2.0, 4.0, 6.0)
+SHAPES = ("flat", "line")
+"""Of a pass's seconds by its rows."""
 SLOTS, PAGE, CONTEXT = 64, 64, 32768
 WIDTHS = packed_widths(1536)
 ANSWER = 128
@@ -82,13 +84,6 @@ LOADS = {
     "96 x text": Load(96, 63, 0, 0.0, 0.2e-3),
     "8 x 1024x1024": Load(8, 1434, 1369, 15.8e-3, 13.5e-3),
 }
-MEASURED = {
-    "64 x text": (13.42, 124.9),
-    "64 x 448x448": (18.28, 68.7),
-    "64 x 1024x1024": (38.33, 23.6),
-    "8 x 1024x1024": (33.81, 11.6),
-}
-"""Gap p99 in ms, requests per second through the server, without a bound (qwen_vl.json)."""
 
 
 def prompt_s(width: int, shape: str) -> float:
@@ -308,9 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for name, load in LOADS.items()
         }
-        for shape in ON_PAGES
+        for shape in SHAPES
     }
-    for shape in ON_PAGES:
+    for shape in SHAPES:
         print(
             f"\na pass's shape: {shape}\n{columns(list(simulated_rows(found, shape)))}", flush=True
         )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors import metrics
 from predictors.chat import engine
 from predictors.chat.limits import aligned, packed_widths
 from predictors.chat.planning import PACKED_HOLD_STEPS
@@ -232,7 +233,10 @@ def test_tokens_are_the_same_with_and_without_a_bound(
     before = passes.copy()
     passes.clear()
     room.engine._planner.keep_to(StepBudget(SMALL, 2.0))
+    rows = metrics.prefill_size.labels("test")._sum
+    counted_before = rows.get()
     assert staggered(room, REQUESTS) == expected == alone
+    assert rows.get() - counted_before == sum(width for width, *_ in passes)
     if is_packed:
         beside = passes[1:]  # nothing decodes beside the first
         assert max(sum(map(aligned, lengths)) for _, *lengths in beside) == 32
