@@ -48,6 +48,7 @@ STAGE = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 3, 5, 8, 12, 20, 
 TTFT = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)  # fmt: skip
 ITL = (.002, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5)  # fmt: skip
 E2E = (.05, .1, .2, *IMG[2:], 480, 960)
+ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PIX = (4096, 16384, 65536, 131072, 262144, 524288, 1048576, 1572864, 2097152, 4194304)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
@@ -83,6 +84,7 @@ queue_seconds = Histogram(f"{P}_queue_duration_seconds", "Time in the admission 
 admission_rejected_total = Counter(f"{P}_admission_rejected_total", "Jobs refused before they were queued.", ["model", "reason"])
 jobs_total = Counter(f"{P}_jobs_total", "Jobs answered by the engine, by outcome. A request has one job per row.", ["model", "reason"])
 batch_size = Histogram(f"{P}_batch_size", "Jobs per forward pass: of a denoise step of one shape, or a decode step.", ["model"], buckets=BATCH)
+prefill_size = Histogram(f"{P}_prefill_size", "Rows of a pass over prompts, padding included.", ["model"], buckets=ROWS)
 batch_splits_total = Counter(f"{P}_batch_splits_total", "Steps split in two: out of memory (oom), or to find the failing job (other).", ["model", "reason"])
 step_width_cap = Gauge(f"{P}_step_width_cap", "Most jobs per step, since wider ones ran out of memory; 0 without a cap.", ["model"])
 stage_seconds = Histogram(f"{P}_stage_duration_seconds", "Time per stage of a request.", ["model", "stage"], buckets=STAGE)

@@ -74,6 +74,7 @@ QWEN_VL_ONLY = {
     "predictors_input_image_pixels",
     "predictors_kv_cache_usage_ratio",
     "predictors_late_grammar_masks",
+    "predictors_prefill_size",
     "predictors_preemptions",
     "predictors_preempted_tokens",
 }

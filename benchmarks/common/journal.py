@@ -20,7 +20,9 @@ Tables = Mapping[str, Table]
 """By name; each takes the results of its benchmark."""
 
 MISSING = "Not measured yet."
-PLACE = re.compile(r"<!-- (flux|qwen_vl|qwen_vl_7b) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(
+    r"<!-- (flux|qwen_vl|qwen_vl_7b|prefill_steps) (\w+) -->\n.*?<!-- end -->", re.DOTALL
+)
 
 
 def results(name: str) -> dict[str, Any]:

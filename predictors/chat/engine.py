@@ -38,6 +38,7 @@ from predictors.chat.limits import (
 )
 from predictors.chat.model import ChatModel
 from predictors.chat.paging import Paging
+from predictors.chat.pass_timing import measured_budget
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import NO_CONTROLS, TokenLogprob
@@ -140,6 +141,7 @@ class ChatEngine:
             },
             "kv_pages": None if paging is None else paging.describe(),
             "adapters": self.adapters.describe(),
+            "step_budget": self._planner.describe(),
             "warm_shapes": self._warm_shapes,
             "precision": precision_of(self._settings, self._placement),
             "attention": "paged",
@@ -174,25 +176,26 @@ class ChatEngine:
 
     def warm(self, progress: Progress) -> None:
         """Run every promised shape; afterwards nothing may be compiled or captured."""
-        runner = self._ready.runner
+        ready, runner = self._ready, self._ready.runner
         if self._deterministic and not self._placement.is_cuda:
             runner.fix_width()
-        shapes = [*self._ready.pictures.warm_shapes(), *runner.warm_shapes()]
+        shapes = [*ready.pictures.warm_shapes(), *runner.warm_shapes()]
         for done, (name, run) in enumerate(shapes):
             progress(name, done, len(shapes))
             run()
         progress("ready", len(shapes), len(shapes))
         if self._deterministic and self._placement.is_cuda:
             runner.fix_width()  # rows can be compared once their graphs are captured
-        self._rehearse()
+        self._rehearse(ready)
+        given = self._settings.prefill_steps, runner, ready.pictures, self._placement
+        self._planner.keep_to(measured_budget(self._name, *given))
         self.adapters.clear()
         self._warm_shapes = [name for name, _ in shapes]
         self._graphs.seal()
         self._start.end()
         self.guard.seal()
 
-    def _rehearse(self) -> None:
-        ready = self._ready
+    def _rehearse(self, ready: LoadedModel) -> None:
         rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages.pool, self._model.tokenizer)
         for what, work in self.conversations():
             rehearsal.run(what, work)

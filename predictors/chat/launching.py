@@ -81,6 +81,7 @@ class StepLauncher:
         for prompt_pass in plan.prefill:
             ended = [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
             tokens.append(self._read(prompt_pass, ended, controls))
+            self.metrics.observe_prefill(prompt_pass.width)
             chunks += prompt_pass.chunks
             sequences += ended
         if not tokens:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from predictors.chat.kv_cache import PagePool
+from predictors.chat.limits import aligned
 from predictors.chat.paging import Paging
 from predictors.chat.request import TokenLogprob
 from predictors.chat.scheduling import (
@@ -28,6 +29,7 @@ from predictors.chat.scheduling import (
 )
 from predictors.chat.scores import RowScores
 from predictors.chat.sequence import Sequence
+from predictors.chat.step_budget import PassBound, StepBudget
 from predictors.chat.vision.pictures import PictureCache
 from predictors.compute.device.placement import HostCopy
 from predictors.serving.accounts import Account
@@ -100,10 +102,23 @@ class StepPlanner:
     pictures: PictureCache
     holders: SlotHolders = field(default_factory=SlotHolders)
     costs: StepCosts = field(default_factory=StepCosts)
+    _budget: StepBudget | None = None
+    _bound: PassBound | None = None
+    """Of the step that is planned."""
     _hold: PromptHold = field(default_factory=PromptHold)
     _least_steps: int = 0
     _done_at: float = 0.0
     _number: int = 0
+
+    def keep_to(self, budget: StepBudget | None) -> None:
+        """Plan packed steps within `budget` from now on, and learn costs from its times. None: no
+        bound, and costs are learned from nothing. Before the first admission."""
+        self._budget = budget
+        self.costs = StepCosts(None if budget is None else budget.times)
+
+    def describe(self) -> dict[str, object] | None:
+        """The budget, or None without one. Any thread."""
+        return None if self._budget is None else self._budget.describe()
 
     def plan(
         self,
@@ -123,6 +138,9 @@ class StepPlanner:
         ranks = self.holders.ranks() if self.holders.is_shared else {}
         if (num_rows := self._num_rows(decoding, ranks)) < len(decoding):
             decoding = self._dealt(decoding, num_rows)
+        self._bound = None
+        if self._budget is not None and is_packed and decoding:
+            self._bound = self._budget.beside(len(decoding))
         guests: list[Sequence] = []
         share = 1.0
         if reading and ranks:
@@ -137,7 +155,7 @@ class StepPlanner:
         found = [self._progress(sequence) for sequence in reading]
         more = [self._progress(sequence) for sequence in guests]
         if is_packed:
-            prompts = plan_packed(found, widths, PICTURE_TOKENS, more, share)
+            prompts = plan_packed(found, widths, PICTURE_TOKENS, more, share, self._bound)
         else:
             prompts = plan_single(found, widths, more, share)
         return StepPlan(tuple(decoding), prompts.prefill)
@@ -188,7 +206,10 @@ class StepPlanner:
         own = [s for s in by_turn if s.job.account.name == account.name]
         rank = ranks[account.name]
         if any(ranks[s.job.account.name] < rank for s in decoding):
-            return (by_turn if self._hold.is_over else []), [], 1.0
+            is_over = self._hold.is_over or (
+                self._bound is not None and self._hold.has_decoded and self._fills_pass(own)
+            )
+            return (by_turn if is_over else []), [], 1.0
         if self._may_wait(own, decoding):
             return [], [], 1.0
         return own, by_turn[len(own) :], self.holders.share(account)
@@ -199,7 +220,15 @@ class StepPlanner:
         if self._hold.is_over or not self._least_steps or not prompts[0].job.account.waiting:
             return False
         is_busy = len(decoding) >= BUSY * self.slots
-        return is_busy and sum(s.to_read - s.done for s in prompts) < GUEST_ROWS
+        return is_busy and not self._fills_pass(prompts)
+
+    def _fills_pass(self, prompts: abc.Iterable[Sequence]) -> bool:
+        """True if these prompts gain nothing by waiting for more: a pass over them has all the rows
+        that cost little, or goes on with one that a bound cut."""
+        bound, left = self._bound, [s.to_read - s.done for s in prompts]
+        if bound is None:
+            return sum(left) >= GUEST_ROWS
+        return any(s.is_begun for s in prompts) or sum(left) >= min(GUEST_ROWS, bound.rows())
 
     # -- what a step took ------------------------------------------------------------------------
     def launched(self, step: LaunchedStep) -> None:
@@ -211,7 +240,8 @@ class StepPlanner:
             self._hold.decoded(self.costs.decode_s(step.num_rows))
         if step.chunks:
             share = self.holders.share(step.chunks[0].key.job.account)
-            _, prompt_s = self.costs.expected(0, sum(chunk.length for chunk in step.chunks))
+            tokens = sum(chunk.length for chunk in step.chunks)
+            _, prompt_s = self.costs.expected(0, self._units(step.chunks, tokens))
             self._hold.read(prompt_s * (1 - share) / share, self._least_steps)
 
     def finished(self, step: LaunchedStep, now: float) -> None:
@@ -220,7 +250,8 @@ class StepPlanner:
         self._done_at = now
         weights = [chunk.length + PICTURE_WEIGHT * chunk.new for chunk in step.chunks]
         tokens = sum(weights)
-        decode_s, prompt_s = self.costs.split(step.num_rows, tokens, seconds)
+        units = self._units(step.chunks, tokens)
+        decode_s, prompt_s = self.costs.split(step.num_rows, units, seconds)
         if step.num_rows:
             row_s = decode_s / step.num_rows
             decoded = step.sequences[: step.num_rows]
@@ -228,6 +259,13 @@ class StepPlanner:
         for chunk, weight in zip(step.chunks, weights, strict=True):
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)
+
+    def _units(self, chunks: abc.Sequence[PromptChunk[Sequence]], tokens: int) -> float:
+        """Units of a step's prompts for `StepCosts`: these tokens, or their measured seconds."""
+        if self._budget is None or not chunks:
+            return tokens
+        rows = sum(aligned(chunk.length) for chunk in chunks)
+        return self._budget.prompt_s(rows, sum(chunk.new for chunk in chunks))
 
 
 def _sorted(

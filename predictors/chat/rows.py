@@ -13,8 +13,9 @@ from torch import Tensor
 from predictors.chat.adapters.changes import SlotScales, dense_weights
 from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.choices import Choices, TokenChoice
-from predictors.chat.decoder.paged import TILE
+from predictors.chat.decoder.paged import SCRATCH_PAGE, TILE
 from predictors.chat.model import EncodedPicture
+from predictors.chat.request import Sampling
 from predictors.chat.scheduling import PACK_PROMPTS
 
 
@@ -70,6 +71,25 @@ class PromptPart:
         columns[1:4, :n] = self.positions
         columns[4, :n] = self.places(page_tokens)
         return columns
+
+
+def warm_rows(
+    width: int, slots: int, vocab: int, sampling: Sampling, adapters: SlotScales = ()
+) -> DecodeRows:
+    """`width` rows of no request, for an engine of so many slots: nothing is in their cache, and
+    each has these `adapters`."""
+    places = [i % slots for i in range(width)]
+    choices = Choices.of([TokenChoice(slot, sampling, 0, 1) for slot in places], vocab)
+    return DecodeRows(np.array([places, *[[0] * width] * 3]), choices, [adapters] * width)
+
+
+def warm_part(
+    length: int, num_pages: int, sampling: Sampling, adapters: SlotScales = ()
+) -> PromptPart:
+    """A whole prompt of so many tokens that is of no request, on the scratch page."""
+    tokens, positions = torch.zeros(length, dtype=torch.int64), torch.zeros(3, length).long()
+    choice = TokenChoice(0, sampling, 0, 0)
+    return PromptPart(0, 0, tokens, positions, [SCRATCH_PAGE] * num_pages, (), choice, adapters)
 
 
 def choices_of(parts: Sequence[PromptPart], vocab: int) -> Choices:

@@ -20,7 +20,6 @@ from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.choices import Choices, TokenChoice, widened
 from predictors.chat.choosing import PassChoice, TokenChooser
 from predictors.chat.decoder.decoder import Decoder
-from predictors.chat.decoder.paged import SCRATCH_PAGE
 from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
@@ -32,6 +31,8 @@ from predictors.chat.rows import (
     pack_prompts,
     packed_weights,
     put_pictures,
+    warm_part,
+    warm_rows,
 )
 from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER
 from predictors.compute.compile.compiling import compiled
@@ -312,10 +313,8 @@ class ChatRunner:
                 like.append(dense_weights(self._adapters, [adapters] * width))
             name, run = f"{_kind(adapters)}decode", self._passes.fused_step
             self._capture(name, width, run, *map(self._move, like))
-        slots = [i % self.limits.slots for i in range(width)]
         for sampling in ONE_PER_SAMPLER:
-            choices = self._choices([TokenChoice(slot, sampling, 0, 1) for slot in slots])
-            rows = DecodeRows(np.array([slots, *[[0] * width] * 3]), choices, [adapters] * width)
+            rows = warm_rows(width, self.limits.slots, self.vocab, sampling, adapters)
             self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")
 
     def _warm_prefill(self, width: int, adapters: SlotScales) -> None:
@@ -331,11 +330,8 @@ class ChatRunner:
                 run = self._passes.fused_adapted_prompt
                 more.insert(0, self._move(dense_weights(self._adapters, [adapters] * width)))
             self._capture(f"{_kind(adapters)}prefill", width, run, embedded, ints, *more)
-        tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
-        pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         for sampling in ONE_PER_SAMPLER:
-            choice = TokenChoice(0, sampling, 0, 0)
-            part = PromptPart(0, 0, tokens, positions, pages, (), choice, adapters)
+            part = warm_part(n, self.limits.pages_per_slot, sampling, adapters)
             self._check(self.prefill([part], width), f"{_kind(adapters)}prefill {width}")
 
     def _check(self, tokens: Tensor, what: str) -> None:

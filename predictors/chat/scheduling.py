@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from predictors.chat.limits import aligned
+from predictors.chat.step_budget import PassBound, PassTimes
 
 K = TypeVar("K", bound=Hashable)
 
@@ -99,6 +100,7 @@ def plan_packed(
     picture_tokens: int,
     guests: Sequence[SequenceProgress[K]] = (),
     share: float = 1.0,
+    bound: PassBound | None = None,
 ) -> StepPlan[K]:
     """The next step of `sequences`, given in order, with one pass for all prompts: for devices
     where a pass costs the same however few rows it has.
@@ -107,27 +109,25 @@ def plan_packed(
     picture is encoded in a step, and more only while they have at most `picture_tokens` tokens in
     all: a prompt is cut before a picture that has to wait. The first prompt always advances.
     Prompts of other callers, `guests`, are added up to `GUEST_ROWS`, and beyond while the pass
-    takes no longer than the first ones alone would on a `share` of the device.
+    takes no longer than the first ones alone would on a `share` of the device. A `bound` leaves
+    fewer rows and pictures, see `PassBound`.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
-    rows, pictures = widths[-1], _PictureBudget(picture_tokens)
+    room = _PassRoom(widths[-1], picture_tokens, bound)
     chunks: list[PromptChunk[K]] = []
-    used = 0
     for sequence in (*sequences, *guests):
         if guests and sequence is guests[0]:
-            rows = min(rows, max(GUEST_ROWS, int(used / share)))
-            pictures = _PictureBudget(0, is_fresh=False)
-        if used >= rows or len(chunks) == PACK_PROMPTS:
+            room.limit_to(max(GUEST_ROWS, int(room.used / share)))
+        if room.used >= room.rows or len(chunks) == PACK_PROMPTS:
             break
         if sequence.done == sequence.total:
             continue
-        end = pictures.spend(sequence, min(sequence.total, sequence.done + rows - used))
+        end = room.take(sequence)
         if end > sequence.done:
             chunks.append(_chunk(sequence, end))
-            used += aligned(end - sequence.done)
     if not chunks:
         return StepPlan(decode, ())
-    width = next(w for w in widths if w >= used)
+    width = next(w for w in widths if w >= room.used)
     return StepPlan(decode, (PromptPass(width, tuple(chunks)),))
 
 
@@ -136,34 +136,59 @@ def _chunk(sequence: SequenceProgress[K], end: int) -> PromptChunk[K]:
     return PromptChunk(sequence.key, sequence.done, end - sequence.done, new)
 
 
-class _PictureBudget:
-    """Tokens left for new pictures in a step; the first picture may take more."""
+class _PassRoom:
+    """The rows of a pass, those that are used, and the tokens left for new pictures in its step;
+    the first picture may take more."""
 
-    def __init__(self, tokens: int, *, is_fresh: bool = True) -> None:
-        self._left = tokens
-        self._is_fresh = is_fresh
+    def __init__(self, rows: int, picture_tokens: int, bound: PassBound | None) -> None:
+        self._bound = bound
+        self._tokens = picture_tokens
+        self._is_fresh = True
+        self._vision_s = 0.0
+        self.rows = rows if bound is None else min(rows, bound.rows())
+        self.used = 0
 
-    def spend(self, sequence: SequenceProgress[K], end: int) -> int:
-        """The end of a chunk that could reach `end`; spends the tokens of its pictures."""
+    def limit_to(self, rows: int) -> None:
+        """No more rows than these from now on, and no more new pictures."""
+        self.rows = min(self.rows, rows)
+        self._tokens, self._is_fresh = 0, False
+
+    def take(self, sequence: SequenceProgress[K]) -> int:
+        """The end of the sequence's chunk, whose rows and pictures are taken."""
+        first, end = sequence.done, sequence.total
         for start, tokens in sequence.new:
-            if start >= end:
+            if start >= min(end, first + self.rows - self.used):
                 break
-            if tokens > self._left and not self._is_fresh:
-                return start
-            self._left -= tokens
-            self._is_fresh = False
+            if not self._encode(tokens, self.used + start - first):
+                end = start
+                break
+        end = min(end, first + self.rows - self.used)
+        self.used += aligned(end - first)
         return end
+
+    def _encode(self, tokens: int, used: int) -> bool:
+        """Take a picture of so many tokens behind `used` rows, if it need not wait."""
+        if tokens > self._tokens and not self._is_fresh:
+            return False
+        if (bound := self._bound) is not None:
+            vision_s = self._vision_s + bound.times.vision_s(tokens)
+            rows = min(self.rows, bound.rows(vision_s))
+            if used >= rows or not (self._is_fresh or bound.has_room(vision_s)):
+                return False
+            self.rows, self._vision_s = rows, vision_s
+        self._tokens -= tokens
+        self._is_fresh = False
+        return True
 
 
 # -- costs ---------------------------------------------------------------------------------------
 class StepCosts:
-    """Learns the seconds of a step's decoding by its rows, and of a prompt's token, and splits
-    steps by them."""
+    """Learns the seconds of a step's decoding by its rows, and of prompts by units, and splits
+    steps by them. A unit is a token or, with measured `times` to start with, a measured second."""
 
-    def __init__(self) -> None:
-        self._decode_s: dict[int, float] = {}  # by rows
-        self.token_s = 0.0
-        """Of a token of a prompt."""
+    def __init__(self, times: PassTimes | None = None) -> None:
+        self._decode_s: dict[int, float] = {} if times is None else dict(times.decode)  # by rows
+        self._unit_s = 0.0 if times is None else 1.0  # of a unit of prompts
 
     def decode_s(self, num_rows: int) -> float:
         """Seconds of a step's decoding with so many rows, on the line between the nearest numbers
@@ -180,24 +205,24 @@ class StepCosts:
         part = (num_rows - below) / (above - below)
         return known[below] + part * (known[above] - known[below])
 
-    def expected(self, num_rows: int, tokens: int) -> tuple[float, float]:
-        """Seconds of decoding, and of reading so many tokens."""
-        return self.decode_s(num_rows), self.token_s * tokens
+    def expected(self, num_rows: int, units: float) -> tuple[float, float]:
+        """Seconds of decoding, and of reading so many units of prompts."""
+        return self.decode_s(num_rows), self._unit_s * units
 
-    def split(self, num_rows: int, tokens: int, seconds: float) -> tuple[float, float]:
+    def split(self, num_rows: int, units: float, seconds: float) -> tuple[float, float]:
         """The parts of a step of `seconds` that went into `num_rows` rows of decoding and into
-        `tokens` of prompts."""
-        if not tokens:
+        `units` of prompts."""
+        if not units:
             if num_rows:
                 self._decode_s[num_rows] = _learned(self._decode_s.get(num_rows, 0.0), seconds)
             return seconds, 0.0
         if not num_rows:
-            self.token_s = _learned(self.token_s, seconds / tokens)
+            self._unit_s = _learned(self._unit_s, seconds / units)
             return 0.0, seconds
-        decode_s, prompt_s = self.expected(num_rows, tokens)
+        decode_s, prompt_s = self.expected(num_rows, units)
         if decode_s:
-            self.token_s = _learned(self.token_s, max(0.0, seconds - decode_s) / tokens)
-            prompt_s = self.token_s * tokens
+            self._unit_s = _learned(self._unit_s, max(0.0, seconds - decode_s) / units)
+            prompt_s = self._unit_s * units
         total = decode_s + prompt_s
         part = decode_s / total if total else 0.5
         return seconds * part, seconds * (1 - part)
@@ -214,7 +239,12 @@ class PromptHold:
 
     @property
     def is_over(self) -> bool:
-        return self._left_s <= 0 and self._left_steps <= 0
+        return self.has_decoded and self._left_steps <= 0
+
+    @property
+    def has_decoded(self) -> bool:
+        """True once decoding has had its seconds."""
+        return self._left_s <= 0
 
     def decoded(self, seconds: float) -> None:
         """A step with so many seconds of decoding was launched."""

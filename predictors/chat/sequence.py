@@ -39,6 +39,7 @@ SERIES = metrics.ModelSeries(
         metrics.input_image_pixels: ((),),
         metrics.kv_cache_usage_ratio: ((),),
         metrics.loras_loaded: ((),),
+        metrics.prefill_size: ((),),
         metrics.preemptions_total: ((),),
         metrics.preempted_tokens_total: ((),),
         metrics.late_masks_total: ((),),
@@ -158,6 +159,7 @@ class ChatMetrics:
 
     def __init__(self, model: str) -> None:
         self.observe_rows = metrics.batch_size.labels(model).observe
+        self.observe_prefill = metrics.prefill_size.labels(model).observe
         self.set_usage = metrics.kv_cache_usage_ratio.labels(model).set
         self._add_tokens = metrics.generation_tokens_total.labels(model).inc
         self._preemptions = metrics.preemptions_total.labels(model).inc

@@ -7,6 +7,7 @@ picture runs in its own shape, in plain torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -42,6 +43,8 @@ LEAST_BUCKET = 64
 PER_OCTAVE = 8
 ALIGNED = 16
 """Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""
+
+SIZED_PARTS = (1, 2, 4, 8)
 
 
 class PictureRunner:
@@ -213,22 +216,33 @@ class PictureRunner:
 
     def _warm(self, adapters: SlotScales = ()) -> None:
         """Encode the warm-up picture, as patches and as a GPU gets it."""
-        grid, patch = self._encoder.warm_grid, self._encoder.patch
+        grid = self._encoder.warm_grid
         count = grid[0] * grid[1]
         # not zeros: a broken weight times zero may look sound
         values = torch.linspace(-1, 1, count * self._encoder.patch_values).view(count, -1)
         made = [self.encode(PreparedPicture(b"", grid, 0, values), adapters).features]
         if self._is_fused:
-            layout = PatchFormat((0.5,) * 3, (0.5,) * 3, 1 / 255, patch, self._encoder.merge)
-            # a patch smaller each way, so that it is resized
-            size = ((grid[0] - 1) * patch, (grid[1] - 1) * patch, 3)
-            picture = torch.full(size, 90, dtype=torch.uint8)
-            prepared = PreparedPicture(b"", grid, 0, picture, layout)
-            made.append(self.encode(prepared, adapters).features)
+            made.append(self.encode(self._gray(grid), adapters).features)
         if self._frames > 1:
             step = PreparedPicture(b"", grid, 0, torch.cat((values, -values), 1), frames=2)
             made.append(self.encode(step, adapters).features)
         check_finite(made, "the vision features of a warm-up picture")
+
+    def _gray(self, grid: tuple[int, int]) -> PreparedPicture:
+        """A gray picture of `grid` (rows, columns) patches, as a GPU gets it."""
+        patch = self._encoder.patch
+        layout = PatchFormat((0.5,) * 3, (0.5,) * 3, 1 / 255, patch, self._encoder.merge)
+        # a patch smaller each way, so that it is resized
+        size = ((grid[0] - 1) * patch, (grid[1] - 1) * patch, 3)
+        return PreparedPicture(b"", grid, 0, torch.full(size, 90, dtype=torch.uint8), layout)
+
+    def sized_pictures(self) -> dict[int, PreparedPicture]:
+        """Gray pictures by their tokens: the largest square one that has a graph of its own, and
+        those of a half, a quarter and an eighth of its side."""
+        merge = self._encoder.merge
+        most = math.isqrt(self.buckets[-1]) // merge
+        sides = {max(1, most // part) for part in SIZED_PARTS}
+        return {side**2: self._gray((merge * side, merge * side)) for side in sorted(sides)}
 
 
 class PictureCache:

@@ -1,0 +1,316 @@
+"""The bound of `qwen_vl.prefill_steps` simulated: gaps between tokens, requests per second and time
+to the first token by k, with the engine's own planner, pool and paging.
+
+`python -m benchmarks.prefill_steps` prints a table and writes JSON. Seconds are virtual: a step
+takes what its parts took on an H200 with Qwen2.5-VL-3B, in tables of this file. No device is
+needed, every run gives the same numbers, and nothing of it is a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import paths
+from benchmarks.common.journal import Rows, Tables
+from benchmarks.common.run import rounded, write_json
+from benchmarks.common.tables import columns
+from predictors.chat import sequence as sequences_of
+from predictors.chat.kv_cache import PagePool
+from predictors.chat.launching import is_last
+from predictors.chat.limits import EngineLimits, aligned, decode_widths, packed_widths
+from predictors.chat.model import EncodedPicture
+from predictors.chat.paging import Paging
+from predictors.chat.placing import PlacedPicture
+from predictors.chat.planning import LaunchedStep, StepPlanner
+from predictors.chat.request import Sampling
+from predictors.chat.sequence import ChatJob, ChatMetrics
+from predictors.chat.step_budget import PassTimes, StepBudget
+from predictors.chat.vision.pictures import PictureCache
+from predictors.chat.vision.pixels import PreparedPicture
+from predictors.chat.work import ChatWork
+from predictors.cli.bench.intervals import quantile
+from predictors.serving.accounts import Account
+from predictors.serving.job import Job
+
+RESULTS = paths.RESULTS / "prefill_steps.json"
+STEPS = (0.0, 1.0, 1.4, 2.0, 4.0, 6.0)
+SHAPES = ("flat", "line")
+"""Of a pass's seconds by its rows."""
+SLOTS, PAGE, CONTEXT = 64, 64, 32768
+WIDTHS = packed_widths(1536)
+ANSWER = 128
+BEGIN = 15
+"""Tokens before a prompt's picture."""
+DECODE_S = {1: 1.97e-3, 8: 2.70e-3, 32: 2.89e-3, 64: 3.08e-3}
+"""Of a decode step after text, by rows."""
+KEY_S = 1.2e-8
+"""More for each token that a row has in the cache: 64 rows after 1024x1024 take 4.14 ms."""
+TOKEN_S = 1e-5
+READING_ROWS = 256
+"""Rows below which a pass is taken to cost one reading of the weights."""
+LINE_S = (2.2e-3, 8.5e-6)
+"""The other shape of a pass: a constant, and a row's part. Through the first tokens of 64, 336 and
+1,440 rows, less 0.6 ms of the host."""
+SPREAD_S = 5e-3
+"""All clients begin within this time, as those of the benchmark do."""
+WARM_UP = 3
+"""Requests per client before the counting starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Closed loops of equal requests. `prepare_s` passes before a request reaches the engine."""
+
+    clients: int
+    prompt: int
+    picture: int
+    vision_s: float
+    prepare_s: float
+
+
+LOADS = {
+    "64 x text": Load(64, 63, 0, 0.0, 0.2e-3),
+    "64 x 448x448": Load(64, 321, 256, 2.6e-3, 3.5e-3),
+    "64 x 1024x1024": Load(64, 1434, 1369, 15.8e-3, 13.5e-3),
+    "96 x text": Load(96, 63, 0, 0.0, 0.2e-3),
+    "8 x 1024x1024": Load(8, 1434, 1369, 15.8e-3, 13.5e-3),
+}
+
+
+def prompt_s(width: int, shape: str) -> float:
+    """Seconds of a pass of so many rows."""
+    if shape == "line":
+        return LINE_S[0] + LINE_S[1] * width
+    return TOKEN_S * max(width, READING_ROWS)
+
+
+@cache
+def pass_times(shape: str) -> PassTimes:
+    """As a start would measure them."""
+    empty = PassTimes.of(DECODE_S, {1: 1.0}, {})
+    return PassTimes.of(
+        {rows: empty.decode_s(rows) for rows in decode_widths(SLOTS)},
+        {width: prompt_s(width, shape) for width in WIDTHS},
+        {load.picture: load.vision_s for load in LOADS.values() if load.picture},
+    )
+
+
+@dataclass
+class Found:
+    """Of one run, after its first answers."""
+
+    began_s: float = 0.0
+    ended_s: float = 0.0
+    answers: int = 0
+    gaps_s: list[float] = field(default_factory=list)
+    firsts_s: list[float] = field(default_factory=list)
+    decode_steps: int = 0
+    passes: int = 0
+    rows: int = 0
+
+    def figures(self) -> dict[str, float]:
+        per_token = sum(self.gaps_s) / len(self.gaps_s)
+        return {
+            "gap_ms_p99": 1e3 * (quantile(self.gaps_s, 0.99) or 0.0),
+            "gap_ms_most": 1e3 * max(self.gaps_s),
+            "ms_per_token": 1e3 * per_token,
+            "requests_per_s": self.answers / (self.ended_s - self.began_s),
+            "first_ms_p50": 1e3 * (quantile(self.firsts_s, 0.5) or 0.0),
+            "first_ms_p99": 1e3 * (quantile(self.firsts_s, 0.99) or 0.0),
+            "rows_per_pass": self.rows / max(1, self.passes),
+        }
+
+
+class SimulatedEngine:
+    """One engine, without a device, and its clients, who are one caller."""
+
+    def __init__(self, load: Load, steps: float, shape: str, seed: int) -> None:
+        self.load, self.shape = load, shape
+        pages = 2 * SLOTS * (load.prompt + ANSWER + PAGE) // PAGE
+        limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, (SLOTS,), WIDTHS)
+        own = ChatMetrics("simulated")
+        self.planner = StepPlanner(SLOTS, PictureCache(0, own))
+        if steps:
+            self.planner.keep_to(StepBudget(pass_times(shape), steps))
+        self.sequences: dict[ChatJob, sequences_of.Sequence] = {}
+        pool = PagePool(pages, PAGE)
+        given = (pool, self.sequences, self.planner.holders, limits, own)
+        self.paging = Paging(*given, may_preempt=True)
+        self.slots = deque(range(SLOTS))
+        self.account = Account("all")
+        self.now = 0.0
+        self.number = 0
+        starts = random.Random(seed)
+        sent_at = [starts.uniform(0.0, SPREAD_S) for _ in range(load.clients)]
+        self.sent = [(at + load.prepare_s, at) for at in sent_at]
+        """When the requests to come reach the engine, and when each was sent."""
+        self.asked_at: dict[ChatJob, float] = {}
+        self.last_at: dict[ChatJob, float] = {}
+        self.found = Found()
+
+    def run(self, answers: int) -> Found:
+        first = WARM_UP * self.load.clients
+        ended = 0
+        while ended < first + answers:
+            self.admit()
+            ended += self.step()
+            if ended < first:
+                self.found = Found(began_s=self.now)
+        self.found.ended_s = self.now
+        return self.found
+
+    # -- requests --------------------------------------------------------------------------------
+    def job(self) -> ChatJob:
+        load = self.load
+        self.number += 1
+        key = str(self.number).encode()
+        picture = PreparedPicture(key, (2, 2), 0, torch.empty(0))
+        tokens = torch.zeros(load.prompt, dtype=torch.int64)
+        work = ChatWork(
+            tokens,
+            tokens.expand(3, -1),
+            load.prompt,
+            (PlacedPicture(BEGIN, load.picture, picture),) if load.picture else (),
+            Sampling(),
+            0,
+            max_tokens=ANSWER,
+            stop=(),
+            ignore_eos=True,
+            expected_tokens=ANSWER,
+        )
+        job: ChatJob = Job("simulated", work)
+        job.account = self.account
+        return job
+
+    def admit(self) -> None:
+        """Give slots to requests that are there; the others wait."""
+        self.sent.sort()
+        if not self.sequences and self.sent[0][0] > self.now:
+            self.now = self.sent[0][0]
+        while self.slots and self.sent and self.sent[0][0] <= self.now:
+            _, sent_at = self.sent.pop(0)
+            job = self.job()
+            sequence = sequences_of.Sequence(job, self.slots[0], self.load.prompt, frozenset())
+            assert self.paging.admit(sequence), "the pool takes all"
+            self.slots.popleft()
+            self.sequences[job] = sequence
+            self.asked_at[job] = sent_at
+            self.planner.holders.add(job)
+        self.account.waiting = sum(at <= self.now for at, _ in self.sent)
+
+    # -- steps -----------------------------------------------------------------------------------
+    def step(self) -> int:
+        """Take a step; returns the answers that ended."""
+        plan = self.planner.plan(list(self.sequences.values()), self.paging, WIDTHS, is_packed=True)
+        self.paging.put_tables(lambda *_: None)
+        chunks = [chunk for each in plan.prefill for chunk in each.chunks]
+        told = [*plan.decode, *(c.key for c in chunks if is_last(c))]
+        keys = sum(s.total + s.launched for s in plan.decode)
+        seconds = KEY_S * keys
+        if plan.decode:
+            seconds += pass_times(self.shape).decode_s(len(plan.decode))
+            self.found.decode_steps += 1
+        for each in plan.prefill:
+            seconds += prompt_s(each.width, self.shape)
+            self.found.passes += 1
+            self.found.rows += sum(aligned(chunk.length) for chunk in each.chunks)
+        seconds += self.load.vision_s * sum(chunk.new > 0 for chunk in chunks)
+        assert seconds, "no sequence got on"
+        step = LaunchedStep(chunks, told, len(plan.decode), None, self.now)  # type: ignore[arg-type]
+        self.now += seconds
+        self.planner.launched(step)
+        for chunk in chunks:
+            chunk.key.is_begun, chunk.key.done = True, chunk.start + chunk.length
+            if chunk.new:
+                chunk.key.pictures[0] = EncodedPicture(torch.empty(0))
+        self.planner.finished(step, self.now)
+        return sum(self.tell(sequence) for sequence in told)
+
+    def tell(self, sequence: sequences_of.Sequence) -> bool:
+        """A token of it reaches its client; returns True if it was the last one."""
+        job = sequence.job
+        sequence.launched += 1
+        sequence.answer.append(0)
+        if (before := self.last_at.get(job)) is None:
+            self.found.firsts_s.append(self.now - self.asked_at[job])
+        else:
+            self.found.gaps_s.append(self.now - before)
+        self.last_at[job] = self.now
+        if len(sequence.answer) < ANSWER:
+            return False
+        del self.sequences[job], self.last_at[job], self.asked_at[job]
+        self.slots.append(sequence.slot)
+        self.planner.holders.remove(job)
+        self.paging.release(sequence)
+        self.found.answers += 1
+        self.sent.append((self.now + self.load.prepare_s, self.now))
+        return True
+
+
+# -- tables ----------------------------------------------------------------------------------------
+def simulated_rows(found: Mapping[str, Any], shape: str) -> Rows:
+    """Simulated figures by load and k."""
+    if "loads" not in found:
+        return
+    yield (
+        "clients", "k", "gap p99, ms", "longest, ms", "ms per token", "requests/s",
+        "first token p50, ms", "p99, ms", "rows per pass",
+    )  # fmt: skip
+    for name, by_steps in found["loads"][shape].items():
+        for steps, figures in by_steps.items():
+            yield (
+                name,
+                steps if float(steps) else "0 (no bound)",
+                f"{figures['gap_ms_p99']:.1f}",
+                f"{figures['gap_ms_most']:.1f}",
+                f"{figures['ms_per_token']:.2f}",
+                f"{figures['requests_per_s']:.1f}",
+                f"{figures['first_ms_p50']:.0f}",
+                f"{figures['first_ms_p99']:.0f}",
+                f"{figures['rows_per_pass']:.0f}",
+            )
+
+
+ON_PAGES: Tables = {
+    "flat": lambda found: simulated_rows(found, "flat"),
+    "line": lambda found: simulated_rows(found, "line"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill_steps", description=__doc__)
+    parser.add_argument("--answers", type=int, default=1000, help="counted, of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args(arguments)
+    found: dict[str, Any] = {"kind": "simulation, not a measurement", "answers": asked.answers}
+    found["loads"] = {
+        shape: {
+            name: {
+                f"{steps:g}": rounded(
+                    SimulatedEngine(load, steps, shape, asked.seed).run(asked.answers).figures()
+                )
+                for steps in STEPS
+            }
+            for name, load in LOADS.items()
+        }
+        for shape in SHAPES
+    }
+    for shape in SHAPES:
+        print(
+            f"\na pass's shape: {shape}\n{columns(list(simulated_rows(found, shape)))}", flush=True
+        )
+    write_json(asked.out, found)
+
+
+if __name__ == "__main__":
+    main()

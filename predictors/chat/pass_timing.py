@@ -1,0 +1,82 @@
+"""Measures the seconds of an engine's warm passes by width, for `StepBudget`. Engine thread only,
+before the first admission."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from predictors.chat.rows import warm_part, warm_rows
+from predictors.chat.runner import ChatRunner
+from predictors.chat.sampling import GREEDY
+from predictors.chat.step_budget import PassTimes, StepBudget
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.compute.device.pacing import DeviceSpan
+from predictors.compute.device.placement import Placement
+
+log = logging.getLogger(__name__)
+
+REPLAYS = 4
+"""Most runs of a pass. The shortest counts."""
+PASS_S = 0.04
+"""Most seconds of a pass's runs after the first."""
+
+
+def measured_budget(
+    name: str, steps: float, runner: ChatRunner, pictures: PictureRunner, placement: Placement
+) -> StepBudget | None:
+    """The budget of `steps` decode steps (`qwen_vl.prefill_steps`) for the model `name`, measured
+    on its warm passes. None, without a measurement, for 0 steps, and where prompts do not share
+    passes."""
+    if not steps:
+        return None
+    if not runner.packs:
+        log.warning(
+            "%s: qwen_vl.prefill_steps %g has no effect: prompts share passes only on a GPU, and "
+            "not with qwen_vl.deterministic",
+            name,
+            steps,
+        )
+        return None
+    began = time.perf_counter()
+    budget = StepBudget(measure_passes(runner, pictures, placement), steps)
+    seconds, rows = time.perf_counter() - began, budget.describe()["rows"]
+    log.info(
+        "%s: passes were measured in %.2f s; most prompt rows by rows that decode: %s",
+        name,
+        seconds,
+        rows,
+    )
+    return budget
+
+
+def measure_passes(runner: ChatRunner, pictures: PictureRunner, placement: Placement) -> PassTimes:
+    """Seconds of each decode width, each prompt width and some sizes of pictures. All of their
+    shapes must be warm."""
+    limits, seconds = runner.limits, partial(_seconds, placement)
+    decode, prompt = {}, {}
+    for width in runner.decode_widths:
+        rows = warm_rows(width, limits.slots, runner.vocab, GREEDY)
+        decode[width] = seconds(partial(runner.decode, rows))
+    for width in limits.chunk_widths:
+        part = warm_part(min(width, limits.max_context), limits.pages_per_slot, GREEDY)
+        prompt[width] = seconds(partial(runner.prefill, [part], width))
+    sized = pictures.sized_pictures()
+    vision = {n: seconds(partial(pictures.encode, picture)) for n, picture in sized.items()}
+    return PassTimes.of(decode, prompt, vision)
+
+
+def _seconds(placement: Placement, run: Callable[[], object]) -> float:
+    """The shortest of some runs. Waits for the device after the first run and after the last."""
+    first = DeviceSpan(placement)
+    with first:
+        run()
+    first_s = first.seconds()
+    more = sum(count * first_s <= PASS_S for count in range(1, REPLAYS))
+    spans = [DeviceSpan(placement) for _ in range(more)]
+    for span in spans:  # in a row: the device does not wait for the launch of a later one
+        with span:
+            run()
+    return min([first_s, *(span.seconds() for span in spans)])

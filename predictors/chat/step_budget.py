@@ -1,0 +1,128 @@
+"""The bound on prompts beside rows that decode: measured seconds of passes by width, and the widest
+pass that keeps to a multiple of the decode step. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ONE_READING = 1.25
+"""A pass that takes at most this many times the narrowest one's seconds costs about one reading of
+the weights, as that does."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """Measured seconds of passes with little in the cache, by size in ascending order."""
+
+    decode: Mapping[int, float]
+    """By rows."""
+    prompt: Mapping[int, float]
+    """By width."""
+    vision: Mapping[int, float]
+    """Of the vision tower, by the tokens of a picture."""
+
+    @classmethod
+    def of(
+        cls,
+        decode: Mapping[int, float],
+        prompt: Mapping[int, float],
+        vision: Mapping[int, float],
+    ) -> PassTimes:
+        """Of measurements in any order. A pass takes no longer than a wider one: where it did, the
+        machine was busy with other work."""
+        return cls(_ascending(decode), _ascending(prompt), _ascending(vision))
+
+    def decode_s(self, rows: int) -> float:
+        """Seconds of a step in which so many rows decode."""
+        return _between(self.decode, rows)
+
+    def prompt_s(self, rows: int) -> float:
+        """Seconds of a pass over so many rows of prompts: of the least width that takes them."""
+        width = next((w for w in self.prompt if w >= rows), max(self.prompt))
+        return self.prompt[width] * max(1.0, rows / width)
+
+    def vision_s(self, tokens: int) -> float:
+        """Seconds of the tower for a picture of so many tokens."""
+        return _between(self.vision, tokens) if tokens else 0.0
+
+    @property
+    def free_rows(self) -> int:
+        """Width of the widest pass that costs about one reading of the weights."""
+        least_s = next(iter(self.prompt.values()))
+        return max(w for w, s in self.prompt.items() if s <= ONE_READING * least_s)
+
+
+@dataclass(frozen=True, slots=True)
+class PassBound:
+    """The bound on a pass over prompts in one step: `most_s` seconds with its pictures' tower, or
+    what one reading of the weights costs if that is more."""
+
+    times: PassTimes
+    most_s: float
+
+    def rows(self, vision_s: float = 0.0) -> int:
+        """Most rows of the pass in a step whose tower takes `vision_s` seconds."""
+        left_s = self.most_s - vision_s
+        fitting = [w for w, s in self.times.prompt.items() if s <= left_s]
+        return max(self.times.free_rows, *fitting, 0)
+
+    def has_room(self, vision_s: float) -> bool:
+        """True if a tower of so many seconds fits, with rows to read beside it."""
+        free_s = self.times.prompt_s(self.times.free_rows)
+        return vision_s + free_s <= self.most_s
+
+
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """The bound of an engine: while rows decode, a pass over prompts takes at most `steps` times
+    the measured decode step of that many rows."""
+
+    times: PassTimes
+    steps: float
+
+    def beside(self, num_rows: int) -> PassBound:
+        """The bound in a step in which `num_rows` decode."""
+        return PassBound(self.times, self.steps * self.times.decode_s(num_rows))
+
+    def prompt_s(self, rows: int, picture_tokens: int) -> float:
+        """Seconds of a pass over so many rows, and of the tower before it."""
+        return self.times.prompt_s(rows) + self.times.vision_s(picture_tokens)
+
+    def describe(self) -> dict[str, object]:
+        """The measured milliseconds, and the rows that a pass may have by rows that decode."""
+        times = self.times
+        return {
+            "steps": self.steps,
+            "rows": {rows: self.beside(rows).rows() for rows in times.decode},
+            "decode_ms": _in_ms(times.decode),
+            "prompt_ms": _in_ms(times.prompt),
+            "vision_ms": _in_ms(times.vision),
+        }
+
+
+def _ascending(seconds: Mapping[int, float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    least = float("inf")
+    for size in sorted(seconds, reverse=True):
+        found[size] = least = min(least, seconds[size])
+    return dict(reversed(found.items()))
+
+
+def _between(seconds: Mapping[int, float], size: int) -> float:
+    """On the line between the nearest sizes; the least one's below it, in proportion above all."""
+    if size in seconds:
+        return seconds[size]
+    below = max((s for s in seconds if s < size), default=0)
+    above = min((s for s in seconds if s > size), default=0)
+    if not below:
+        return seconds[above]
+    if not above:
+        return seconds[below] * size / below
+    part = (size - below) / (above - below)
+    return seconds[below] + part * (seconds[above] - seconds[below])
+
+
+def _in_ms(seconds: Mapping[int, float]) -> dict[int, float]:
+    return {size: round(1e3 * s, 3) for size, s in seconds.items()}
