@@ -14,7 +14,6 @@ from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.models.qwen2_5_vl.vision.grid import (
     GridPlan,
-    frequencies_of,
     packed_grid,
     plan_grid,
 )
@@ -34,7 +33,7 @@ class Encoder:
         self.warm_grid = (side, side)
         self._tower = tower
         self._placement = placement
-        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._frequencies = to_device(shape.frequencies(), placement)
         self._attention: Attention = sdpa
         self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
 

@@ -9,7 +9,7 @@ from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
-from predictors.models.qwen3_vl.vision.grid import frequencies_of, packed_grid
+from predictors.models.qwen3_vl.vision.grid import packed_grid
 from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower, vision_places
 
 
@@ -22,7 +22,7 @@ class Encoder:
         self.warm_grid = (2 * shape.merge, 3 * shape.merge)
         self._tower = tower
         self._placement = placement
-        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._frequencies = to_device(shape.frequencies(), placement)
         self._attention: Attention = sdpa
 
     @property
