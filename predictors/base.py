@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -107,13 +108,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         )
 
     # -- hooks of a task -------------------------------------------------------------------------
+    @abstractmethod
     def decode_v2(self, request: V2Request) -> list[R]:
         """The rows of a V2 request. Raises `InvalidRequest`. Event loop or pool thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, request: R) -> W:
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
-        raise NotImplementedError
 
     def costs(self, requests: Sequence[R]) -> Costs:
         """The costs of all rows before they are prepared, by kind, in the unit of their works'
@@ -124,9 +125,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """The same if each row ends as early as it can; None where they always cost as much."""
         return None
 
+    @abstractmethod
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
-        raise NotImplementedError
 
     def reader(self, work: W) -> Reader[C] | None:
         """The reader of this job's chunks, or None to pass them on as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -181,14 +183,56 @@ def test_a_module_says_it_in_at_most_four_sentences() -> None:
     assert [name for name, text in first.items() if num_sentences(text) > MAX_SENTENCES] == []
 
 
+def docstrings_of(node: ast.AST) -> Iterator[str]:
+    """Those of the module, its classes and functions, and the strings behind the assignment of a
+    constant or a field."""
+    if isinstance(node, ast.Module | ast.ClassDef | Function):
+        yield ast.get_docstring(node) or ""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        block = getattr(node, part, None)
+        if not isinstance(block, list):  # `body` of a lambda is none
+            continue
+        for statement, following in zip_longest(block, block[1:]):
+            yield from docstrings_of(statement)
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
+                following, ast.Expr
+            ):
+                text = following.value
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield inspect.cleandoc(text.value)
+
+
+def test_a_docstring_is_found_behind_all_that_it_may_describe() -> None:
+    text = """
+'module'
+LEAST = 1
+'constant'
+class Kind:
+    'class'
+    size: int
+    'field'
+    def run(self):
+        'function'
+        self.left = 1
+        'attribute'
+if LEAST:
+    pass
+else:
+    MOST = 1
+    'branch'
+    print('no docstring')
+"""
+    found = {"module", "constant", "class", "field", "function", "attribute", "branch"}
+    assert set(docstrings_of(ast.parse(text))) == found
+
+
 def test_a_docstring_speaks_plainly() -> None:
-    found = []
-    for path in WRITTEN:
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.Module | ast.ClassDef | Function):
-                text = ast.get_docstring(node) or ""
-                if RIDDLES.search(text):
-                    found.append((path.relative_to(ROOT).as_posix(), text))
+    found = [
+        (path.relative_to(ROOT).as_posix(), text)
+        for path in WRITTEN
+        for text in docstrings_of(parsed(path))
+        if RIDDLES.search(text)
+    ]
     assert found == []
 
 

@@ -66,7 +66,7 @@ FULL: Configs = {
     },
     "tokenizer_2": {"model_max_length": 512},
 }
-"""What differs from the embedded checkpoint in FLUX.1 as released; the rest is the same there."""
+"""Values of FLUX.1 as released that differ from the embedded checkpoint; the rest is the same."""
 
 TOY: Configs = {}
 
@@ -74,7 +74,7 @@ SCHNELL: Configs = {
     "transformer": {"guidance_embeds": False},
     "scheduler": {"shift": 1.0, "use_dynamic_shifting": False},
 }
-"""What differs from FLUX.1-dev in FLUX.1-schnell."""
+"""Values of FLUX.1-schnell that differ from FLUX.1-dev."""
 
 KONTEXT: Configs = {".": {"_class_name": "FluxKontextPipeline"}}
 """FLUX.1-Kontext has the tensors of FLUX.1-dev."""

@@ -38,7 +38,7 @@ BATCHES = (8, 32)
 REPEATS = 3
 NO_MODEL = ""
 WORDS = text(1)
-"""The same each time: a static cache of another length is compiled anew."""
+"""The same each time: a static cache of another length is compiled again."""
 
 
 class Stamps(StoppingCriteria):

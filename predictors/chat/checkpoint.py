@@ -9,6 +9,7 @@ A template or tokenizer is tried before it is used. `folder` checks the files th
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,7 +45,7 @@ CLASS_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
 
 
-class HubCheckpoint:
+class HubCheckpoint(ABC):
     """The part of `ChatModel` that all models of transformers' layout share. Any thread.
 
     `config` is `read_config`'s, `vision` the shape of the vision tower. Raises `EngineFailed` for
@@ -118,9 +119,9 @@ class HubCheckpoint:
             usual = usual_settings(settings, PROCESSOR_DEFAULTS)
             return PicturePreparation(usual or _processor(IMAGE_PROCESSOR, settings))
 
+    @abstractmethod
     def make_films(self, videos: Any) -> FilmPreparation:
         """The preparation of films by this processor. Each model has its own."""
-        raise NotImplementedError
 
     def _read_films(
         self, checkpoint: Path, vision: Mapping[str, Any]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from predictors import metrics
@@ -40,6 +41,7 @@ from predictors.chat.tokenization import Tokenization
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.v2_outputs import OUTPUT_TYPES
 from predictors.chat.work import ChatWork
+from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.compute.device.sharing import SharedCard
@@ -102,6 +104,26 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         tokens = self._preparer.tokens
         self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        make_model: Callable[[Path, str], ChatModel],
+        name: str,
+        checkpoint: Path,
+        settings: Settings,
+        workers: Workers | None = None,
+        loras: Mapping[str, Path] = MappingProxyType({}),
+    ) -> ChatPredictor:
+        """The predictor of `make_model`'s model of a folder with its variant of weights. `loras`
+        are the folders of its first adapters by name. Raises `InvalidRequest` for one of them."""
+        variant = settings.compute.weights_variant
+        announce_weights(name, checkpoint, variant)
+        model = make_model(checkpoint, variant)
+        predictor = cls(name, model, settings.with_adapter_room(cls.task, len(loras)), workers)
+        for lora, path in loras.items():
+            predictor.add_lora(lora, path)
+        return predictor
 
     def share(self, card: SharedCard) -> None:
         self._engine.share(card)

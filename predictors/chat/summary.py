@@ -6,10 +6,13 @@ here, with the functions that loading uses. Values are not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from predictors.chat.adapters.peft import read_peft_adapter
 from predictors.chat.folder import check_generation
 from predictors.chat.memory import ChatWeights, chat_options
 from predictors.chat.stored_template import check_stored_template
@@ -29,10 +32,12 @@ from predictors.chat.tensors import (
     linear_sides,
 )
 from predictors.chat.token_files import check_tokens, end_tokens, read_tokens
+from predictors.compute.checkpoint.folder import reading
 from predictors.compute.checkpoint.headers import read_headers
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.compute.checkpoint.quantised.recognise import recognise
 from predictors.compute.checkpoint.summary import (
+    AdapterSummary,
     CardFacts,
     FolderSummary,
     card_dtype,
@@ -42,7 +47,47 @@ from predictors.compute.checkpoint.summary import (
 from predictors.settings import Settings
 
 
-def summarise_chat(
+@dataclass(frozen=True, slots=True)
+class ChatFolders:
+    """Describes the folders of one model, by the functions of its `folder.py`."""
+
+    architecture: str
+    """The class in `config.json`."""
+    read_folder: Callable[[Path], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+    """The raw config, and its text and vision values with all defaults."""
+    decoder_sizes: Callable[[Mapping[str, Any], Mapping[str, Any]], DecoderSizes]
+    """Those of the raw config and its text values."""
+    vision_tensors: Callable[[Mapping[str, Any]], Shapes]
+    """The vision tower's, by its values."""
+    linears: Callable[[Mapping[str, Any]], Shapes]
+    """Those that adapters may change, by the raw config."""
+
+    def summarise(self, folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
+        """The content of a folder, and its memory on `card`. Raises `ServingError` with the start's
+        own message for a folder that is not served."""
+        raw, text, vision = self.read_folder(folder)
+        with reading("config.json"):
+            sizes, tensors = self.decoder_sizes(raw, text), self.vision_tensors(vision)
+        return _summarise(folder, self.architecture, raw, sizes, tensors, settings, card)
+
+    def describe_adapter(
+        self,
+        name: str,
+        path: Path,
+        checkpoint: Path,
+        settings: Settings,
+        components: Mapping[str, Path] = MappingProxyType({}),
+    ) -> AdapterSummary:
+        """The adapter at `path` as a server of `checkpoint`, which has no `components`, would load
+        it. Reads the whole file. Raises `ServingError` with the start's own message for one that is
+        not served."""
+        assert not components
+        raw, *_ = self.read_folder(checkpoint)
+        most = settings.qwen_vl.lora_max_rank
+        return read_peft_adapter(path, self.linears(raw), most).summary(name)
+
+
+def _summarise(
     checkpoint: Path,
     architecture: str,
     raw: Mapping[str, Any],

@@ -162,9 +162,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.registry.callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[data]))
-            http_task.add_done_callback(
-                lambda _: self._begin_end(0)
-            )  # nothing is served without it
+            # nothing is served without it
+            http_task.add_done_callback(lambda _: self._begin_end(0))
             side_ports.start()
             open_ports.push_async_callback(side_ports.stop)  # after all else has ended
             self._start_models()

@@ -15,6 +15,7 @@ from predictors.chat.rows import DecodeRows, PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import HostCopy
+from tests.chat.injected_failures import fail_after_call
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
 from tests.chat.test_invariance import EIGHT, random_traffic
@@ -168,18 +169,8 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     ]
     alone = [wild.answer(request) for request in requests]
     ahead.engine._picture_cache._kept._entries.clear()
-    calls = failures = 0
-    original = getattr(owner, method)
-
-    def failing(self: Any, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(self, *args)  # all its writes have happened
-        if calls == at:
-            raise RuntimeError("injected")
-        return result
-
-    monkeypatch.setattr(owner, method, failing)
+    failures = 0
+    fail_after_call(monkeypatch, owner, method, at)
     jobs = [ahead.start(request) for request in requests]
     while ahead.engine.busy:
         seen = [len(deltas_of(job)) for job in jobs]

@@ -75,8 +75,9 @@ def test_inductor_gives_the_same_tokens_and_compiles_nothing_later(
     thin = variant(
         wild_checkpoint, tmp_path / "thin", one, weights("model.safetensors", first_layer)
     )
-    # no pool of processes; torch's own patch, for pytest's takes the option away in the end
-    with torch._inductor.config.patch(compile_threads=1):
+    # no pool of processes, no trial programs; torch's own patch, for pytest's takes the options
+    # away in the end
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
         room = Room.open(thin, "inductor", slots=1, prefill_chunk=1)
         eager = Room.open(thin, slots=1, prefill_chunk=1)
         for request in (TRAFFIC[1], replace(TRAFFIC[3], sampling=SAMPLED)):

@@ -22,6 +22,7 @@ from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.serving.engine import StickyDeviceError
 from predictors.settings import ComputeSettings
+from tests.chat.injected_failures import fail_after_call
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
 from tests.tools.syncs import count_host_syncs
@@ -144,18 +145,7 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
         chat("x" * 300, sampling=sampling, seed=2, ignore_eos=True),
     ]
     alone = [wild.answer(request) for request in requests]
-    calls = 0
-    original = getattr(ChatRunner, method)
-
-    def failing(self: ChatRunner, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(self, *args)  # all its writes have happened
-        if calls == at:
-            raise RuntimeError("injected")
-        return result
-
-    monkeypatch.setattr(ChatRunner, method, failing)
+    fail_after_call(monkeypatch, ChatRunner, method, at)
     jobs = [wild.start(request) for request in requests]
     failures = 0
     while wild.engine.busy:

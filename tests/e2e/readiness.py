@@ -29,7 +29,7 @@ class Witness:
     pods: Watch
     services: Watch
     answers: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
-    """By pod: Unix seconds when an answer arrived, and its status; 0 where nobody listened."""
+    """By pod: Unix seconds when an answer arrived, and its status; 0 where no process listened."""
 
 
 @contextmanager

@@ -157,13 +157,8 @@ def check_completions(raw: bytes) -> bool:
 
 def check_tokenize(raw: bytes) -> bool:
     """Unlike the others it needs no model."""
-    try:
-        found = decode_tokenize_body(raw)
-    except InvalidRequest as error:
-        check_error(error)
-        return False
-    if found.refusal is not None:
-        check_error(found.refusal)
+    found = _decoded(decode_tokenize_body, raw)
+    if found is None:
         return False
     expect((found.body.prompt is None) != (found.body.chat is None), "a prompt or a chat")
     return True
@@ -173,14 +168,22 @@ def check_images_body(raw: bytes) -> bool:
     return _check_body(decode_images_body, raw)
 
 
-def _check_body(decode: Callable[[bytes], Any], raw: bytes, most: int = 16) -> bool:
+def _decoded(decode: Callable[[bytes], Any], raw: bytes) -> Any:
+    """The decoded body, or None where it was refused."""
     try:
         found = decode(raw)
     except InvalidRequest as error:
         check_error(error)
-        return False
+        return None
     if found.refusal is not None:
         check_error(found.refusal)
+        return None
+    return found
+
+
+def _check_body(decode: Callable[[bytes], Any], raw: bytes, most: int = 16) -> bool:
+    found = _decoded(decode, raw)
+    if found is None:
         return False
     body = json.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     expect(found.body.model == body["model"], "another model")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.openai.json_texts import parse_json_text
 from predictors.protocol.openai.tool_fields import (
     AUTO,
     MAX_CHARS,
@@ -40,11 +40,13 @@ def read_tool_parameters(parameters: Parameters) -> OfferedTools | None:
     parallel = parameters.read_flag("parallel_tool_calls")
     if tools is None and choice is None:
         return None
-    offered = () if tools is None else tools_rule("tools", _parsed("tools", tools))
+    offered: tuple[Any, ...] = ()
+    if tools is not None:
+        offered = tools_rule("tools", parse_json_text("tools", tools, MAX_TEXT))
     chosen = None
     if choice is not None:
         is_object = choice.lstrip().startswith("{")
-        value = _parsed("tool_choice", choice) if is_object else choice
+        value = parse_json_text("tool_choice", choice, MAX_TEXT) if is_object else choice
         chosen = tool_choice_rule("tool_choice", value)
     return offered_tools(offered, chosen, parallel)
 
@@ -57,13 +59,3 @@ def check_calls_answer(request: V2Request, offered: OfferedTools | None) -> None
     if offered is None and TOOL_CALLS in request.outputs:
         message = f"output {TOOL_CALLS!r} needs the parameter tools"
         raise InvalidRequest(message, param=TOOL_CALLS)
-
-
-def _parsed(name: str, text: str) -> Any:
-    if len(text) > MAX_TEXT:
-        message = f"{name} has {len(text)} characters; at most {MAX_TEXT} are taken"
-        raise InvalidRequest(message, param=name)
-    try:
-        return parse_json(text.encode("utf-8", "surrogatepass"))
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message.replace("the body", name), param=name) from error

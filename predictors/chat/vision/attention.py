@@ -10,12 +10,20 @@ from torch import Tensor
 
 from predictors.chat.decoder.fused_linears import power_of_two
 from predictors.chat.vision.kernels import heads_kernel
-from predictors.compute.kernels.attention import Attention
+from predictors.chat.vision.shape import TowerShape
+from predictors.compute.device.placement import Placement
+from predictors.compute.kernels.attention import Attention, choose_attention
 
 
 def padded_head(head_dim: int) -> int:
     """A head's features and the one that hides rows, rounded up to a multiple of 8 for kernels."""
     return -(-(head_dim + 1) // 8) * 8
+
+
+def fastest_attention(shape: TowerShape, num_patches: int, placement: Placement) -> Attention:
+    """The fastest attention of a tower on this GPU, for pictures of up to `num_patches`."""
+    padded = padded_head(shape.head_dim)
+    return choose_attention(placement, shape.heads, padded, num_patches).attention
 
 
 def attend_picture(

@@ -8,6 +8,7 @@ its attention never leaves a step. So a film is a row of such steps from here on
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ class PreparedFilm:
         return sum(step.values.nbytes for step in self.steps)
 
 
-class FilmPreparation:
+class FilmPreparation(ABC):
     """Prepares films as a checkpoint's processor of transformers does. Thread-safe.
 
     `videos` are its settings if they are usual, or the processor itself. A model says in a subclass
@@ -131,19 +132,20 @@ class FilmPreparation:
         height, width = self._resized(frames, height, width, bounds)
         return height // self.patch, width // self.patch
 
-    # of the models' own classes
+    @abstractmethod
     def _picked(
         self, picker: Any, facts: FilmFacts, count: int | None, fps: float | None
     ) -> tuple[int, ...]:
         """As the processor's `sample_frames` with the settings of `picker`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _resized(self, frames: int, height: int, width: int, bounds: FilmBounds) -> tuple[int, int]:
-        raise NotImplementedError
+        """Height and width of each of `frames` in pixels, multiples of `patch`. Raises `ValueError`
+        for sizes that the processor refuses."""
 
+    @abstractmethod
     def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, int], ...]]:
         """`text` and `spans` of a prepared film."""
-        raise NotImplementedError
 
     def step(
         self, frames: Tensor, grid: tuple[int, int], *, on_device: bool

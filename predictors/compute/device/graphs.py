@@ -30,7 +30,7 @@ NUM_REHEARSALS = (
 R = TypeVar("R")  # a tensor, or a tuple of them
 
 Turn = Callable[[], AbstractContextManager[None]]
-"""Made anew for each piece of a pass, and entered around its launch."""
+"""Makes the context in which one piece of a pass is launched; each launch has its own."""
 
 # a capture begins by waiting for the device, which would break another engine's capture
 _capturing = threading.Lock()

@@ -6,7 +6,6 @@ transformers would answer otherwise is refused with its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from predictors.chat.decoder.weights import decoder_shape
 from predictors.chat.folder import rope_of
 from predictors.compute.checkpoint.folder import reading
 from predictors.models.qwen2_5_vl.folder import SECTIONS, decoder_sizes, read_folder
-from predictors.models.qwen2_5_vl.vision.grid import ROPE_THETA, VisionShape
+from predictors.models.qwen2_5_vl.vision.grid import VisionShape
 
 
 def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionShape]:
@@ -26,22 +25,6 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
     with reading("config.json"):
         axes = axes_in_blocks(rope_of(text).get("mrope_section", SECTIONS))
         decoder = decoder_shape(checkpoint, decoder_sizes(raw, text), text, axes)
-        return raw, decoder, _vision_shape(vision)
-
-
-def _vision_shape(vision: Mapping[str, Any]) -> VisionShape:
-    rope = vision.get("rope_parameters") or {}
-    return VisionShape(
-        depth=vision["depth"],
-        hidden=vision["hidden_size"],
-        heads=vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        out=vision["out_hidden_size"],
-        patch=vision["patch_size"],
-        temporal_patch=vision["temporal_patch_size"],
-        channels=vision["in_channels"],
-        merge=vision["spatial_merge_size"],
-        window=vision["window_size"],
-        full_blocks=frozenset(vision["fullatt_block_indexes"]),
-        rope_theta=float(rope.get("rope_theta", ROPE_THETA)),
-    )
+        full_blocks = frozenset(vision["fullatt_block_indexes"])
+        tower = VisionShape.of(vision, window=vision["window_size"], full_blocks=full_blocks)
+    return raw, decoder, tower

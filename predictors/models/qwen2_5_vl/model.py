@@ -6,8 +6,8 @@ Checkpoints in transformers' layout, nested or as the hub has them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from predictors.chat.checkpoint import HubCheckpoint
@@ -16,15 +16,12 @@ from predictors.chat.folder import parts_of
 from predictors.chat.grounding.boxes import Convention
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor
-from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
 from predictors.models.qwen2_5_vl.films import SpacedFilms
 from predictors.models.qwen2_5_vl.folder import POSITIONS_PER_SECOND, linears
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower, vision_slots
-from predictors.settings import Settings
-from predictors.workers.pool import Workers
 
 
 class Qwen25VLModel(HubCheckpoint):
@@ -73,23 +70,4 @@ class Qwen25VLModel(HubCheckpoint):
         return ChatModules(decoder, Encoder(tower, placement))
 
 
-def make_predictor(
-    name: str,
-    checkpoint: Path,
-    settings: Settings,
-    workers: Workers | None = None,
-    loras: Mapping[str, Path] = MappingProxyType({}),
-) -> ChatPredictor:
-    """`loras` are the folders of its first adapters by name. Raises `InvalidRequest` for one of
-    them."""
-    variant = settings.compute.weights_variant
-    announce_weights(name, checkpoint, variant)
-    predictor = ChatPredictor(
-        name,
-        Qwen25VLModel(checkpoint, variant),
-        settings.with_adapter_room("qwen_vl", len(loras)),
-        workers,
-    )
-    for lora, path in loras.items():
-        predictor.add_lora(lora, path)
-    return predictor
+make_predictor = partial(ChatPredictor.of_checkpoint, Qwen25VLModel)

@@ -1,42 +1,12 @@
-"""Describes a Qwen2.5-VL folder, or refuses it, without torch or transformers: `chat.summary`."""
+"""Describes a Qwen2.5-VL folder or an adapter of it, or refuses it, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
-
-from predictors.chat.adapters.peft import read_peft_adapter
-from predictors.chat.summary import summarise_chat
-from predictors.compute.checkpoint.folder import reading
-from predictors.compute.checkpoint.summary import AdapterSummary, CardFacts, FolderSummary
+from predictors.chat.summary import ChatFolders
 from predictors.models.qwen2_5_vl.folder import decoder_sizes, linears, read_folder, vision_tensors
-from predictors.settings import Settings
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-
-
-def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
-    """The content of a folder, and its memory on `card`.
-
-    Raises `ServingError` with the start's own message for a folder that is not served.
-    """
-    raw, text, vision = read_folder(folder)
-    with reading("config.json"):
-        sizes, tensors = decoder_sizes(raw, text), vision_tensors(vision)
-    return summarise_chat(folder, ARCHITECTURE, raw, sizes, tensors, settings, card)
-
-
-def describe_adapter(
-    name: str,
-    path: Path,
-    checkpoint: Path,
-    settings: Settings,
-    components: Mapping[str, Path] = MappingProxyType({}),
-) -> AdapterSummary:
-    """The adapter at `path` as a server of `checkpoint`, which has no `components`, would load it.
-    Reads the whole file. Raises `ServingError` with the start's own message for one that is not
-    served."""
-    assert not components
-    raw, *_ = read_folder(checkpoint)
-    return read_peft_adapter(path, linears(raw), settings.qwen_vl.lora_max_rank).summary(name)
+FOLDERS = ChatFolders(
+    "Qwen2_5_VLForConditionalGeneration", read_folder, decoder_sizes, vision_tensors, linears
+)
+summarise = FOLDERS.summarise
+describe_adapter = FOLDERS.describe_adapter

@@ -6,7 +6,6 @@ load. A value that transformers would answer otherwise is refused with its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from predictors.chat.decoder.weights import decoder_shape
 from predictors.chat.folder import rope_of
 from predictors.compute.checkpoint.folder import reading
 from predictors.models.qwen3_vl.folder import SECTIONS, decoder_sizes, read_folder
-from predictors.models.qwen3_vl.vision.grid import ROPE_THETA, VisionShape
+from predictors.models.qwen3_vl.vision.grid import VisionShape
 
 
 def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionShape]:
@@ -25,7 +24,11 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
     and `EngineFailed` for a folder that would be served wrong."""
     raw, text, vision = read_folder(checkpoint)
     with reading("config.json"):
-        tower = _vision_shape(vision)
+        tower = VisionShape.of(
+            vision,
+            table_side=isqrt(vision["num_position_embeddings"]),
+            deepstack=tuple(vision["deepstack_visual_indexes"]),
+        )
         decoder = decoder_shape(
             checkpoint,
             decoder_sizes(raw, text),
@@ -36,21 +39,3 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
             deepstack=len(tower.deepstack),
         )
     return raw, decoder, tower
-
-
-def _vision_shape(vision: Mapping[str, Any]) -> VisionShape:
-    rope = vision.get("rope_parameters") or {}
-    return VisionShape(
-        depth=vision["depth"],
-        hidden=vision["hidden_size"],
-        heads=vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        out=vision["out_hidden_size"],
-        patch=vision["patch_size"],
-        temporal_patch=vision["temporal_patch_size"],
-        channels=vision["in_channels"],
-        merge=vision["spatial_merge_size"],
-        table_side=isqrt(vision["num_position_embeddings"]),
-        deepstack=tuple(vision["deepstack_visual_indexes"]),
-        rope_theta=float(rope.get("rope_theta", ROPE_THETA)),
-    )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.images.kinds import MATROSKA, MP4, UNKNOWN, Kind, film_kind
+from predictors.protocol.named_fields import naming_field
 from predictors.settings import FilmLimits
 from predictors.workers.messages import SharedMemory
 
@@ -80,7 +81,7 @@ def probe_frames(
 ) -> FilmFacts:
     """Counts the frames and decodes the first one. Raises `TooLarge` for too many bytes and
     `InvalidRequest` for anything else, naming `param` and `row`."""
-    with _named(param, row):
+    with naming_field(param, row):
         kind = _check_file(raw, limits)
         with _opened(kind, raw, limits) as (container, stream):
             times, unit = _times(container, stream, kind)
@@ -109,7 +110,7 @@ def decode_frames(
 ) -> FilmFrames:
     """The frames with these ascending `indices`, upright. If the file ends before the last one, the
     `decoded` tell how many there are. Raises as `probe_frames`."""
-    with _named(param, row):
+    with naming_field(param, row):
         kind = _check_file(raw, limits)
         wanted, memory, size, count, held = list(indices), SharedMemory.empty(), None, 0, 0
         with _opened(kind, raw, limits) as (container, stream):
@@ -131,16 +132,6 @@ def decode_frames(
                     return FilmFrames(held, *upright, memory, count)
         memory.close()
         return FilmFrames(0, 0, 0, SharedMemory.empty(), count)
-
-
-@contextmanager
-def _named(param: str, row: int | None) -> Iterator[None]:
-    # messages of the functions below complete a sentence that begins with the film's field
-    try:
-        yield
-    except InvalidRequest as error:
-        message = f"{param} {error.message}"
-        raise type(error)(message, param=param, row=row) from error
 
 
 # -- file ------------------------------------------------------------------------------------------

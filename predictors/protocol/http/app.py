@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 
-from predictors.errors import Cancelled, InvalidRequest, NotFound
+from predictors.errors import Cancelled, InvalidRequest, NotFound, ServingError
 from predictors.observe import logs
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import FORWARDED_HEADER
@@ -70,6 +70,28 @@ class PlainEndpoint:
         await send_response(send, await self._answer(Request(scope, receive)))
 
 
+def _by_name(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Each header's last value; of one that is a list, all its lines as one."""
+    headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw}
+    if len(headers) < len(raw):
+        for name in _LISTS.intersection(headers):
+            lines = [v.decode("latin-1") for k, v in raw if k == name.encode()]
+            headers[name] = ",".join(lines)
+    return headers
+
+
+def _path_refusal(path: str) -> ServingError | None:
+    """The error for a path that is in no route and in no name."""
+    if len(path) > MAX_PATH:
+        return NotFound(f"there is no route of more than {MAX_PATH} characters")
+    if control := _CONTROL.search(path):  # a route's `$` matches before a line end
+        return InvalidRequest(
+            f"the path has the control character %{ord(control[0]):02X} in it, which is in no "
+            "name: leave it out"
+        )
+    return None
+
+
 class RestApp:
     """The REST application. Event loop only.
 
@@ -97,12 +119,7 @@ class RestApp:
         if scope["type"] != "http":
             return
         started = time.monotonic()
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        if len(headers) < len(scope["headers"]):  # a list may be on several lines
-            for name in _LISTS.intersection(headers):
-                lines = [v.decode("latin-1") for k, v in scope["headers"] if k == name.encode()]
-                headers[name] = ",".join(lines)
-        call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
+        call = scope[CALL_KEY] = Call(_by_name(scope["headers"]), protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
         callers = self._callers
         if callers is not None:
@@ -120,15 +137,8 @@ class RestApp:
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
-        error: Exception | None = None
-        if len(scope["path"]) > MAX_PATH:
-            error = NotFound(f"there is no route of more than {MAX_PATH} characters")
-        elif control := _CONTROL.search(scope["path"]):  # a route's `$` matches before a line end
-            error = InvalidRequest(
-                f"the path has the control character %{ord(control[0]):02X} in it, which is in no "
-                "name: leave it out"
-            )
-        elif self._access is not None:
+        error: Exception | None = _path_refusal(scope["path"])
+        if error is None and self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
             if error is None:
                 shared = self._access.shared_headers(call, scope["path"])

@@ -13,7 +13,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -38,6 +37,7 @@ from predictors.protocol.images.kinds import ACCEPTED, Kind, kind_of
 from predictors.protocol.images.memory import bmp_size
 from predictors.protocol.images.png import clean_png
 from predictors.protocol.images.tiff import clean_tiff
+from predictors.protocol.named_fields import naming_field
 from predictors.settings import ImageLimits
 from predictors.workers.messages import SharedMemory, result_memory
 
@@ -122,7 +122,7 @@ def decode_pixels(
     `row`. Takes milliseconds and megabytes per megapixel (see `decoding_bytes`), so a server runs
     it in a worker process. HEIC is decoded only there (`in_worker`).
     """
-    with _named(param, row):
+    with naming_field(param, row):
         return _decode(raw, limits, in_worker, _pixels)
 
 
@@ -139,18 +139,8 @@ def decode_mask(
     That is its transparency where any pixel has some, as for OpenAI, else its gray: white is to be
     redrawn. Raises as `decode_pixels`.
     """
-    with _named(param, row):
+    with naming_field(param, row):
         return _decode(raw, limits, in_worker, _levels)
-
-
-@contextmanager
-def _named(param: str, row: int | None) -> Iterator[None]:
-    # messages of the functions below complete a sentence that begins with the picture's field
-    try:
-        yield
-    except InvalidRequest as error:
-        message = f"{param} {error.message}"
-        raise type(error)(message, param=param, row=row) from error
 
 
 def _decode(

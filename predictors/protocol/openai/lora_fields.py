@@ -7,8 +7,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from predictors.errors import InvalidRequest
-from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
@@ -19,6 +17,7 @@ from predictors.protocol.openai.fields import (
     require,
     wrong,
 )
+from predictors.protocol.openai.json_texts import parse_json_text
 
 MAX_LORAS = 8
 """Of one request, whatever the server holds."""
@@ -65,14 +64,6 @@ def loras(name: str, value: Any) -> NamedScales:
 
 def read_loras_text(text: str, name: str = "loras") -> NamedScales:
     """The same from its JSON. Raises `InvalidRequest` naming the entry."""
-    if len(text) > MAX_TEXT:
-        message = f"{name} has {len(text)} characters; at most {MAX_TEXT} are taken"
-        raise InvalidRequest(message, param=name)
-    try:
-        value = parse_json(text.encode("utf-8", "surrogatepass"))
-    except InvalidRequest as error:
-        example = """'[{"name": "NAME", "scale": 0.8}]'"""
-        message = f"{error.message.replace('the body', name)}; it is a text such as {example}"
-        raise InvalidRequest(message, param=name) from error
+    value = parse_json_text(name, text, MAX_TEXT, '[{"name": "NAME", "scale": 0.8}]')
     found: NamedScales = loras.check(name, value)
     return found

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import MAX_NAME, DescribedRule, described, flag, said, wrong
+from predictors.protocol.openai.json_texts import parse_json_text
 
 MAX_VARIABLES = 16
 MAX_TEXT = 16_384  # characters of all variables as JSON
@@ -80,15 +80,7 @@ TEMPLATE_FIELDS: dict[str, DescribedRule] = {
 def template_text(text: str) -> str:
     """The same from V2's parameter `chat_template_kwargs`, which is JSON in a text."""
     name = "chat_template_kwargs"
-    if len(text) > MAX_TEXT:
-        message = f"{name} has {len(text)} characters; at most {MAX_TEXT} are taken"
-        raise InvalidRequest(message, param=name)
-    try:
-        value = parse_json(text.encode("utf-8", "surrogatepass"))
-    except InvalidRequest as error:
-        example = """'{"add_vision_id": true}'"""
-        message = f"{error.message.replace('the body', name)}; it is a text such as {example}"
-        raise InvalidRequest(message, param=name) from error
+    value = parse_json_text(name, text, MAX_TEXT, '{"add_vision_id": true}')
     found: str = template_variables.check(name, value)
     return found
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
@@ -23,6 +22,7 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.json_texts import parse_json_text
 
 MAX_TOKENS = 2**31 - 1  # largest number that is read
 MAX_TOP_LOGPROBS = 20  # as OpenAI
@@ -120,23 +120,11 @@ def read_token_parameters(given: Mapping[str, Any]) -> TokenFields:
     checked = {}
     for name, value in given.items():
         if value is not None:
-            is_text = name in TEXTS
-            checked[name] = TOKEN_FIELDS[name].check(
-                name, _parsed(name, value) if is_text else value
-            )
+            if name in TEXTS:
+                value = parse_json_text(name, value, MAX_TEXT, TEXTS[name])
+            checked[name] = TOKEN_FIELDS[name].check(name, value)
     return read_token_fields(checked)
 
 
 TEXTS: Mapping[str, str] = {"logit_bias": '{"42": -100}', "stop_token_ids": "[42, 43]"}
 """Fields that are JSON in a V2 parameter, with an example."""
-
-
-def _parsed(name: str, text: str) -> Any:
-    if len(text) > MAX_TEXT:
-        message = f"{name} has {len(text)} characters; at most {MAX_TEXT} are taken"
-        raise InvalidRequest(message, param=name)
-    try:
-        return parse_json(text.encode("utf-8", "surrogatepass"))
-    except InvalidRequest as error:
-        message = f"{error.message.replace('the body', name)}; it is a text such as '{TEXTS[name]}'"
-        raise InvalidRequest(message, param=name) from error

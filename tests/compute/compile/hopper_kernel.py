@@ -1,5 +1,5 @@
-"""Compiles a real Triton kernel for a Hopper GPU on any machine: Triton brings its own assembler,
-and only a launch needs the device. It replaces the driver, so it runs in a process of its own.
+"""Compiles a real Triton kernel for a Hopper GPU on any machine. It replaces Triton's driver, so it
+runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -7,20 +7,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
 
-
-class AbsentGpu:
-    """The methods that Triton calls before a launch."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+from benchmarks.common.absent_gpu import compile_for_hopper
 
 
 @triton.jit
@@ -30,6 +18,6 @@ def add_one(values, count, BLOCK: tl.constexpr):  # noqa: N803
 
 
 def compile_for(block: int) -> None:
-    triton.runtime.driver.set_active(AbsentGpu())
+    compile_for_hopper()
     # Triton 3.9 warns where the option is left to its default, which 3.10 changes
     add_one.warmup(torch.float32, 100, BLOCK=block, enable_fp_fusion=True, grid=(1,))

@@ -25,11 +25,11 @@ PACKAGES = {
     "openssl": "openssl",
     "prometheus": "prometheus",
 }
-"""What must be there (a command, or a file) and who brings it."""
+"""The command or the file that must be there, and the package that brings it."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where Debian keeps runc, nft and ip; not everybody has them on PATH."""
+"""Where Debian keeps runc, nft and ip; not every user has them on PATH."""
 
 
 def on_this_machine(wanted: str) -> bool:

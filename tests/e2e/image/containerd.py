@@ -21,7 +21,7 @@ HELD = "localhost/held-during-import"
 """The second name of an image while others are imported."""
 
 WHEELS_BYTES = 10**9
-"""What is larger than this brings wheels: the product is a megabyte."""
+"""Missing layers of more than this have wheels in them: the product is a megabyte."""
 
 
 class Containerd:

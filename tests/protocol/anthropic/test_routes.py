@@ -22,7 +22,7 @@ from predictors.protocol.openai.tokens_body import TokenizeBody
 from predictors.protocol.registry import Registry
 from predictors.protocol.tasks import MODULES
 from predictors.settings import Settings
-from tests.protocol.openai.doubles import Chatter, Painter, Wire, post
+from tests.protocol.openai.doubles import Chatter, Painter, Wire, post, same_as_golden
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "anthropic"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -55,18 +55,6 @@ def error_of(wire: Wire) -> dict[str, Any]:
     assert set(body["error"]) == {"type", "message"}
     found: dict[str, Any] = body["error"]
     return found
-
-
-def same_as(name: str, wire: Wire) -> None:
-    """Compare the response with a transcript. If that is missing, write it and fail."""
-    head = "".join(f"{k}: {v}\n" for k, v in sorted(wire.answered.items()))
-    transcript = f"{wire.status}\n{head}\n".encode() + wire.body
-    path = GOLDEN / name
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(transcript)
-        pytest.fail(f"{path} was written; read it and run again")
-    assert transcript == path.read_bytes()
 
 
 def counted(operation: str, reason: str) -> float:
@@ -150,8 +138,9 @@ async def test_refusals_match_the_golden_files() -> None:
         ("wrong_kind.http", COUNT, ASKED[COUNT] | {"model": "flux"}),
         ("no_such_route.http", "/v1/messages/batches", {}),
     ):
-        same_as(name, await post(path, body, **head).run(app))
-    same_as("wrong_method.http", await Wire("GET", MESSAGES, **head).run(app))
+        same_as_golden(name, await post(path, body, **head).run(app), GOLDEN)
+    wire = await Wire("GET", MESSAGES, **head).run(app)
+    same_as_golden("wrong_method.http", wire, GOLDEN)
 
 
 async def test_a_message_names_the_field_that_it_is_about() -> None:

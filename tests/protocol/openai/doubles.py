@@ -278,11 +278,11 @@ def counted(model: str, operation: str, reason: str) -> float:
     return metrics.requests_total.labels(model, "openai", operation, reason)._value.get()  # type: ignore[no-any-return]
 
 
-def same_as_golden(name: str, wire: Wire) -> None:
+def same_as_golden(name: str, wire: Wire, folder: Path = GOLDEN) -> None:
     """Compare the response with a transcript. If that is missing, write it and fail."""
     head = "".join(f"{k}: {v}\n" for k, v in sorted(wire.answered.items()))
     transcript = f"{wire.status}\n{head}\n".encode() + wire.body
-    path = GOLDEN / name
+    path = folder / name
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(transcript)

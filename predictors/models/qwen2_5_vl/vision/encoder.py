@@ -11,10 +11,9 @@ from torch import Tensor
 from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.compute.device.placement import Placement, to_device
-from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
+from predictors.compute.kernels.attention import Attention, sdpa
 from predictors.models.qwen2_5_vl.vision.grid import (
     GridPlan,
-    frequencies_of,
     packed_grid,
     plan_grid,
 )
@@ -34,7 +33,7 @@ class Encoder:
         self.warm_grid = (side, side)
         self._tower = tower
         self._placement = placement
-        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._frequencies = to_device(shape.frequencies(), placement)
         self._attention: Attention = sdpa
         self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
 
@@ -63,12 +62,9 @@ class Encoder:
         return tokens[None]
 
     def choose_attention(self, num_patches: int) -> None:
-        from predictors.chat.vision.attention import padded_head  # CUDA only: has Triton
+        from predictors.chat.vision.attention import fastest_attention  # CUDA only: has Triton
 
-        shape, placement = self._tower.shape, self._placement
-        padded = padded_head(shape.head_dim)
-        choice = choose_attention(placement, shape.heads, padded, num_patches)
-        self._attention = choice.attention
+        self._attention = fastest_attention(self._tower.shape, num_patches, self._placement)
 
     def _make_plan(self, grid: tuple[int, int]) -> GridPlan:
         shape = self._tower.shape

@@ -14,31 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from predictors.chat.decoder.rotary import inverse_frequencies, vision_table
+from predictors.chat.decoder.rotary import vision_table
+from predictors.chat.vision.shape import TowerShape
 
-ROPE_THETA = 10000.0
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionShape(TowerShape):
+    """`window` is in pixels, `full_blocks` attend across windows."""
 
-@dataclass(frozen=True, slots=True)
-class VisionShape:
-    """Sizes of a vision tower. `window` is in pixels, `full_blocks` attend across windows."""
-
-    depth: int
-    hidden: int
-    heads: int
-    mlp: int
-    out: int
-    patch: int
-    temporal_patch: int
-    channels: int
-    merge: int
     window: int
     full_blocks: frozenset[int]
-    rope_theta: float = ROPE_THETA
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
 
     @property
     def side(self) -> int:
@@ -48,11 +33,6 @@ class VisionShape:
     @property
     def window_patches(self) -> int:
         return (self.side * self.merge) ** 2
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers per patch of a still picture: one frame, as both of a pair are the same."""
-        return self.channels * self.patch * self.patch
 
     @property
     def padded_mlp(self) -> int:
@@ -110,15 +90,10 @@ def arrange(height: int, width: int, shape: VisionShape) -> Arrangement:
     return Arrangement(order, patches, row[patches], column[patches], lengths)
 
 
-def frequencies_of(shape: VisionShape) -> Tensor:
-    """Rotary frequencies (head_dim / 4,) fp32: the same for rows and columns."""
-    return inverse_frequencies(shape.head_dim // 2, shape.rope_theta)
-
-
 def plan_grid(height: int, width: int, shape: VisionShape) -> GridPlan:
     """The plan for `height` x `width` patches, on the CPU. Both are multiples of `shape.merge`."""
     order, patches, row, column, lengths = arrange(height, width, shape)
-    cos, sin = vision_table(row, column, frequencies_of(shape))
+    cos, sin = vision_table(row, column, shape.frequencies())
     if len(lengths) == 1:  # smaller than a window: dense as it is
         return GridPlan(order, order.argsort(), cos, sin, len(patches), None, None, None)
     slots = shape.window_patches

@@ -8,8 +8,8 @@ from torch import Tensor
 from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.compute.device.placement import Placement, to_device
-from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
-from predictors.models.qwen3_vl.vision.grid import frequencies_of, packed_grid
+from predictors.compute.kernels.attention import Attention, sdpa
+from predictors.models.qwen3_vl.vision.grid import packed_grid
 from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower, vision_places
 
 
@@ -22,7 +22,7 @@ class Encoder:
         self.warm_grid = (2 * shape.merge, 3 * shape.merge)
         self._tower = tower
         self._placement = placement
-        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._frequencies = to_device(shape.frequencies(), placement)
         self._attention: Attention = sdpa
 
     @property
@@ -51,9 +51,6 @@ class Encoder:
         return features
 
     def choose_attention(self, num_patches: int) -> None:
-        from predictors.chat.vision.attention import padded_head  # CUDA only: has Triton
+        from predictors.chat.vision.attention import fastest_attention  # CUDA only: has Triton
 
-        shape = self._tower.shape
-        padded = padded_head(shape.head_dim)
-        choice = choose_attention(self._placement, shape.heads, padded, num_patches)
-        self._attention = choice.attention
+        self._attention = fastest_attention(self._tower.shape, num_patches, self._placement)

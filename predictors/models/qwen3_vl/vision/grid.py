@@ -13,44 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from predictors.chat.decoder.rotary import inverse_frequencies
+from predictors.chat.vision.shape import TowerShape
 
-ROPE_THETA = 10000.0
 SIZES = 4
 """Integers of a packed grid after rows and columns: patches, height, width, and one unused."""
 
 
-@dataclass(frozen=True, slots=True)
-class VisionShape:
-    """Sizes of a vision tower. `table_side` is the side of the learned position table;
-    `deepstack` are the blocks, ascending, whose outputs go to the first decoder layers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionShape(TowerShape):
+    """`table_side` is the side of the learned position table. `deepstack` are the blocks,
+    ascending, whose outputs go to the first decoder layers."""
 
-    depth: int
-    hidden: int
-    heads: int
-    mlp: int
-    out: int
-    patch: int
-    temporal_patch: int
-    channels: int
-    merge: int
     table_side: int
     deepstack: tuple[int, ...]
-    rope_theta: float = ROPE_THETA
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
 
     @property
     def levels(self) -> int:
         """Features of one merged patch: its embedding, and one level per DeepStack block."""
         return 1 + len(self.deepstack)
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers per patch of a still picture: one frame, as both of a pair are the same."""
-        return self.channels * self.patch * self.patch
 
 
 class Grid(NamedTuple):
@@ -86,11 +66,6 @@ def packed_grid(height: int, width: int, patches: int, shape: VisionShape) -> Te
     ints[patches : patches + count] = column.flatten()
     ints[2 * patches : 2 * patches + 3] = torch.tensor([count, height, width])
     return ints
-
-
-def frequencies_of(shape: VisionShape) -> Tensor:
-    """Rotary frequencies (head_dim / 4,) fp32: the same for rows and columns."""
-    return inverse_frequencies(shape.head_dim // 2, shape.rope_theta)
 
 
 def interpolated(table: Tensor, grid: Grid, side: int) -> Tensor:

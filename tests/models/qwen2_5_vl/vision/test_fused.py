@@ -13,7 +13,6 @@ from predictors.chat.decoder.layers import RMSNorm
 from predictors.compute.kernels.attention import sdpa
 from predictors.models.qwen2_5_vl.vision.grid import (
     VisionShape,
-    frequencies_of,
     packed_grid,
     plan_grid,
 )
@@ -48,7 +47,7 @@ def tower_of(shape: VisionShape) -> VisionTower:
 
 def fused_for(grid: tuple[int, int], patches: int, shape: VisionShape) -> fused.FusedVision:
     ints = packed_grid(*grid, patches, shape)
-    return fused.FusedVision(ints, patches, shape, frequencies_of(shape), sdpa)
+    return fused.FusedVision(ints, patches, shape, shape.frequencies(), sdpa)
 
 
 def plain_for(grid: tuple[int, int], shape: VisionShape) -> Plain:

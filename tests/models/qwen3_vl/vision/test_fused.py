@@ -15,7 +15,7 @@ from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
 from predictors.compute.kernels.attention import sdpa
 from predictors.models.qwen3_vl.vision.encoder import Encoder
-from predictors.models.qwen3_vl.vision.grid import VisionShape, frequencies_of, packed_grid
+from predictors.models.qwen3_vl.vision.grid import VisionShape, packed_grid
 from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower
 from predictors.settings import ComputeSettings
 from tests import triton_interpreter
@@ -43,13 +43,13 @@ def tower_of(shape: VisionShape) -> VisionTower:
 
 def fused_for(grid: tuple[int, int], patches: int, shape: VisionShape) -> fused.FusedVision:
     ints = packed_grid(*grid, patches, shape)
-    return fused.FusedVision(ints, patches, shape, frequencies_of(shape), sdpa)
+    return fused.FusedVision(ints, patches, shape, shape.frequencies(), sdpa)
 
 
 def plain_for(grid: tuple[int, int], shape: VisionShape) -> PlainVision:
     patches = grid[0] * grid[1]
     ints = packed_grid(*grid, patches, shape)
-    return PlainVision(ints, patches, shape, frequencies_of(shape))
+    return PlainVision(ints, patches, shape, shape.frequencies())
 
 
 def assert_near(found: Tensor, exact: Tensor) -> None:
