@@ -14,6 +14,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
 ACK = END_STREAM = 1
 END_HEADERS = 4
+MAX_FRAME = 16_384
 CANCEL, ENHANCE_YOUR_CALM = 8, 11
 MAX_CONCURRENT_STREAMS = 3
 ODD_PATHS = {
@@ -100,7 +101,11 @@ class Connection:
             "te": "trailers", "content-type": "application/grpc", **(more or {}),
         }  # fmt: skip
         block = b"".join(_literal(name) + _string(text) for name, text in headers.items())
-        self.send(HEADERS, block, END_HEADERS, stream)
+        first, rest = block[:MAX_FRAME], block[MAX_FRAME:]
+        self.send(HEADERS, first, 0 if rest else END_HEADERS, stream)
+        while rest:
+            part, rest = rest[:MAX_FRAME], rest[MAX_FRAME:]
+            self.send(CONTINUATION, part, 0 if rest else END_HEADERS, stream)
 
     def part(self, raw: bytes, stream: int, flags: int = 0) -> None:
         """Send a part of a call's messages, their five bytes of length included."""
@@ -142,5 +147,11 @@ def _literal(name: str) -> bytes:
 
 
 def _string(text: str | bytes) -> bytes:
-    assert len(text) < 127
-    return bytes([len(text)]) + (text.encode("ascii") if isinstance(text, str) else text)
+    raw = text.encode("ascii") if isinstance(text, str) else text
+    if len(raw) < 127:
+        return bytes([len(raw)]) + raw
+    left, size = len(raw) - 127, bytearray([127])  # an integer of HPACK (RFC 7541, 5.1)
+    while left > 127:
+        size.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*size, left]) + raw

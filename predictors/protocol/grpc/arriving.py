@@ -129,6 +129,6 @@ class _Place:
 
 
 def _look_at(reading: asyncio.Future[Any]) -> None:
-    """Take the error of a reading whose call has ended: asyncio logs those that nobody awaits."""
+    """Take the error of a reading whose call has ended, which asyncio would log."""
     if not reading.cancelled():
         reading.exception()

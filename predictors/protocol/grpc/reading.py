@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import ArrivingMessages
+from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, start_call
 from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
@@ -83,7 +84,11 @@ class MessageReader:
             found = await self._arriving.read(messages, lambda: self._caller(context))
         except ServingError as error:
             return RawMessage(error)
-        return RawMessage(InvalidRequest("the call has no message")) if found is None else found
+        if found is not None:
+            return found
+        # a call that gRPC has ended has none either: this task is cancelled then
+        await asyncio.sleep(AT_ONCE_S)
+        return RawMessage(InvalidRequest("the call has no message"))
 
     async def _each(self, messages: Messages, context: Any) -> Messages:
         caller = lambda: self._caller(context)  # noqa: E731
