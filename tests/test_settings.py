@@ -59,6 +59,7 @@ DEFAULTS = {
     "server.worker_timeout_s": 30.0,
     "server.max_message_bytes": 32 * 2**20,
     "server.max_bytes_in_flight": 256 * 2**20,
+    "server.max_arriving_messages": 32,
     "server.body_timeout_s": 10.0,
     "access.keys_file": "",
     "access.reload_s": 5.0,

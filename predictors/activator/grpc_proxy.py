@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,17 @@ import grpc
 
 from predictors.activator.fields import Metadata, passed_metadata, request_metadata
 from predictors.activator.http_proxy import broken_off
-from predictors.activator.proxying import Proxying
-from predictors.activator.waking import RETRY_SOON_S
-from predictors.errors import Overloaded, ServingError
+from predictors.activator.proxying import Proxying, first_of
+from predictors.errors import ServingError
 from predictors.protocol.addresses import peer_address
+from predictors.protocol.call import Call
 from predictors.protocol.faults import fault_of
+from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
 from predictors.protocol.grpc.methods import abort, start_call
-from predictors.protocol.http.listening import grpc_fault
+from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.grpc.port import GrpcListener, start_listening
+from predictors.protocol.http.bodies import BytesInFlight
 from predictors.settings import Settings
 
 PING_MS = 20_000
@@ -76,11 +79,15 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The handler of every method, for at most `most` calls at a time. A unary call is a stream of
     one message on the wire."""
 
-    def __init__(self, proxying: Proxying, upstream: GrpcUpstream, most: int) -> None:
+    def __init__(
+        self, proxying: Proxying, upstream: GrpcUpstream, most: int, settings: Settings
+    ) -> None:
         self._proxying = proxying
         self._upstream = upstream
-        self._most = most
-        self._num = 0
+        self.calls = OpenCalls(most)  # each takes a connection to the model
+        places = settings.server.max_arriving_messages
+        self._arriving = ArrivingMessages(places, most_of_one=places)  # one gateway sends all
+        self._bytes = BytesInFlight(settings.activator.max_held_bytes, lambda used: None)
 
     def service(self, details: Any) -> Any:
         """Called by gRPC for each call."""
@@ -88,36 +95,31 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _run(self, method: str, requests: AsyncIterator[bytes], context: Any) -> None:
         call = start_call(context)
-        fault, began = None, time.monotonic()
+        fault = None
         try:
-            with self._proxying.request("v2_grpc"), self._place():
-                channel = await self._proxying.reach(call, self._upstream.connect)
-                try:
-                    given = context.invocation_metadata() or ()
-                    peer, waited_s = peer_address(context.peer()), time.monotonic() - began
-                    fields = request_metadata(given, call.request_id, peer, waited_s)
-                    await self._forward(channel, method, fields, requests, context)
-                finally:
-                    await channel.close()
+            async with self.calls.begin("") as refusal:
+                with self._proxying.request("v2_grpc"):
+                    if refusal is not None:
+                        raise refusal
+                    await self._pass_on(method, requests, context, call)
         except ServingError as error:
             fault = fault_of(error, request_id=call.request_id)
         if fault is not None:
             await abort(context, fault, call)
 
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """Raises `Overloaded` if there is none: each call takes a connection to the model."""
-        if self._num >= self._most:
-            raise Overloaded(
-                f"{self._most} gRPC calls are in progress already, which is the limit; "
-                "try again later",
-                retry_after_s=RETRY_SOON_S,
-            )
-        self._num += 1
+    async def _pass_on(
+        self, method: str, requests: AsyncIterator[bytes], context: Any, call: Call
+    ) -> None:
+        """Hold the call until the model can be reached, and pass it on."""
+        began = time.monotonic()
+        channel = await self._proxying.reach(call, self._upstream.connect)
         try:
-            yield
+            given = context.invocation_metadata() or ()
+            peer, waited_s = peer_address(context.peer()), time.monotonic() - began
+            fields = request_metadata(given, call.request_id, peer, waited_s)
+            await self._forward(channel, method, fields, requests, context)
         finally:
-            self._num -= 1
+            await channel.close()
 
     async def _forward(
         self,
@@ -127,54 +129,70 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         requests: AsyncIterator[bytes],
         context: Any,
     ) -> None:
-        """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`."""
+        """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`, and
+        as `ArrivingMessages.read` and `BytesInFlight.add`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
-        sending = asyncio.create_task(_send(requests, call))
         try:
-            first = passed_metadata(await call.initial_metadata() or ())
-            await context.send_initial_metadata(first)
-            with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
-                async for message in call:
-                    await context.write(message)
-            code = await call.code()
-            trailing = passed_metadata(await call.trailing_metadata() or ())
-            if code in BROKEN_CODES and not trailing:
-                raise broken_off()  # gRPC's own words, which have addresses
-            context.set_trailing_metadata(tuple(trailing))
-            context.set_code(code)
-            context.set_details(await call.details() or "")
+            await first_of(_answer(call, context), self._send(requests, call, context))
         finally:
             call.cancel()
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, requests: AsyncIterator[bytes], call: Any, context: Any) -> None:
+        """Pass the caller's messages on. Ends by raising or by being cancelled: an end of the call
+        is no failure here, its status says why."""
+        caller = lambda: peer_address(context.peer())  # noqa: E731
+        with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+            await call.wait_for_connection()
+            while True:
+                message = await self._arriving.read(requests, caller, may_wait=True)
+                if message is None:
+                    break
+                with self._counted(message):
+                    # not `call.write`: if the model's server has answered without reading, that
+                    # replaces the server's status by "Internal error from Core"
+                    await call._cython_call.send_serialized_message(message)
+                del message  # else it is held while the next one is waited for
+            await call.done_writing()
+        await asyncio.Event().wait()
+
+    @contextlib.contextmanager
+    def _counted(self, message: bytes) -> Iterator[None]:
+        """Count a message until it is sent. Raises `Overloaded`."""
+        self._bytes.add(len(message))
+        try:
+            yield
+        finally:
+            self._bytes.remove(len(message))
 
 
-async def _send(requests: AsyncIterator[bytes], call: Any) -> None:
-    """Pass the caller's messages on until it has no more. An end of the call is no failure here:
-    its status says why."""
-    with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
-        await call.wait_for_connection()
-        async for message in requests:
-            # not `call.write`: if the model's server has answered without reading, that replaces
-            # the server's status by "Internal error from Core"
-            await call._cython_call.send_serialized_message(message)
-        await call.done_writing()
+async def _answer(call: Any, context: Any) -> None:
+    """Pass the model's answer on. Raises `UpstreamFailed`."""
+    first = passed_metadata(await call.initial_metadata() or ())
+    await context.send_initial_metadata(first)
+    with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
+        async for message in call:
+            await context.write(message)
+    code = await call.code()
+    trailing = passed_metadata(await call.trailing_metadata() or ())
+    if code in BROKEN_CODES and not trailing:
+        raise broken_off()  # gRPC's own words, which have addresses
+    context.set_trailing_metadata(tuple(trailing))
+    context.set_code(code)
+    context.set_details(await call.details() or "")
 
 
-async def start_grpc_proxy(handler: GrpcProxy, settings: Settings) -> tuple[grpc.aio.Server, int]:
-    """The started server and its port. Raises `InvalidSetting` if it can't listen."""
+async def start_grpc_proxy(
+    handler: GrpcProxy, settings: Settings, on_lost: Callable[[], object]
+) -> GrpcListener:
+    """The started server. `on_lost` is that of `GrpcListener`. Raises `InvalidSetting` if it can't
+    listen."""
     own = settings.server
+    most = max(MAX_STREAMS, settings.activator.max_held)
     server = grpc.aio.server(
         handlers=[handler],
         options=[
-            *server_options(own.max_message_bytes, max(MAX_STREAMS, settings.activator.max_held)),
+            *server_options(own.max_message_bytes, own.linger_s, most),
             ("grpc.http2.bdp_probe", 0),  # windows stay small: calls are held by the hundred
         ],
     )
-    address = f"{f'[{own.host}]' if ':' in own.host else own.host}:{own.grpc_port}"
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise grpc_fault(own.host, own.grpc_port) from error
-    await server.start()
-    return server, port
+    return await start_listening(server, own, on_lost, handler.calls)

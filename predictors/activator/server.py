@@ -16,7 +16,6 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import grpc
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
@@ -26,6 +25,7 @@ from predictors.activator.http_proxy import HttpAddress, HttpProxy, HttpUpstream
 from predictors.activator.proxying import Proxying
 from predictors.activator.waking import WaitingRoom
 from predictors.errors import Draining
+from predictors.protocol.grpc.port import GrpcListener
 from predictors.protocol.http.app import CLOSE_TIMEOUT_S, HttpServer, PlainEndpoint, RestApp
 from predictors.protocol.http.connection_limits import proxied_requests
 from predictors.protocol.http.listening import listen, loop_factory, port_of
@@ -35,6 +35,7 @@ from predictors.settings import Settings
 
 log = logging.getLogger(__name__)
 
+FAILED = 70  # exit code after a port was lost (sysexits' EX_SOFTWARE)
 SIDE_CONNECTIONS = 32  # of the ports of probes and scrapes
 
 
@@ -72,6 +73,7 @@ class ActivatorServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._lingers = False
+        self._exit_code = 0
 
     # -- any thread ------------------------------------------------------------------------------
     def run(self) -> int:
@@ -104,7 +106,7 @@ class ActivatorServer:
             self.http_port = port_of(data)
             await self._open_side_ports(opened)
             most = proxied_requests(own.max_connections, settings.activator.max_held)
-            grpc_server = await self._start_grpc(proxying, most[1])
+            grpc_listener = await self._start_grpc(proxying, most[1])
             app = RestApp(
                 [Route("/{path:path}", HttpProxy(proxying, http, own.body_timeout_s))],
                 access_log=own.access_log,
@@ -112,29 +114,33 @@ class ActivatorServer:
             )
             http_server = HttpServer(app, own, most[0])
             serving = asyncio.create_task(http_server.serve(sockets=[data]))
+            serving.add_done_callback(lambda _: self._lost("HTTP"))
             self._handle_signals()
             self._started.set()
             log.info(
                 "before %s: HTTP %d, gRPC %d", self._upstream.model, self.http_port, self.grpc_port
             )
             await self._ending.wait()
-            await self._end(proxying, grpc_server)
+            await self._end(proxying, grpc_listener)
             http_server.should_exit = True
             await serving
         self._loop = None
-        log.info("stopped")
-        return 0
+        log.info("stopped with exit code %d", self._exit_code)
+        return self._exit_code
 
-    async def _start_grpc(self, proxying: Proxying, most: int) -> grpc.aio.Server | None:
+    async def _start_grpc(self, proxying: Proxying, most: int) -> GrpcListener | None:
         if self.grpc_port < 0 or not self._upstream.grpc_target:
             self.grpc_port = -1
             return None
         connect_timeout_s = self._settings.activator.connect_timeout_s
         upstream = GrpcUpstream(self._upstream.grpc_target, connect_timeout_s)
-        server, self.grpc_port = await start_grpc_proxy(
-            GrpcProxy(proxying, upstream, most), self._settings
+        found = await start_grpc_proxy(
+            GrpcProxy(proxying, upstream, most, self._settings),
+            self._settings,
+            lambda: self._lost("gRPC"),
         )
-        return server
+        self.grpc_port = found.port
+        return found
 
     async def _open_side_ports(self, opened: contextlib.AsyncExitStack) -> None:
         """Serve probes and scrapes of the activator itself on the ports that are set."""
@@ -177,15 +183,18 @@ class ActivatorServer:
         return [Route(path, PlainEndpoint(each), methods=["GET"]) for path, each in paths.items()]
 
     # -- the end ---------------------------------------------------------------------------------
-    async def _end(self, proxying: Proxying, grpc_server: grpc.aio.Server | None) -> None:
+    def _lost(self, protocol: str) -> None:
+        """A data port is not served any more."""
+        if not self._ending.is_set():
+            log.critical("%s is not served any more, the process ends", protocol)
+            self._exit_code = FAILED
+            self._ending.set()
+
+    async def _end(self, proxying: Proxying, grpc_listener: GrpcListener | None) -> None:
         own = self._settings.server
         metrics.draining.set(1)
         linger_s = own.linger_s if self._lingers else 0.0
-        stopping: asyncio.Task[None] | None = None
-        if grpc_server is not None:  # sends GOAWAY: callers connect to another activator
-            grace_s = linger_s + own.drain_timeout_s + CLOSE_TIMEOUT_S
-            stopping = asyncio.create_task(grpc_server.stop(grace_s))
-        if linger_s > 0:
+        if linger_s > 0:  # gRPC's connections reach the age at which they are closed
             await asyncio.sleep(linger_s)
         proxying.is_draining = True
         log.info("draining %d requests", proxying.num_in_progress)
@@ -193,9 +202,8 @@ class ActivatorServer:
             log.warning("%d requests are refused or cut off", proxying.num_in_progress)
             proxying.room.refuse("the activator shuts down and the model did not start; try again")
             await proxying.wait_idle(CLOSE_TIMEOUT_S)
-        if grpc_server is not None and stopping is not None:
-            await grpc_server.stop(CLOSE_TIMEOUT_S)
-            await stopping
+        if grpc_listener is not None:
+            await grpc_listener.stop(CLOSE_TIMEOUT_S)
 
     def _handle_signals(self) -> None:
         if threading.current_thread() is threading.main_thread() and self._loop is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-import threading
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -20,24 +20,38 @@ REPLACED = ("constants", "utils")
 """Submodules whose names in the package are other modules' once its file has run."""
 
 
+class PackageFile(Loader):
+    """Finder and loader of a module whose import runs the file of a package. Python's own lock of
+    that import sees threads that wait for each other; one of ours would not."""
+
+    def __init__(self, package: ModuleType, loader: Loader) -> None:
+        self.name = f"{package.__name__} (its file)"
+        self._package = package
+        self._loader = loader
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == self.name else None
+
+    def create_module(self, spec: ModuleSpec) -> None: ...
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(self._package)
+
+
 def put_off(spec: ModuleSpec) -> ModuleType:
     """The package of `spec` before its file has run, with its real path, so that its submodules
-    can be imported. The file runs once, when a name is missing for the first time. Any thread."""
+    can be imported. The file runs once, when a name is missing for the first time. Any thread; one
+    that another's import waits for may find the name missing still, as in a circular import."""
     package = module_from_spec(spec)
-    lock, waiting = threading.RLock(), [spec.loader]
+    assert spec.loader is not None
+    file = PackageFile(package, spec.loader)
+    sys.meta_path.append(file)
 
     def run_file_for(name: str) -> object:
-        with lock:
-            if waiting and not name.startswith("__"):  # Python asks for names of its own
-                loader = waiting.pop()  # first: the file asks for names of its own
-                assert loader is not None
-                try:
-                    loader.exec_module(package)
-                except BaseException:
-                    waiting.append(loader)  # the next one who asks gets the reason as well
-                    raise
-            if name in vars(package):
-                return vars(package)[name]
+        if not name.startswith("__"):  # Python asks for names of its own
+            __import__(file.name)  # `import_module` raises where threads wait for each other
+        if name in vars(package):
+            return vars(package)[name]
         raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
 
     vars(package)["__getattr__"] = run_file_for

@@ -24,6 +24,7 @@ from predictors.errors import (
 )
 from predictors.protocol.call import AdapterAccess, Call
 from predictors.protocol.callers import Callers
+from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.heap_trims import HeapTrims
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import MAX_NAME, check_name, check_names, read_aliases
@@ -68,6 +69,7 @@ class Registry:
         """Seconds since the event loop of the data port should have run; set by the server."""
         self.callers = Callers(settings.access)
         self.pending_bodies = PendingBodies()
+        self.arriving = ArrivingMessages(settings.server.max_arriving_messages)
         self.refusal_pace = RefusalPace(settings.queue.refusals_per_s)
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trims = HeapTrims(self._start_trim)
@@ -327,7 +329,7 @@ class Registry:
         """Refuse new requests from now on, for good, those whose bodies still arrive among them."""
         self.start_leaving()
         self._draining = True
-        for pending in self.pending_bodies:
+        for pending in (self.arriving, *self.pending_bodies):
             pending.stop_reading(Draining("the server is shutting down; ask another replica"))
 
     def withdraw(self, name: str) -> None:

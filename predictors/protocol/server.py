@@ -14,10 +14,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import grpc
 from starlette.routing import BaseRoute
 
 from predictors import metrics
@@ -27,6 +26,7 @@ from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
+from predictors.protocol.grpc.port import GrpcListener
 from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
@@ -106,6 +106,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._ending = asyncio.Event()
         self._draining = asyncio.Event()
         self._exit_code = 0
+        self._drain_s = own.drain_timeout_s
         self.exit_now: Callable[[int], object] = os._exit
 
     # -- any thread ------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             side_ports = SidePorts(self.registry, open_ports)
             self.health_port, self.metrics_port = side_ports.health_port, side_ports.metrics_port
             self._serve_admin(open_ports)
-            grpc_server = await self._start_grpc()
+            grpc_listener = await self._start_grpc()
             http_server = self._http = self._http_server(
                 self._data_routes(),
                 AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
@@ -162,8 +163,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.registry.callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[data]))
-            # nothing is served without it
-            http_task.add_done_callback(lambda _: self._begin_end(0))
+            http_task.add_done_callback(lambda _: self._lost("HTTP"))
             side_ports.start()
             open_ports.push_async_callback(side_ports.stop)  # after all else has ended
             self._start_models()
@@ -172,13 +172,12 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 "serving %s on %s: %s", ", ".join(self.registry.models), own.host, self._ports()
             )
             await self._ending.wait()
-            grpc_stopped = await self._linger(grpc_server)
+            await self._linger()
             await self._drain(http_server)
             http_server.should_exit = True
             await http_task
-            if grpc_server is not None:
-                await grpc_server.stop(CLOSE_TIMEOUT_S)
-            await grpc_stopped
+            if grpc_listener is not None:
+                await grpc_listener.stop(CLOSE_TIMEOUT_S)
             await _all_in_threads([model.stop for model in self.registry.startable])
         self.registry.close()
         if self._owns_workers:
@@ -259,35 +258,31 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         )
         return HttpServer(app, own, limit, certificates)
 
-    async def _start_grpc(self) -> grpc.aio.Server | None:
+    async def _start_grpc(self) -> GrpcListener | None:
         if not self.enable_grpc:
             return None
-        server, self.grpc_port = await start_grpc(self.registry, self._certificates)
-        return server
+        found = await start_grpc(self.registry, lambda: self._lost("gRPC"), self._certificates)
+        self.grpc_port = found.port
+        return found
 
     def _start_models(self) -> None:
         for model in self.registry.startable:
             model.start(self._engine_failed)
 
-    async def _linger(self, grpc_server: grpc.aio.Server | None) -> Awaitable[object]:
-        """Serve on for `linger_s`, closing each HTTP connection with its response and telling gRPC
-        clients to reconnect elsewhere (GOAWAY). Returns an awaitable that ends with the last gRPC
-        call."""
+    async def _linger(self) -> None:
+        """Serve on for `linger_s`, closing each HTTP connection with its response. gRPC's reach the
+        age at which they are closed."""
         own = self.settings.server
         if self.registry.is_draining:
-            return _do_nothing()
+            return
         log.info("serving requests that still come for %g s", own.linger_s)
-        stopped: Awaitable[object] = _do_nothing()
-        if grpc_server is not None:
-            stopped = asyncio.create_task(grpc_server.stop(own.linger_s + own.drain_timeout_s))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), own.linger_s)
         self._refuse()
-        return stopped
 
     async def _drain(self, http_server: HttpServer) -> None:
         """Finish what was accepted, and fail what is left when the time is over."""
-        waiting_s = CLOSE_TIMEOUT_S if self._exit_code else self.settings.server.drain_timeout_s
+        waiting_s = self._drain_s
         self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
@@ -313,9 +308,16 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _engine_failed(self, error: EngineFailed) -> None:
         """Called on the engine thread, after all that was in flight has been answered."""
         log.critical("an engine failed, the process ends: %s", error.message)
+        self._drain_s = CLOSE_TIMEOUT_S  # nothing else will be answered
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended already
                 self._loop.call_soon_threadsafe(self._begin_end, FAILED)
+
+    def _lost(self, protocol: str) -> None:
+        """A data port is not served any more. What came through the other one is finished."""
+        if not self._ending.is_set():
+            log.critical("%s is not served any more, the process ends", protocol)
+            self._begin_end(FAILED)
 
     def _handle_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread() or self._loop is None:
@@ -332,9 +334,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         log.info("%s: draining", signal.Signals(number).name)
         # a process that is interrupted from a terminal is behind no load balancer
         self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
-
-
-async def _do_nothing() -> None: ...
 
 
 async def _all_in_threads(works: Sequence[Callable[[], Any]]) -> None:

@@ -116,10 +116,31 @@ def test_its_series_are_those_of_the_process() -> None:
     assert metrics.activator_requests_total._name == "predictors_activator_requests"
 
 
+def grpc_paths() -> set[str]:
+    """Of every gRPC service that the server offers."""
+    from predictors.protocol.grpc import health, reflection
+    from predictors.protocol.v2.grpc import SERVICE
+
+    packages = (reflection.OLDER, reflection.NEWER)
+    services = {SERVICE, health.SERVICE, *(f"{each}.ServerReflection" for each in packages)}
+    return {f"/{each}" for each in services}
+
+
+def test_messages_that_arrive_fit_into_its_memory() -> None:
+    def places(*sets: str) -> str:
+        (container,) = object_of("Deployment", NAME, sets)["spec"]["template"]["spec"]["containers"]
+        found = {each["name"]: each.get("value") for each in container["env"]}
+        return str(found["PREDICTORS_SERVER_MAX_ARRIVING_MESSAGES"])
+
+    assert places() == "8"  # of 32 MiB, as many bytes as it may hold of HTTP
+    assert places("models.flux.settings.server.max_message_bytes=4194304") == "32"
+    assert places("models.flux.activator.maxPendingBytes=1048576") == "2"
+
+
 def test_a_route_leads_to_it_and_waits_as_long_as_a_start_and_a_request() -> None:
     spec = object_of("HTTPRoute")["spec"]
     grpc, rest = spec["rules"]
-    assert grpc["matches"][0]["path"]["value"] == "/inference.GRPCInferenceService"
+    assert {each["path"]["value"] for each in grpc["matches"]} == grpc_paths()
     assert grpc["backendRefs"] == [{"name": NAME, "port": 8081}]
     assert rest["backendRefs"] == [{"name": NAME, "port": 80}]
     assert grpc["timeouts"] == rest["timeouts"] == {"request": "540s"}

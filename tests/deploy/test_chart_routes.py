@@ -15,13 +15,16 @@ def routes(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def test_the_weights_of_all_revisions_are_a_hundred_and_the_rest_is_the_stable_ones() -> None:
     (route,) = routes("ci/canary-values.yaml").values()
-    (rule,) = route["spec"]["rules"]
-    assert [(b["name"], b["port"], b["weight"]) for b in rule["backendRefs"]] == [
-        ("flux-predictor", 80, 75),
-        ("flux-next-predictor", 80, 20),
-        ("flux-tuned-predictor", 80, 5),
-    ]
-    assert rule["timeouts"] == {"request": "300s"}
+    grpc, rest = route["spec"]["rules"]
+    assert "/grpc.health.v1.Health" in {each["path"]["value"] for each in grpc["matches"]}
+    assert "matches" not in rest
+    for rule, port in ((grpc, 8081), (rest, 80)):
+        assert [(b["name"], b["port"], b["weight"]) for b in rule["backendRefs"]] == [
+            ("flux-predictor", port, 75),
+            ("flux-next-predictor", port, 20),
+            ("flux-tuned-predictor", port, 5),
+        ]
+        assert rule["timeouts"] == {"request": "300s"}
     assert route["spec"]["hostnames"] == [f"flux.{chart.NAMESPACE}.example.com"]
     assert route["spec"]["parentRefs"][0]["name"] == "kserve-ingress-gateway"
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from tests.http.echo import PATIENCE_S
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
 ACK = END_STREAM = 1
 END_HEADERS = 4
-ENHANCE_YOUR_CALM = 11
+MAX_FRAME = 16_384
+CANCEL, ENHANCE_YOUR_CALM = 8, 11
 MAX_CONCURRENT_STREAMS = 3
 ODD_PATHS = {
     "no UTF-8": b"/\xff\xff",
@@ -88,33 +89,54 @@ class Connection:
         self, path: str | bytes, message: bytes, more: Mapping[str, str | bytes] | None = None
     ) -> None:
         """Start a gRPC call on stream 1, with `more` headers."""
+        self.open(path, 1, more)
+        self.part(struct.pack(">BI", 0, len(message)) + message, 1, END_STREAM)
+
+    def open(
+        self, path: str | bytes, stream: int, more: Mapping[str, str | bytes] | None = None
+    ) -> None:
+        """Send the head of a gRPC call."""
         headers = {
             ":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost",
             "te": "trailers", "content-type": "application/grpc", **(more or {}),
         }  # fmt: skip
         block = b"".join(_literal(name) + _string(text) for name, text in headers.items())
-        self.send(HEADERS, block, END_HEADERS, 1)
-        self.send(DATA, struct.pack(">BI", 0, len(message)) + message, END_STREAM, 1)
+        first, rest = block[:MAX_FRAME], block[MAX_FRAME:]
+        self.send(HEADERS, first, 0 if rest else END_HEADERS, stream)
+        while rest:
+            part, rest = rest[:MAX_FRAME], rest[MAX_FRAME:]
+            self.send(CONTINUATION, part, 0 if rest else END_HEADERS, stream)
 
-    def answer(self) -> bytes:
+    def part(self, raw: bytes, stream: int, flags: int = 0) -> None:
+        """Send a part of a call's messages, their five bytes of length included."""
+        self.send(DATA, raw, flags, stream)
+
+    def reset(self, stream: int) -> None:
+        """Cancel a call."""
+        self.send(RST_STREAM, struct.pack(">I", CANCEL), stream=stream)
+
+    def answer(self, stream: int = 1) -> bytes:
         """The call's message, read until its trailers, which are kept in `trailers` as they
         came."""
         found = b""
         while True:
             frame = self.receive()
-            if frame.stream == 1 and frame.kind == HEADERS:
+            if frame.stream != stream:
+                continue
+            if frame.kind == HEADERS:
                 self.trailers = frame.payload
-            if frame.stream == 1 and frame.kind == DATA:
+            if frame.kind == DATA:
                 found += frame.payload
-            if frame.stream == 1 and frame.flags & END_STREAM and frame.kind in {DATA, HEADERS}:
+            if frame.flags & END_STREAM and frame.kind in {DATA, HEADERS}:
                 return found[5:]
 
 
 @contextmanager
-def connect(port: int) -> Iterator[Connection]:
+def connect(port: int, own_address: str = "127.0.0.1") -> Iterator[Connection]:
     """Connect and exchange settings."""
+    peer = ("127.0.0.1", port)
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,
+        socket.create_connection(peer, PATIENCE_S, (own_address, 0)) as sock,
         closing(Connection(sock)) as connection,
     ):
         yield connection
@@ -125,5 +147,11 @@ def _literal(name: str) -> bytes:
 
 
 def _string(text: str | bytes) -> bytes:
-    assert len(text) < 127
-    return bytes([len(text)]) + (text.encode("ascii") if isinstance(text, str) else text)
+    raw = text.encode("ascii") if isinstance(text, str) else text
+    if len(raw) < 127:
+        return bytes([len(raw)]) + raw
+    left, size = len(raw) - 127, bytearray([127])  # an integer of HPACK (RFC 7541, 5.1)
+    while left > 127:
+        size.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*size, left]) + raw

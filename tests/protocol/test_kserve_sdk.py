@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ import pytest
 
 from predictors.protocol.kserve_sdk import put_off
 
+PATIENCE_S = 60.0
 NAME = "package_put_off_by_a_test"
 AFTERWARDS = """
 import sys
@@ -43,12 +45,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     )
     (folder / "other.py").write_text(f"import {NAME}.part\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     importlib.invalidate_caches()
     spec = find_spec(NAME)
     assert spec is not None
     sys.modules[NAME] = made = put_off(spec)
     yield made
-    for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+    for name in [name for name in sys.modules if name.startswith(NAME)]:
         del sys.modules[name]
 
 
@@ -84,6 +87,35 @@ def test_a_file_that_fails_says_why_to_everyone_who_asks(package: ModuleType) ->
         with pytest.raises(ModuleNotFoundError, match="no_such_module_of_a_test"):
             _ = package.VALUE
     file.write_text(text + "# longer, so that it is compiled again\n")
+    assert package.VALUE == 3
+
+
+def test_threads_that_wait_for_each_others_imports_both_go_on(
+    package: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One imports a part, which asks the package for a name. The other has asked already, and the
+    package's file imports the part."""
+    assert package.__file__ is not None
+    folder, importing, running = Path(package.__file__).parent, threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "events_of_a_test", made := ModuleType("events_of_a_test"))
+    vars(made).update(importing=importing, running=running, patience_s=PATIENCE_S)
+    (folder / "asking.py").write_text(
+        "from events_of_a_test import importing, patience_s, running\n"
+        f"import {NAME}\nimporting.set()\nassert running.wait(patience_s)\n"
+        f"found = getattr({NAME}, 'VALUE', None)\n"
+    )
+    (folder / "__init__.py").write_text(
+        "from events_of_a_test import importing, patience_s, running\n"
+        "assert importing.wait(patience_s)\nrunning.set()\n"
+        f"import {NAME}.asking\nVALUE = 3\n"
+    )
+    works = (lambda: importlib.import_module(f"{NAME}.asking"), lambda: package.VALUE)
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
     assert package.VALUE == 3
 
 

@@ -124,6 +124,15 @@
 {{- end }}
 {{- end }}
 
+{{/* Paths of gRPC's services, for rules of routes: a rule of HTTP's would lead them to a port without HTTP/2. */}}
+{{- define "predictors.grpcMatches" -}}
+{{- range list "inference.GRPCInferenceService" "grpc.health.v1.Health" "grpc.reflection.v1.ServerReflection" "grpc.reflection.v1alpha.ServerReflection" }}
+- path:
+    type: PathPrefix
+    value: /{{ . }}
+{{- end }}
+{{- end }}
+
 {{/* Where a model's REST is answered in the cluster: the Service has port 80, also for TLS: (list root service) */}}
 {{- define "predictors.address" -}}
 {{- $host := printf "%s.%s.svc" (last .) (include "predictors.namespace" (first .)) -}}

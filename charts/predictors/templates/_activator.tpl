@@ -51,6 +51,8 @@ env:
     value: {{ $m.drain.graceSeconds | int | quote }}
   - name: PREDICTORS_SERVER_MAX_MESSAGE_BYTES
     value: {{ dig "server" "max_message_bytes" 33554432 $m.settings | int64 | quote }}
+  - name: PREDICTORS_SERVER_MAX_ARRIVING_MESSAGES
+    value: {{ min 32 (max 2 (div (int64 $m.activator.maxPendingBytes) (max 1 (dig "server" "max_message_bytes" 33554432 $m.settings | int64)))) | quote }}
   - name: PREDICTORS_ACTIVATOR_MAX_HELD
     value: {{ $m.activator.maxPendingRequests | int | quote }}
   - name: PREDICTORS_ACTIVATOR_MAX_HELD_BYTES

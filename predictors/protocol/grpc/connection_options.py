@@ -12,11 +12,20 @@ HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2, or wi
 MAX_STREAMS = 256
 """Concurrent calls of one connection. gRPC refuses those beyond, and some at the limit, instead of
 leaving them in the client: it counts calls that have ended until their memory is free."""
+LINGER_SHARE = 0.8
+"""Of `server.linger_s`, the age at which a connection is sent away. gRPC varies it by a tenth."""
 
 
-def server_options(max_message_bytes: int, max_streams: int = MAX_STREAMS) -> list[tuple[str, int]]:
-    """Arguments of `grpc.aio.server`: `max_message_bytes` bounds what is received."""
-    return [
+def server_options(
+    max_message_bytes: int, linger_s: float, max_streams: int = MAX_STREAMS
+) -> list[tuple[str, int]]:
+    """Arguments of `grpc.aio.server`: `max_message_bytes` bounds what is received.
+
+    With `linger_s` a connection is sent away (GOAWAY) while it is younger than that, so that none
+    from before a SIGTERM is left when the server stops. Its calls go on, and no new one is lost:
+    `Server.stop` also sends GOAWAY, but cancels what a caller sends until it has come to know.
+    """
+    options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
@@ -26,3 +35,6 @@ def server_options(max_message_bytes: int, max_streams: int = MAX_STREAMS) -> li
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ]
+    if linger_s > 0:
+        options.append(("grpc.max_connection_age_ms", max(1, int(LINGER_SHARE * linger_s * 1e3))))
+    return options

@@ -15,12 +15,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from predictors.errors import NotFound
-from predictors.protocol.grpc.methods import (
-    RawMessage,
-    add_service,
-    parse_small,
-    run_cheap_method,
-)
+from predictors.protocol.grpc.methods import RawMessage, parse_small, run_cheap_method
+from predictors.protocol.grpc.reading import MessageReader, add_service
 from predictors.protocol.registry import Registry
 
 WATCH_S = 1.0  # polling interval of watched states, which change on engine threads
@@ -31,10 +27,12 @@ _Request = health_pb2.HealthCheckRequest
 _Status = health_pb2.HealthCheckResponse
 
 
-def add_health(server: grpc.aio.Server, registry: Registry, overall: str) -> None:
+def add_health(
+    server: grpc.aio.Server, reader: MessageReader, registry: Registry, overall: str
+) -> None:
     """Serve `grpc.health.v1.Health`. `overall` is one more name for the whole server."""
     health = HealthMethods(registry, frozenset({"", overall}))
-    add_service(server, SERVICE, {"Check": health.check}, {"Watch": health.watch})
+    add_service(server, reader, SERVICE, {"Check": health.check}, {"Watch": health.watch})
 
 
 class HealthMethods:

@@ -9,13 +9,12 @@ Every response carries the request id in its trailing metadata.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 
-from predictors.errors import InvalidRequest, TooLarge
+from predictors.errors import InvalidRequest, ServingError, TooLarge
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
@@ -38,7 +37,7 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_metadata_line)
 
 
 class RawMessage:
-    """The bytes of a request, released on first use.
+    """The bytes of a request, released on first use, or the reason why they were not read.
 
     gRPC keeps a call's arguments, and the frames of its exception, until the garbage collector
     runs. They refer to this object instead of up to 64 MB.
@@ -46,37 +45,15 @@ class RawMessage:
 
     __slots__ = ("_raw",)
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes | ServingError) -> None:
         self._raw = raw
 
     def release(self) -> bytes:
-        """Return the bytes and drop the reference to them."""
+        """Return the bytes and drop the reference to them. Raises the reason."""
         raw, self._raw = self._raw, b""
+        if isinstance(raw, ServingError):
+            raise raw
         return raw
-
-
-Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
-Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
-Duplex = Callable[[AsyncIterator[RawMessage], Any], Awaitable[None]]
-"""Requests and context; it writes serialised responses to the context."""
-
-
-def add_service(
-    server: grpc.aio.Server,
-    service: str,
-    methods: Mapping[str, Method],
-    streams: Mapping[str, Stream] | None = None,
-    duplex: Mapping[str, Duplex] | None = None,
-) -> None:
-    """Register `methods` with one response each, `streams` with many, and those of `duplex`, with
-    many requests too."""
-    unary, streaming = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-    handlers = {name: unary(each, RawMessage, _serialise) for name, each in methods.items()}
-    for name, each in (streams or {}).items():
-        handlers[name] = streaming(each, RawMessage, _serialise)
-    for name, handler in (duplex or {}).items():
-        handlers[name] = grpc.stream_stream_rpc_method_handler(handler, RawMessage)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
 def parse_small(kind: Any, message: RawMessage) -> Any:
@@ -127,11 +104,6 @@ def start_call(context: Any) -> Call:
     call = Call(headers, protocol="v2_grpc")
     logs.request_id.set(call.request_id)  # each call runs in its own task
     return call
-
-
-def _serialise(message: Any) -> bytes:
-    raw: bytes = message.SerializeToString()
-    return raw
 
 
 def status_details(fault: Fault) -> bytes:

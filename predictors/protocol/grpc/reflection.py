@@ -15,11 +15,11 @@ from grpc_reflection.v1alpha import reflection_pb2 as messages
 
 from predictors.protocol.grpc.methods import (
     RawMessage,
-    add_service,
     parse_small,
     run_cheap_method,
     start_call,
 )
+from predictors.protocol.grpc.reading import MessageReader, add_service
 
 OLDER, NEWER = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 """Packages of the service. Their messages are the same to the byte."""
@@ -27,13 +27,15 @@ _MISSING = grpc.StatusCode.NOT_FOUND.value[0]
 _REFUSED = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
-def add_reflection(server: grpc.aio.Server, inference: FileDescriptorProto) -> None:
+def add_reflection(
+    server: grpc.aio.Server, reader: MessageReader, inference: FileDescriptorProto
+) -> None:
     """Serve reflection of the inference service, health, and reflection itself."""
     files = [inference, _file_of(health_pb2), _file_of(messages), _newer(_file_of(messages))]
     method = ReflectionMethod(files)
     for package in (OLDER, NEWER):
         duplex = {"ServerReflectionInfo": method.server_reflection_info}
-        add_service(server, f"{package}.ServerReflection", {}, duplex=duplex)
+        add_service(server, reader, f"{package}.ServerReflection", {}, duplex=duplex)
 
 
 class ReflectionMethod:

@@ -26,15 +26,14 @@ from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import (
-    Method,
     RawMessage,
     abort,
-    add_service,
     parse_small,
     run_cheap_method,
     set_request_id,
     start_call,
 )
+from predictors.protocol.grpc.reading import MessageReader, Method, add_service
 from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
@@ -65,10 +64,10 @@ CheapAnswer = Callable[[Any, Call], Awaitable[Any]]  # parsed message to respons
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
-def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
+def add_inference(server: grpc.aio.Server, reader: MessageReader, registry: Registry) -> None:
     methods = InferenceMethods(registry)
     streams = {METHOD: StreamMethod(registry, methods).model_stream_infer}
-    add_service(server, SERVICE, methods.table(), duplex=streams)
+    add_service(server, reader, SERVICE, methods.table(), duplex=streams)
 
 
 class InferenceMethods:

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from predictors.errors import ServingError
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault
@@ -51,13 +52,21 @@ class StreamMethod:
         of the stream that is not answered."""
         set_request_id(context, start_call(context))
         places, number = asyncio.Semaphore(MOST_REQUESTS), 0
-        responses = ResponseWriter(context)
+        responses, refusal = ResponseWriter(context), None
         async with asyncio.TaskGroup() as group:
-            async for message in messages:
-                await places.acquire()
+            while await places.acquire():  # first: a message that is read must count at once
+                try:
+                    message = await anext(messages, None)
+                except ServingError as error:  # what was read before is answered
+                    refusal = error
+                    break
+                if message is None:
+                    break
                 number += 1
                 answering = self._answer(message, context, responses, number)
                 group.create_task(answering).add_done_callback(lambda _: places.release())
+        if refusal is not None:
+            raise refusal
 
     async def _answer(
         self, message: RawMessage, context: Any, responses: ResponseWriter, number: int

@@ -1,0 +1,80 @@
+"""The port of a gRPC server, and its end: by `stop`, or by a fault that nothing else would notice.
+
+Imports no service: the activator listens by it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from predictors.protocol.certificates import Certificates
+from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.http.listening import grpc_fault
+from predictors.settings import ServerSettings
+
+TOLD_S = 0.05  # until the callers know
+
+log = logging.getLogger(__name__)
+
+
+class GrpcListener:
+    """A server that listens on `port`. Event loop only."""
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        on_lost: Callable[[], object],
+        calls: OpenCalls,
+    ) -> None:
+        """`on_lost` is called if the server ends without `stop`. `calls` are its own."""
+        self.port = port
+        self._server = server
+        self._on_lost = on_lost
+        self._calls = calls
+        self._is_stopping = False
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port and the connections. Calls that are open have so many seconds to end."""
+        self._is_stopping = True
+        # gRPC cancels what a caller sends before it has come to know that the server stops
+        told_s = TOLD_S if await self._calls.hold() else 0.0
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.sleep(told_s)
+        self._calls.release()
+        await stopping
+        await self._watching
+
+    async def _watch(self) -> None:
+        waiting = self._server.wait_for_termination()
+        (ended,) = await asyncio.gather(waiting, return_exceptions=True)
+        if not self._is_stopping:
+            reason = ended if isinstance(ended, Exception) else None
+            log.critical("the gRPC server ended by itself, the process ends", exc_info=reason)
+            self._on_lost()
+
+
+async def start_listening(
+    server: grpc.aio.Server,
+    own: ServerSettings,
+    on_lost: Callable[[], object],
+    calls: OpenCalls,
+    certificates: Certificates | None = None,
+) -> GrpcListener:
+    """Open the port and start. `on_lost` is that of `GrpcListener`.
+    Raises `InvalidSetting` if it can't listen."""
+    address = f"{f'[{own.host}]' if ':' in own.host else own.host}:{own.grpc_port}"
+    try:
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.grpc_credentials())
+    except RuntimeError as error:
+        raise grpc_fault(own.host, own.grpc_port) from error
+    await server.start()
+    return GrpcListener(server, port, on_lost, calls)

@@ -1,0 +1,123 @@
+"""Handlers of gRPC methods that read their messages themselves, within the bounds of
+`ArrivingMessages` and `OpenCalls`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+
+from predictors.errors import InvalidRequest, ServingError
+from predictors.protocol.addresses import peer_address
+from predictors.protocol.callers import Callers
+from predictors.protocol.faults import fault_of
+from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages
+from predictors.protocol.grpc.key_check import adopt_key
+from predictors.protocol.grpc.methods import RawMessage, abort, start_call
+from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
+
+Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
+Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
+Duplex = Callable[[AsyncIterator[RawMessage], Any], Awaitable[None]]
+"""Requests and context; it writes serialised responses to the context."""
+Messages = AsyncIterator[RawMessage]
+
+
+class MessageReader:
+    """Makes handlers that read by `arriving`. Event loop only.
+
+    All of them are handlers of streams for gRPC, which reads the message of others itself, with
+    nothing that could end a message that never ends.
+    """
+
+    def __init__(self, arriving: ArrivingMessages, callers: Callers) -> None:
+        self._arriving = arriving
+        self._callers = callers
+        self.calls = OpenCalls(MOST_CALLS)
+
+    def unary(self, name: str, method: Method) -> grpc.RpcMethodHandler:
+        """Of one message and one response. A message that is refused raises when it is released."""
+
+        async def handle(messages: Messages, context: Any) -> Any:
+            async with self.calls.begin(name) as refusal:
+                return await method(await self._only(messages, context, refusal), context)
+
+        return grpc.stream_unary_rpc_method_handler(handle, RawMessage, _serialise)
+
+    def streaming(self, name: str, method: Stream) -> grpc.RpcMethodHandler:
+        """Of one message and many responses."""
+
+        async def handle(messages: Messages, context: Any) -> AsyncIterator[Any]:
+            async with self.calls.begin(name) as refusal:
+                message = await self._only(messages, context, refusal)
+                async for response in method(message, context):
+                    yield response
+
+        return grpc.stream_stream_rpc_method_handler(handle, RawMessage, _serialise)
+
+    def duplex(self, name: str, method: Duplex) -> grpc.RpcMethodHandler:
+        """Of many messages and many responses. What reading raises ends the call, unless the method
+        catches it."""
+
+        async def handle(messages: Messages, context: Any) -> None:
+            async with self.calls.begin(name) as refusal:
+                try:
+                    if refusal is not None:
+                        raise refusal
+                    await method(self._each(messages, context), context)
+                    return
+                except ServingError as error:
+                    fault = fault_of(error)
+                await abort(context, fault, start_call(context))
+
+        return grpc.stream_stream_rpc_method_handler(handle, RawMessage)
+
+    async def _only(
+        self, messages: Messages, context: Any, refusal: ServingError | None
+    ) -> RawMessage:
+        if refusal is not None:
+            return RawMessage(refusal)
+        try:
+            found = await self._arriving.read(messages, lambda: self._caller(context))
+        except ServingError as error:
+            return RawMessage(error)
+        if found is not None:
+            return found
+        # a call that gRPC has ended has none either: this task is cancelled then
+        await asyncio.sleep(AT_ONCE_S)
+        return RawMessage(InvalidRequest("the call has no message"))
+
+    async def _each(self, messages: Messages, context: Any) -> Messages:
+        caller = lambda: self._caller(context)  # noqa: E731
+        while (found := await self._arriving.read(messages, caller, may_wait=True)) is not None:
+            yield found
+
+    def _caller(self, context: Any) -> str:
+        call = start_call(context)
+        self._callers.name(call, peer_address(context.peer()))
+        adopt_key(self._callers, call)
+        return call.caller
+
+
+def add_service(
+    server: grpc.aio.Server,
+    reader: MessageReader,
+    service: str,
+    methods: Mapping[str, Method],
+    streams: Mapping[str, Stream] | None = None,
+    duplex: Mapping[str, Duplex] | None = None,
+) -> None:
+    """Register `methods` with one response each, `streams` with many, and those of `duplex`, with
+    many requests too."""
+    handlers = {name: reader.unary(name, each) for name, each in methods.items()}
+    handlers |= {name: reader.streaming(name, each) for name, each in (streams or {}).items()}
+    handlers |= {name: reader.duplex(name, each) for name, each in (duplex or {}).items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+def _serialise(message: Any) -> bytes:
+    raw: bytes = message.SerializeToString()
+    return raw

@@ -1,0 +1,234 @@
+"""gRPC messages that never arrive as a whole: how many are waited for, and who is harmed."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from predictors.protocol.grpc import arriving, reading
+from predictors.protocol.grpc.arriving import ArrivingMessages
+from predictors.protocol.kserve_sdk import pb
+from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
+from tests.http.http2 import END_STREAM, HEADERS, Connection, Frame, connect
+from tests.http.log_lines import logged
+
+SERVICE = "/inference.GRPCInferenceService/"
+INFER, LIVE, STREAM = SERVICE + "ModelInfer", SERVICE + "ServerLive", SERVICE + "ModelStreamInfer"
+WATCH = "/grpc.health.v1.Health/Watch"
+METHODS = {
+    "ModelInfer": INFER,
+    "ServerLive": LIVE,
+    "Health/Check": "/grpc.health.v1.Health/Check",
+    "Health/Watch": WATCH,
+}
+MOST = 4
+PART = struct.pack(">BI", 0, 500_000) + b"x" * 100  # of a message that never ends
+EMPTY = struct.pack(">BI", 0, 0)
+
+
+class Places:
+    """Tells when the number of messages that are waited for has changed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._changed = threading.Condition()
+        self.running: Running | None = None
+        take, wait = ArrivingMessages._take, ArrivingMessages._wait
+
+        def taken(messages: ArrivingMessages, place: Any) -> None:
+            take(messages, place)
+            self._tell()
+
+        async def waited(messages: ArrivingMessages, reading: Any, place: Any) -> None:
+            try:
+                await wait(messages, reading, place)
+            finally:
+                self._tell()
+
+        monkeypatch.setattr(ArrivingMessages, "_take", taken)
+        monkeypatch.setattr(ArrivingMessages, "_wait", waited)
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        assert self.running is not None
+        return len(self.running.server.registry.arriving)
+
+    def wait(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self) == count, PATIENCE_S), len(self)
+
+    def hold(self, connection: Connection, path: str, stream: int, part: bytes) -> None:
+        """Begin a call, and return once it has a place."""
+        before = len(self)
+        connection.open(path, stream)
+        if part:
+            connection.part(part, stream)
+        self.wait(before + 1)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> Places:
+    """A message needs a place after 10 ms."""
+    monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+    monkeypatch.setattr(arriving, "AGAIN_S", 0.01)
+    return Places(monkeypatch)
+
+
+@pytest.fixture
+def running(places: Places) -> Iterator[Running]:
+    """A server with few places."""
+    settings = small_settings(server={"max_arriving_messages": MOST})
+    with serving(echo("echo", settings), settings=settings) as found:
+        places.running = found
+        yield found
+
+
+def is_live(running: Running) -> bool:
+    with connect(running.server.grpc_port) as other:
+        other.call(LIVE, b"")
+        return bool(pb.ServerLiveResponse.FromString(other.answer()).live)
+
+
+def small(running: Running) -> bytes:
+    """The prompt of a whole message of another caller, as it comes back."""
+    request = pb.ModelInferRequest(model_name="echo")
+    tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"hello")
+    with grpc.insecure_channel(running.grpc_target) as channel:
+        raw = channel.unary_unary(INFER)(request.SerializeToString(), timeout=PATIENCE_S)
+    return bytes(pb.ModelInferResponse.FromString(raw).raw_output_contents[0][4:])
+
+
+@pytest.mark.parametrize("path", METHODS.values(), ids=METHODS)
+def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
+    running: Running, places: Places, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        for address in ("127.0.0.2", "127.0.0.3"):
+            found = stack.enter_context(connect(running.server.grpc_port, address))
+            for number in (1, 3):
+                places.hold(found, path, number, PART)
+        last = stack.enter_context(connect(running.server.grpc_port, "127.0.0.4"))
+        last.open(path, 1)
+        last.part(PART, 1)
+        assert last.answer() == b""
+        assert b"4 gRPC messages are arriving already, which is the limit" in last.trailers
+        assert b"retry-after" in last.trailers
+        assert len(places) == MOST
+        monkeypatch.setattr(arriving, "AGAIN_S", PATIENCE_S)  # however busy the machine is
+        assert is_live(running)
+        assert small(running) == b"hello"
+    places.wait(0)
+
+
+def test_one_caller_has_half_of_the_places(running: Running, places: Places) -> None:
+    with connect(running.server.grpc_port) as connection:
+        for number in (1, 3):
+            places.hold(connection, INFER, number, PART)
+        connection.open(INFER, 5)
+        connection.part(PART, 5)
+        connection.answer(5)
+        assert b"2 gRPC messages of this caller are arriving already" in connection.trailers
+        with connect(running.server.grpc_port, "127.0.0.2") as other:
+            places.hold(other, INFER, 1, PART)
+
+
+def test_a_reset_call_gives_its_place_back_and_nothing_is_logged(
+    running: Running, places: Places
+) -> None:
+    with logged(logging.WARNING) as lines, connect(running.server.grpc_port) as connection:
+        for number in range(1, 40, 2):
+            places.hold(connection, INFER, number, PART if number % 4 == 1 else b"")
+            connection.reset(number)
+            places.wait(0)
+        for number in range(41, 400, 2):  # before their message was asked for, at any moment
+            connection.open(INFER, number)
+            connection.reset(number)
+        connection.open(LIVE, 401)
+        connection.part(EMPTY, 401, END_STREAM)
+        connection.answer(401)
+    assert lines.text == ""
+
+
+def test_streams_that_send_nothing_give_way_to_messages(running: Running, places: Places) -> None:
+    with connect(running.server.grpc_port) as idle, connect(running.server.grpc_port) as sender:
+        for number in (1, 3):
+            places.hold(idle, STREAM, number, b"")
+        for number in (1, 3):
+            sender.open(INFER, number)
+            sender.part(PART, number)
+            idle.answer(number)
+            assert b"this one has waited longest" in idle.trailers
+        places.wait(2)
+
+
+def test_a_stream_may_wait_longer_than_a_message(
+    running: Running, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "BODY_TIMEOUT_S", 0.05)
+    with connect(running.server.grpc_port) as connection:
+        places.hold(connection, STREAM, 1, b"")
+        places.hold(connection, INFER, 3, PART)
+        connection.answer(3)
+        assert b"the message took longer than 0.05 s" in connection.trailers
+        connection.part(EMPTY, 1, END_STREAM)
+        assert b"there is no model" in connection.answer(1)
+        assert b"grpc-status\x010" in connection.trailers
+
+
+@pytest.mark.parametrize("path", METHODS.values(), ids=METHODS)
+def test_a_call_without_a_message_is_an_invalid_argument(running: Running, path: str) -> None:
+    with logged(logging.WARNING) as lines, connect(running.server.grpc_port) as connection:
+        connection.open(path, 1)
+        connection.part(b"", 1, END_STREAM)
+        connection.answer()
+        assert b"the call has no message" in connection.trailers
+    assert lines.text == ""
+
+
+def test_what_still_arrives_at_a_shutdown_is_refused_and_may_be_sent_again(
+    running: Running, places: Places
+) -> None:
+    with connect(running.server.grpc_port) as connection:
+        places.hold(connection, INFER, 1, PART)
+        places.hold(connection, STREAM, 3, b"")
+        running.server.stop()
+        for number in (1, 3):
+            connection.answer(number)
+            assert b"the server is shutting down; ask another replica" in connection.trailers
+            assert b"retry-after" in connection.trailers
+    assert running.join() == 0
+
+
+def test_calls_beyond_the_limit_are_refused_and_probes_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "MOST_CALLS", 3)
+    heads: list[Frame] = []
+    watched = health_pb2.HealthCheckRequest().SerializeToString()
+    with serving(echo()) as running, connect(running.server.grpc_port) as connection:
+        for number in (1, 3, 5):
+            connection.open(WATCH, number)
+            connection.part(EMPTY + watched, number, END_STREAM)
+        while {frame.stream for frame in heads} != {1, 3, 5}:  # they have begun
+            heads.append(connection.receive())
+            heads = [frame for frame in heads if frame.kind == HEADERS]
+        for path in (WATCH, INFER, STREAM):
+            with connect(running.server.grpc_port) as other:
+                other.call(path, b"")
+                other.answer()
+                assert b"3 gRPC calls are in progress already, which is the limit" in other.trailers
+        assert is_live(running)
+        for number in (1, 3, 5):
+            connection.reset(number)
+            assert small(running) == b"hello"
