@@ -214,6 +214,10 @@ class StepPlanner:
             _, prompt_s = self.costs.expected(0, sum(chunk.length for chunk in step.chunks))
             self._hold.read(prompt_s * (1 - share) / share, self._least_steps)
 
+    def skip_to(self, now: float) -> None:
+        """The engine did other work until `now`, of `time.perf_counter`: no caller is charged."""
+        self._done_at = now
+
     def finished(self, step: LaunchedStep, now: float) -> None:
         """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""
         holders, seconds = self.holders, now - max(self._done_at, step.started_at)

@@ -7,6 +7,7 @@ several prompts share a pass; elsewhere a pass is a plain or compiled function o
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import MaskSource
+from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.rows import (
     DecodeRows,
     PromptPart,
@@ -69,19 +71,15 @@ class ChatRunner:
     ) -> None:
         """`tables` are those of the adapters that rows may have; `end_tokens` the model's."""
         self.limits = limits
-        self.decode_widths = limits.decode_widths
+        self.chunk_widths, self.decode_widths = limits.chunk_widths, limits.decode_widths
         self.vocab = decoder.shape.vocab
         self.packs = self.is_ahead = placement.is_cuda
         self._placement = placement
         self._move = partial(to_device, placement=placement)
         self._decoder = decoder
         self._graphs = graphs
-        self._slots = SlotState(
-            limits.slots + limits.spare_slots,
-            limits.pages_per_slot,
-            self.vocab,
-            placement.device,
-        )
+        slots, pages = limits.slots + limits.spare_slots, limits.pages_per_slot
+        self._slots = SlotState(slots, pages, self.vocab, placement.device)
         self._tables = tables
         self._passes = DecoderPasses(decoder, self._slots, limits, placement, tables)
         self.chooser = TokenChooser(
@@ -281,22 +279,20 @@ class ChatRunner:
         return Choices.of(choices, self.vocab)
 
     # -- warm-up ---------------------------------------------------------------------------------
-    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
-        """Name and run of every promised shape, the largest first: they share one pool."""
+    def warm_shapes(self) -> list[PromisedPass]:
+        """Every promised pass, the largest first: they share one pool."""
         prompts, steps = self.limits.chunk_widths[::-1], self.decode_widths[::-1]
         shapes = self.chooser.warm_shapes()
         kinds: tuple[SlotScales, ...] = ((),)
         if self._tables is not None:
             kinds = (((0, 1.0),), ())
-        for name, widths, warm in (
-            ("prefill ", prompts, self._warm_prefill),
-            ("decode x", steps, self._warm_decode),
+        for kind, name, widths, warm in (
+            (PassKind.PROMPT, "prefill ", prompts, self._warm_prefill),
+            (PassKind.DECODE, "decode x", steps, self._warm_decode),
         ):
-            shapes += [
-                (f"{_kind(adapters)}{name}{width}", partial(warm, width, adapters))
-                for width in widths
-                for adapters in kinds
-            ]
+            for width, adapters in itertools.product(widths, kinds):
+                run, named = partial(warm, width, adapters), f"{_kind(adapters)}{name}{width}"
+                shapes.append(PromisedPass(kind, width, named, run))
         return shapes
 
     def _capture(self, name: str, width: int, run: Callable[..., Tensor], *like: Tensor) -> None:
@@ -312,7 +308,7 @@ class ChatRunner:
                 like.append(dense_weights(self._adapters, [adapters] * width))
             name, run = f"{_kind(adapters)}decode", self._passes.fused_step
             self._capture(name, width, run, *map(self._move, like))
-        slots = [i % self.limits.slots for i in range(width)]
+        slots = [self._slots.padding] * width
         for sampling in ONE_PER_SAMPLER:
             choices = self._choices([TokenChoice(slot, sampling, 0, 1) for slot in slots])
             rows = DecodeRows(np.array([slots, *[[0] * width] * 3]), choices, [adapters] * width)
@@ -334,8 +330,9 @@ class ChatRunner:
         tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         for sampling in ONE_PER_SAMPLER:
-            choice = TokenChoice(0, sampling, 0, 0)
-            part = PromptPart(0, 0, tokens, positions, pages, (), choice, adapters)
+            choice = TokenChoice(self._slots.padding, sampling, 0, 0)
+            where = (self._slots.padding, 0)
+            part = PromptPart(*where, tokens, positions, pages, (), choice, adapters)
             self._check(self.prefill([part], width), f"{_kind(adapters)}prefill {width}")
 
     def _check(self, tokens: Tensor, what: str) -> None:

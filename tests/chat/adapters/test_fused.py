@@ -158,8 +158,8 @@ def test_a_picture_in_a_fused_pass_has_its_own_adapters() -> None:
     runner = PictureRunner(
         Encoder(tower, CPU), CPU, graphs, max_pixels=64 * 4, is_fused=True, tables=tables
     )
-    for _, run in runner.warm_shapes():
-        run()
+    for each in runner.warm_shapes():
+        each.run()
     graphs.seal()
     found = {
         (grid, mix): runner.encode(patches_of(grid), mix).embedding
