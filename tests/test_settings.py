@@ -154,6 +154,7 @@ DEFAULTS = {
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,
     "qwen_vl.default_max_pixels": 0,
+    "qwen_vl.warm": "all",
     "qwen_vl.films": "auto",
     "qwen_vl.embedding_cache_bytes": 256 * 2**20,
     "qwen_vl.prefix_cache": "auto",
@@ -352,8 +353,11 @@ def test_settings_without_compiled_code_are_no_part_of_those_of_drawing() -> Non
 
 
 def test_all_can_be_asked_to_be_warm_before_ready() -> None:
-    settings = Settings(flux=FluxSettings(slots=2, warm="minimal"))
-    assert settings.with_all_warm() == Settings(flux=FluxSettings(slots=2))
+    minimal = {"warm": "minimal"}
+    flux, chat = FluxSettings(slots=2, **minimal), QwenVLSettings(slots=2, **minimal)
+    whole = Settings(flux=FluxSettings(slots=2), qwen_vl=QwenVLSettings(slots=2))
+    assert Settings(flux=flux, qwen_vl=chat).with_all_warm() == whole
+    assert chat.of_passes == whole.qwen_vl
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

@@ -19,6 +19,7 @@ from predictors.chat.decoder.passes import DecoderPasses
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import CONTROLLED, TokenMasks, num_words
+from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.request import Controls
 from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS
 from predictors.chat.scheduling import PACK_PROMPTS
@@ -64,6 +65,7 @@ class TokenChooser:
         self._graphs = graphs
         prompts = [2**i for i in range(PACK_PROMPTS.bit_length())] if placement.is_cuda else [1]
         self.widths = tuple(sorted({*limits.decode_widths, *prompts}))
+        """Numbers of rows that a GPU chooses for, ascending: those that are warm."""
         self._controls = ControlState(state, self.widths[-1], end_tokens)
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
         self._captured_scores: dict[int, Captured[Scores]] = {}
@@ -152,19 +154,21 @@ class TokenChooser:
         return torch.empty(size, dtype=torch.int32, pin_memory=self._placement.is_cuda)
 
     # -- warm-up ---------------------------------------------------------------------------------
-    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
-        """Name and run of every choice, the largest first; off a GPU passes warm the plain ones."""
-        shapes: list[tuple[str, Callable[[], object]]] = []
+    def warm_shapes(self) -> list[PromisedPass]:
+        """Every choice, the largest first; off a GPU passes warm the plain ones."""
+        shapes: list[PromisedPass] = []
         for width in self.widths[::-1]:
+            found: list[tuple[str, Callable[[], object]]] = []
             if not self._placement.is_cuda:
-                shapes.append((f"controlled x{width}", partial(self._run_controlled, width)))
-                continue
-            for name in SAMPLERS:
-                shapes += [
+                found.append((f"controlled x{width}", partial(self._run_controlled, width)))
+            for name in SAMPLERS if self._placement.is_cuda else ():
+                found += [
                     (f"{name} x{width}", partial(self._capture, name, width)),
                     (f"controlled {name} x{width}", partial(self._capture_controlled, name, width)),
                 ]
-            shapes.append((f"logprobs x{width}", partial(self._capture_scores, width)))
+            if self._placement.is_cuda:
+                found.append((f"logprobs x{width}", partial(self._capture_scores, width)))
+            shapes += [PromisedPass(PassKind.CHOICE, width, *each) for each in found]
         return shapes
 
     @torch.no_grad()

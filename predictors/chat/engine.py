@@ -13,7 +13,6 @@ import logging
 import time
 from collections import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
@@ -38,6 +37,7 @@ from predictors.chat.limits import (
 )
 from predictors.chat.model import ChatModel
 from predictors.chat.paging import Paging
+from predictors.chat.pass_needs import NO_NEEDS, PassNeeds
 from predictors.chat.pass_timing import measured_budget
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
@@ -47,6 +47,7 @@ from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.slot_rows import SlotRows
 from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
+from predictors.chat.warming import CompilationWatch, DefaultPicture, PassWarming
 from predictors.chat.work import ChatWork
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
@@ -57,18 +58,10 @@ from predictors.compute.device.sharing import SharedCard, TokenTurns
 from predictors.errors import PromptTooLong, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.turns import num_spare
+from predictors.serving.warm_plan import WarmPlan
 from predictors.settings import QwenVLSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """The device's part of the engine, from `load` to `close`."""
-
-    runner: ChatRunner
-    pictures: PictureRunner
-    launcher: StepLauncher
 
 
 class ChatEngine:
@@ -88,6 +81,8 @@ class ChatEngine:
         self.guard = RecompileGuard(name)
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
         """The conversations that run through the whole model at the end of warming, by name."""
+        self.plan: WarmPlan | None = None
+        """The passes that `warm` has left for later. Any thread."""
         self.lengths = AnswerLengths()
         self.adapters = AdapterSlots(settings.lora_max_active)
         self._name = name
@@ -98,13 +93,14 @@ class ChatEngine:
         self._shares = shares_prefixes(settings, placement)
         self._sequences: dict[ChatJob, Sequence] = {}
         self._in_flight: LaunchedStep | None = None
-        self._warm_shapes: list[str] = []
+        self._warm_passes: list[str] = []
+        self._needs = NO_NEEDS
         self._free_slots = list(range(self.slots + self.spare_slots - 1, -1, -1))
         self._graphs = Graphs(name, placement)
-        compiled_for = {**model.compiled_for, "settings": settings, "dtype": placement.precision}
-        bundle = Bundle(placement.cache, compiled_for)
+        own = {"settings": settings.of_passes, "dtype": placement.precision}
+        bundle = Bundle(placement.cache, {**model.compiled_for, **own})
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
-        self._loaded: LoadedModel | None = None
+        self._loaded: StepLauncher | None = None
         self._paging: Paging | None = None
         self._metrics = ChatMetrics(name)
         self._count_prefix = self._metrics.cache_counter("prefix")
@@ -142,12 +138,13 @@ class ChatEngine:
             "kv_pages": None if paging is None else paging.describe(),
             "adapters": self.adapters.describe(),
             "step_budget": self._planner.describe(),
-            "warm_shapes": self._warm_shapes,
+            "warm_shapes": list(self._warm_passes),
             "precision": precision_of(self._settings, self._placement),
             "attention": "paged",
             "recompilations_after_ready": self.guard.count,
             "captures_after_ready": self._graphs.count_after_ready,
             "start": self._start.kind,
+            "plan": None if self.plan is None else self.plan.describe(),
         }
 
     def load(self) -> None:
@@ -171,42 +168,44 @@ class ChatEngine:
         runner = ChatRunner(decoder, limits, placement, graphs, tables, model.end_tokens)
         slots = SlotRows(self.slots + self.spare_slots, model.shape.vocab)
         cache, metrics = self._picture_cache, self._metrics
-        launcher = StepLauncher(runner, pictures, cache, paging, metrics, slots)
-        self._loaded = LoadedModel(runner, pictures, launcher)
+        self._loaded = StepLauncher(runner, pictures, cache, paging, metrics, slots)
 
     def warm(self, progress: Progress) -> None:
-        """Run every promised shape; afterwards nothing may be compiled or captured."""
-        ready, runner = self._ready, self._ready.runner
-        if self._deterministic and not self._placement.is_cuda:
-            runner.fix_width()
-        shapes = [*ready.pictures.warm_shapes(), *runner.warm_shapes()]
-        for done, (name, run) in enumerate(shapes):
-            progress(name, done, len(shapes))
-            run()
-        progress("ready", len(shapes), len(shapes))
-        if self._deterministic and self._placement.is_cuda:
-            runner.fix_width()  # rows can be compared once their graphs are captured
-        self._rehearse(ready)
-        given = self._settings.prefill_steps, runner, ready.pictures, self._placement
-        self._planner.keep_to(measured_budget(self._name, *given))
-        self.adapters.clear()
-        self._warm_shapes = [name for name, _ in shapes]
-        self._graphs.seal()
-        self._start.end()
-        self.guard.seal()
+        """Run every promised pass; `qwen_vl.warm` may leave most to `plan`. What that does not warm
+        is never compiled or captured afterwards."""
+        warming, works = self._warming(), list(self.conversations())
+        self._warm_passes = warming.warm
+        if self._settings.warm == "all":
+            warming.warm_all(works, progress)
+            return
+        pictures = self._model.pictures
+        patches = pixel_limits(self._settings, pictures).default_max_pixels // pictures.patch**2
+        picture = DefaultPicture(patches, patches // pictures.merge**2)
+        self._needs = warming.needs
+        self.plan = warming.warm_first(self._name, works, picture, progress)
 
-    def _rehearse(self, ready: LoadedModel) -> None:
+    def _warming(self) -> PassWarming:
+        ready, is_fixed = self._ready, self._deterministic and not self._shares
+        needs = PassNeeds(ready.runner.chunk_widths, ready.pictures.graph_of, is_fixed)
+        watch = CompilationWatch(self._graphs, self._start, self.guard)
         rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages.pool, self._model.tokenizer)
-        for what, work in self.conversations():
-            rehearsal.run(what, work)
+        kind = self._placement.is_cuda, self._deterministic
+        then = self._planner.skip_to, self._measure_passes
+        return PassWarming(rehearsal, self.adapters, watch, needs, *kind, *then)
+
+    def _measure_passes(self) -> None:
+        given = self._settings.prefill_steps, self._ready.runner, self._ready.pictures
+        self._planner.keep_to(measured_budget(self._name, *given, self._placement))
 
     def validate(self, work: ChatWork) -> None:
         """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
-        that the engine can't have. Any thread."""
+        that the engine can't have, `ShapeNotWarm` for a pass that has failed. Any thread."""
         if work.controls is not NO_CONTROLS:
             check_controls(work.controls, self._model.shape.vocab, work.max_tokens)
         if work.num_prompt_tokens + work.max_tokens > self.max_context:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
+        if self.plan is not None:
+            self.plan.check(self._needs.of(work))
 
     def admit(self, job: ChatJob) -> bool:
         work, paging, account = job.work, self._pages, job.account
@@ -215,6 +214,8 @@ class ChatEngine:
             return False
         if mix.scales and not self.adapters.has_room(mix):
             return False
+        if self.plan is not None:
+            self.plan.warm_for(self._needs.of(work))
         names = page_names(work, paging.pool.page_tokens) if self._shares else ()
         ends = self._ends_of(work)
         sequence = Sequence(job, self._free_slots[-1], work.num_prompt_tokens, ends, names)
@@ -263,17 +264,17 @@ class ChatEngine:
     def step(self, jobs: abc.Sequence[ChatJob]) -> None:
         """One token for every sequence that decodes, for `slots` of them at most, and the next
         chunks of prompts."""
-        loaded, planner = self._ready, self._planner
+        launcher, planner = self._ready, self._planner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
         sequences = [self._sequences[job] for job in jobs if job in self._sequences]
-        runner = loaded.runner
+        runner = launcher.runner
         tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
-            widths = runner.limits.chunk_widths
+            widths = runner.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
             before = self._in_flight if runner.is_ahead else None
             with self._turns.step(launches=bool(plan.decode or plan.prefill)):
-                launched = loaded.launcher.launch(plan, time.perf_counter(), before)
+                launched = launcher.launch(plan, time.perf_counter(), before)
             due = before if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
             is_read = due is not None and (is_wanted or not due.sequences)
@@ -307,7 +308,7 @@ class ChatEngine:
         self._graphs.close()
 
     @property
-    def _ready(self) -> LoadedModel:
+    def _ready(self) -> StepLauncher:
         if self._loaded is None:
             raise RuntimeError("the model is not loaded")
         return self._loaded

@@ -1,5 +1,6 @@
 """Measures the seconds of an engine's warm passes by width, for `StepBudget`. Engine thread only,
-before the first admission."""
+between steps: passes are run on the slot and page of padding.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +59,11 @@ def measure_passes(runner: ChatRunner, pictures: PictureRunner, placement: Place
     limits, seconds = runner.limits, partial(_seconds, placement)
     decode, prompt = {}, {}
     for width in runner.decode_widths:
-        rows = warm_rows(width, limits.slots, runner.vocab, GREEDY)
+        rows = warm_rows(width, runner.padding, runner.vocab, GREEDY)
         decode[width] = seconds(partial(runner.decode, rows))
-    for width in limits.chunk_widths:
-        part = warm_part(min(width, limits.max_context), limits.pages_per_slot, GREEDY)
+    for width in runner.chunk_widths:
+        length = min(width, limits.max_context)
+        part = warm_part(length, runner.padding, limits.pages_per_slot, GREEDY)
         prompt[width] = seconds(partial(runner.prefill, [part], width))
     sized = pictures.sized_pictures()
     vision = {n: seconds(partial(pictures.encode, picture)) for n, picture in sized.items()}

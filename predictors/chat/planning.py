@@ -112,7 +112,7 @@ class StepPlanner:
 
     def keep_to(self, budget: StepBudget | None) -> None:
         """Plan packed steps within `budget` from now on, and learn costs from its times. None: no
-        bound, and costs are learned from nothing. Before the first admission."""
+        bound, and costs are learned from nothing. Between steps."""
         self._budget = budget
         self.costs = StepCosts(None if budget is None else budget.times)
 
@@ -243,6 +243,10 @@ class StepPlanner:
             tokens = sum(chunk.length for chunk in step.chunks)
             _, prompt_s = self.costs.expected(0, self._units(step.chunks, tokens))
             self._hold.read(prompt_s * (1 - share) / share, self._least_steps)
+
+    def skip_to(self, now: float) -> None:
+        """The engine did other work until `now`, of `time.perf_counter`: no caller is charged."""
+        self._done_at = now
 
     def finished(self, step: LaunchedStep, now: float) -> None:
         """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""

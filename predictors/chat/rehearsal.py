@@ -129,7 +129,7 @@ class Rehearsal:
             if bool(spread <= ROUNDING * size) and picture.features.shape[1] > 1:
                 raise EngineFailed(f"the vision features of {what} are all equal; {DAMAGED}")
         runner.reset_slot(SLOT, pages, work.tokens)
-        widths = runner.limits.chunk_widths
+        widths = runner.chunk_widths
         for start in range(0, total, widths[-1]):
             part = _part(work, encoded, pages, start, min(widths[-1], total - start))
             width = next(w for w in widths if w >= len(part.tokens))

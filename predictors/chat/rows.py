@@ -74,22 +74,22 @@ class PromptPart:
 
 
 def warm_rows(
-    width: int, slots: int, vocab: int, sampling: Sampling, adapters: SlotScales = ()
+    width: int, slot: int, vocab: int, sampling: Sampling, adapters: SlotScales = ()
 ) -> DecodeRows:
-    """`width` rows of no request, for an engine of so many slots: nothing is in their cache, and
-    each has these `adapters`."""
-    places = [i % slots for i in range(width)]
-    choices = Choices.of([TokenChoice(slot, sampling, 0, 1) for slot in places], vocab)
-    return DecodeRows(np.array([places, *[[0] * width] * 3]), choices, [adapters] * width)
+    """`width` rows of no request, all of the padding's `slot`: nothing is in its cache, and each
+    row has these `adapters`."""
+    slots = [slot] * width
+    choices = Choices.of([TokenChoice(slot, sampling, 0, 1) for slot in slots], vocab)
+    return DecodeRows(np.array([slots, *[[0] * width] * 3]), choices, [adapters] * width)
 
 
 def warm_part(
-    length: int, num_pages: int, sampling: Sampling, adapters: SlotScales = ()
+    length: int, slot: int, num_pages: int, sampling: Sampling, adapters: SlotScales = ()
 ) -> PromptPart:
-    """A whole prompt of so many tokens that is of no request, on the scratch page."""
+    """A whole prompt of so many tokens that is of no request, on the padding's `slot` and page."""
     tokens, positions = torch.zeros(length, dtype=torch.int64), torch.zeros(3, length).long()
-    choice = TokenChoice(0, sampling, 0, 0)
-    return PromptPart(0, 0, tokens, positions, [SCRATCH_PAGE] * num_pages, (), choice, adapters)
+    choice = TokenChoice(slot, sampling, 0, 0)
+    return PromptPart(slot, 0, tokens, positions, [SCRATCH_PAGE] * num_pages, (), choice, adapters)
 
 
 def choices_of(parts: Sequence[PromptPart], vocab: int) -> Choices:

@@ -7,6 +7,7 @@ several prompts share a pass; elsewhere a pass is a plain or compiled function o
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import MaskSource
+from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.rows import (
     DecodeRows,
     PromptPart,
@@ -70,19 +72,15 @@ class ChatRunner:
     ) -> None:
         """`tables` are those of the adapters that rows may have; `end_tokens` the model's."""
         self.limits = limits
-        self.decode_widths = limits.decode_widths
+        self.chunk_widths, self.decode_widths = limits.chunk_widths, limits.decode_widths
         self.vocab = decoder.shape.vocab
         self.packs = self.is_ahead = placement.is_cuda
         self._placement = placement
         self._move = partial(to_device, placement=placement)
         self._decoder = decoder
         self._graphs = graphs
-        self._slots = SlotState(
-            limits.slots + limits.spare_slots,
-            limits.pages_per_slot,
-            self.vocab,
-            placement.device,
-        )
+        slots, pages = limits.slots + limits.spare_slots, limits.pages_per_slot
+        self._slots = SlotState(slots, pages, self.vocab, placement.device)
         self._tables = tables
         self._passes = DecoderPasses(decoder, self._slots, limits, placement, tables)
         self.chooser = TokenChooser(
@@ -94,6 +92,11 @@ class ChatRunner:
         adapted = (self._passes.adapted_step, self._passes.adapted_prompt)
         self._adapted_decode = compiled(adapted[0], placement, "qwen_vl.adapted_decode")
         self._adapted_prompt = compiled(adapted[1], placement, "qwen_vl.adapted_prefill")
+
+    @property
+    def padding(self) -> int:
+        """The slot of padding rows, which no sequence has."""
+        return self._slots.padding
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
@@ -282,22 +285,20 @@ class ChatRunner:
         return Choices.of(choices, self.vocab)
 
     # -- warm-up ---------------------------------------------------------------------------------
-    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
-        """Name and run of every promised shape, the largest first: they share one pool."""
+    def warm_shapes(self) -> list[PromisedPass]:
+        """Every promised pass, the largest first: they share one pool."""
         prompts, steps = self.limits.chunk_widths[::-1], self.decode_widths[::-1]
         shapes = self.chooser.warm_shapes()
         kinds: tuple[SlotScales, ...] = ((),)
         if self._tables is not None:
             kinds = (((0, 1.0),), ())
-        for name, widths, warm in (
-            ("prefill ", prompts, self._warm_prefill),
-            ("decode x", steps, self._warm_decode),
+        for kind, name, widths, warm in (
+            (PassKind.PROMPT, "prefill ", prompts, self._warm_prefill),
+            (PassKind.DECODE, "decode x", steps, self._warm_decode),
         ):
-            shapes += [
-                (f"{_kind(adapters)}{name}{width}", partial(warm, width, adapters))
-                for width in widths
-                for adapters in kinds
-            ]
+            for width, adapters in itertools.product(widths, kinds):
+                run, named = partial(warm, width, adapters), f"{_kind(adapters)}{name}{width}"
+                shapes.append(PromisedPass(kind, width, named, run))
         return shapes
 
     def _capture(self, name: str, width: int, run: Callable[..., Tensor], *like: Tensor) -> None:
@@ -314,7 +315,7 @@ class ChatRunner:
             name, run = f"{_kind(adapters)}decode", self._passes.fused_step
             self._capture(name, width, run, *map(self._move, like))
         for sampling in ONE_PER_SAMPLER:
-            rows = warm_rows(width, self.limits.slots, self.vocab, sampling, adapters)
+            rows = warm_rows(width, self.padding, self.vocab, sampling, adapters)
             self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")
 
     def _warm_prefill(self, width: int, adapters: SlotScales) -> None:
@@ -331,7 +332,8 @@ class ChatRunner:
                 more.insert(0, self._move(dense_weights(self._adapters, [adapters] * width)))
             self._capture(f"{_kind(adapters)}prefill", width, run, embedded, ints, *more)
         for sampling in ONE_PER_SAMPLER:
-            part = warm_part(n, self.limits.pages_per_slot, sampling, adapters)
+            pages = self.limits.pages_per_slot
+            part = warm_part(n, self.padding, pages, sampling, adapters)
             self._check(self.prefill([part], width), f"{_kind(adapters)}prefill {width}")
 
     def _check(self, tokens: Tensor, what: str) -> None:

@@ -47,14 +47,17 @@ class WarmPlan:
         on_over: Callable[[], object],
         *,
         num_warm: int = 0,
+        advice: str = "ask for another size or tier",
     ) -> None:
         """`shapes` in the order of warming; `num_warm` others are warm already. `progress` is
-        called after each, also after one that failed; `on_over` before that of the last."""
+        called after each, also after one that failed; `on_over` before that of the last. `advice`
+        tells callers what to ask for in place of a shape that failed."""
         self._model = model
         self._open = list(shapes)
         self._put_off: list[PlannedShape] = []  # ran out of memory once
         self._progress = progress
         self._on_over = on_over
+        self._advice = advice
         self._total = num_warm + len(shapes)
         self._failed: dict[Hashable, str] = {}  # what requests need -> name of the shape
         self._failures: list[str] = []
@@ -92,7 +95,7 @@ class WarmPlan:
         if name is not None:
             raise ShapeNotWarm(
                 f"{self._model} does not serve {name} until it is started again: its warm-up "
-                "failed, and the server's log says why; ask for another size or tier"
+                f"failed, and the server's log says why; {self._advice}"
             )
 
     def describe(self) -> dict[str, object]:

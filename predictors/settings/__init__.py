@@ -75,4 +75,5 @@ class Settings:
 
     def with_all_warm(self) -> Settings:
         """These with every promised shape warm before a model is ready."""
-        return replace(self, flux=replace(self.flux, warm="all"))
+        flux, qwen_vl = replace(self.flux, warm="all"), replace(self.qwen_vl, warm="all")
+        return replace(self, flux=flux, qwen_vl=qwen_vl)

@@ -234,6 +234,11 @@ class QwenVLSettings(SettingsGroup):
     checkpoint's, at most 1,103,872, which leaves a picture of 1024x1024 as it is."""
     default_max_pixels: int = 0
     """Largest area of a picture whose request asks for none. 0 takes `max_pixels`."""
+    warm: str = bounded("all", choices=("all", "minimal"))
+    """Promised passes that are compiled and warmed before the model is ready: `all`, or `minimal`,
+    which are those of a short text, of a picture of `default_max_pixels`, and of one answer at a
+    time. The others then follow between requests; a request that can't do without one of them waits
+    until it is warmed, before all others."""
     films: str = bounded("auto", choices=AUTO_ON_OFF)
     """Films as inputs. `auto`: where PyAV is installed (`pip install vision-predictors[films]`).
     `on`: also without it, for films that are sent as a list of pictures. On a GPU a pass over a
@@ -258,3 +263,8 @@ class QwenVLSettings(SettingsGroup):
     lora_max_rank: int = bounded(16, least=1, most=1024)
     """Largest rank of an adapter. A step in which a row has one reads `lora_max_active` times
     this."""
+
+    @property
+    def of_passes(self) -> QwenVLSettings:
+        """These settings without `warm`, on which no compiled code depends."""
+        return replace(self, warm=QwenVLSettings().warm)

@@ -59,7 +59,15 @@ class Room:
     engine: ChatEngine
 
     @classmethod
-    def open(
+    def open(cls, checkpoint: Path = CHECKPOINT, compile: str = "off", **given: Any) -> Room:
+        """As `make`, loaded and warm."""
+        room = cls.make(checkpoint, compile, **given)
+        room.engine.load()
+        room.engine.warm(lambda *_: None)
+        return room
+
+    @classmethod
+    def make(
         cls,
         checkpoint: Path = CHECKPOINT,
         compile: str = "off",
@@ -67,18 +75,17 @@ class Room:
         dtype: str = "auto",
         on_device: bool = False,
         make_model: Callable[[Path], ChatModel] = Qwen25VLModel,
+        name: str = "test",
         **settings: Any,
     ) -> Room:
-        """Loaded and warm, float32 on the CPU; `on_device`: pictures are resized there."""
+        """Not loaded, float32 on the CPU; `on_device`: pictures are resized there."""
         chosen = QwenVLSettings(**{"slots": 8, "max_context": 512, **settings})
         placement = place(ComputeSettings(device=device, compile=compile, dtype=dtype))
         model = make_model(checkpoint)
-        engine = ChatEngine("test", model, chosen, placement)
+        engine = ChatEngine(name, model, chosen, placement)
         inputs = ChatPreparer(
-            "test", model, chosen, ImageLimits(), lambda: engine.max_context, on_device=on_device
+            name, model, chosen, ImageLimits(), lambda: engine.max_context, on_device=on_device
         )
-        engine.load()
-        engine.warm(lambda *_: None)
         return cls(model, inputs, engine)
 
     @property

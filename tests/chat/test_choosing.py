@@ -59,8 +59,8 @@ def chooser(placement: Any) -> tuple[TokenChooser, Tensor]:
     passes._state = state
     passes.logits = torch.zeros(32, VOCAB)
     made = TokenChooser(passes, state, LIMITS, placement, Graphs("x", placement), [2500, 7])
-    for _, warm in made.warm_shapes():
-        warm()
+    for each in made.warm_shapes():
+        each.run()
     return made, passes.logits
 
 

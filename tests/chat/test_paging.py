@@ -255,8 +255,7 @@ def few_pages(room: Room, num_pages: int) -> Iterator[Paging]:
     holders, limits = engine._planner.holders, replace(room.runner.limits, num_pages=num_pages)
     args = (pool, engine._sequences, holders, limits, engine._metrics)
     paging = Paging(*args, may_preempt=True)
-    new = replace(loaded.launcher, paging=paging)
-    engine._paging, engine._loaded = paging, replace(loaded, launcher=new)
+    engine._paging, engine._loaded = paging, replace(loaded, paging=paging)
     try:
         yield paging
     finally:

@@ -62,7 +62,8 @@ def kept(tmp_path: Path) -> Path:
 
 
 def test_every_model_is_warmed_and_nothing_listens(kept: Path) -> None:
-    minimal = {"PREDICTORS_FLUX_WARM": "minimal"}  # the verb warms all the same
+    # the verb warms all the same
+    minimal = {"PREDICTORS_FLUX_WARM": "minimal", "PREDICTORS_QWEN_VL_WARM": "minimal"}
     done = warm(FLUX, QWEN, environ=minimal | {"PREDICTORS_COMPUTE_CACHE_DIR": str(kept)})
     assert done.returncode == 0, done.stderr
     assert done.stdout == "flux is warm\nqwen-vl is warm\n"

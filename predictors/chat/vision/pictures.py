@@ -25,6 +25,7 @@ from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.memory import MOST_BUCKET
 from predictors.chat.model import EncodedPicture, VisionEncoder
 from predictors.chat.placing import PlacedPicture
+from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.vision.pixels import (
     DEFAULT_MAX_PIXELS,
@@ -162,6 +163,11 @@ class PictureRunner:
         changes = DenseChanges(self._adapters, self._adapters.repeated(weights))
         return self._encoder.encode_packed(rows, grid, changes)
 
+    def graph_of(self, count: int) -> int | None:
+        """Rows of the promised graph for a picture of `count` patches, if there is one."""
+        bucket = self.bucket_of(count)
+        return bucket if self._is_fused and bucket in self.buckets else None
+
     def bucket_of(self, count: int) -> int:
         """Rows of the pass of `count` patches: a bucket, beyond them the next multiple of 16."""
         return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
@@ -177,19 +183,24 @@ class PictureRunner:
         return to_device(layout.levels(), self._placement)
 
     # -- warm-up ---------------------------------------------------------------------------------
-    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
-        """Name and run of every promised shape, the largest first: they share one pool."""
-        adapted = () if self._tables is None else (("adapted vision", self._warm_adapted),)
+    def warm_shapes(self) -> list[PromisedPass]:
+        """Every promised pass, the largest first: they share one pool."""
+        probe, tower = (
+            partial(PromisedPass, PassKind.PROBE, 0),
+            partial(PromisedPass, PassKind.TOWER),
+        )
+        probes = [probe("vision", self._warm)]
+        if self._tables is not None:
+            probes.insert(0, probe("adapted vision", self._warm_adapted))
         if not self._is_fused:
-            return [*adapted, ("vision", self._warm)]
-        shapes: list[tuple[str, Callable[[], object]]] = [
-            ("vision attention", self._choose_attention)
-        ]
+            return probes
+        shapes = [probe("vision attention", self._choose_attention)]
         for bucket in self.buckets[::-1]:
             if self._tables is not None:
-                shapes.append((f"adapted vision {bucket}", partial(self._capture_adapted, bucket)))
-            shapes.append((f"vision {bucket}", partial(self._capture, bucket)))
-        return [*shapes, *adapted, ("vision", self._warm)]
+                run = partial(self._capture_adapted, bucket)
+                shapes.append(tower(bucket, f"adapted vision {bucket}", run))
+            shapes.append(tower(bucket, f"vision {bucket}", partial(self._capture, bucket)))
+        return [*shapes, *probes]
 
     @torch.no_grad()
     def _choose_attention(self) -> None:

@@ -158,8 +158,8 @@ def test_a_picture_in_a_fused_pass_has_its_own_adapters() -> None:
     runner = PictureRunner(
         Encoder(tower, CPU), CPU, graphs, max_pixels=64 * 4, is_fused=True, tables=tables
     )
-    for _, run in runner.warm_shapes():
-        run()
+    for each in runner.warm_shapes():
+        each.run()
     graphs.seal()
     bucket, beyond = (6, 8), (6, 12)
     asked = {MIXES[0]: (bucket,), MIXES[3]: (bucket, beyond)}

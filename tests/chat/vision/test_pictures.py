@@ -69,8 +69,8 @@ def fused(tower: VisionTower) -> PictureRunner:
     made = PictureRunner(
         Encoder(tower, PLACEMENT), PLACEMENT, graphs, max_pixels=64 * 4, is_fused=True
     )
-    for _, run in made.warm_shapes():
-        run()
+    for each in made.warm_shapes():
+        each.run()
     graphs.seal()
     return made
 
@@ -120,7 +120,7 @@ def test_the_picture_before_leaves_no_trace(tower: VisionTower, fused: PictureRu
 
 
 def test_a_new_grid_captures_nothing_after_warming(fused: PictureRunner) -> None:
-    names = [name for name, _ in fused.warm_shapes()]
+    names = [each.name for each in fused.warm_shapes()]
     assert names == ["vision attention", "vision 64", "vision"]
     fused._capture(64)  # warming again
     assert fused._graphs.count == 1
@@ -160,6 +160,6 @@ def test_on_the_cpu_a_picture_runs_in_its_own_shape_to_the_bit(tower: VisionTowe
     plain = PictureRunner(
         Encoder(copy.deepcopy(tower), PLACEMENT), PLACEMENT, Graphs("test", PLACEMENT)
     )
-    assert [name for name, _ in plain.warm_shapes()] == ["vision"]
+    assert [each.name for each in plain.warm_shapes()] == ["vision"]
     patches = patches_of((6, 10))
     assert torch.equal(plain.encode(patches).embedding, expected(tower, patches))

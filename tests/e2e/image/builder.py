@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -160,6 +160,14 @@ def _buildah(verb: str, *arguments: str) -> list[str]:
     # overlay: vfs copies the whole image for each instruction, 6 GB a time
     store = ["--root", str(places.storage()), "--runroot", "/run/vision-predictors-buildah"]
     return ["buildah", *store, "--storage-driver", "overlay", verb, *arguments]
+
+
+def command_in(container: str, *words: str, volumes: Sequence[str] = ()) -> list[str]:
+    """The command that runs `words` in a container, as the image's user on the host's network.
+    `volumes` are what buildah takes as such."""
+    mounted = [option for volume in volumes for option in ("--volume", volume)]
+    isolated = ("--isolation", "chroot", "--network", "host")
+    return _buildah("run", *isolated, *mounted, container, "--", *words)
 
 
 def buildah_says(verb: str, *arguments: str) -> str:

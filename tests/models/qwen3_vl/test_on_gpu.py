@@ -89,8 +89,8 @@ def pictures() -> PictureRunner:
     encoder = Encoder(tower().to(placement.device, placement.dtype), placement)
     graphs = Graphs("test", placement)
     made = PictureRunner(encoder, placement, graphs, max_pixels=640 * SHAPE.patch**2)
-    for _, run in made.warm_shapes():
-        run()
+    for each in made.warm_shapes():
+        each.run()
     graphs.seal()
     return made
 

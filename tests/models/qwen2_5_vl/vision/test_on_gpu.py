@@ -37,8 +37,8 @@ def pictures() -> PictureRunner:
     tower = VisionTower(SHAPE).requires_grad_(False).to(placement.device, placement.dtype)
     graphs = Graphs("test", placement)
     made = PictureRunner(Encoder(tower, placement), placement, graphs, max_pixels=640 * 196)
-    for _, run in made.warm_shapes():
-        run()
+    for each in made.warm_shapes():
+        each.run()
     graphs.seal()
     return made
 

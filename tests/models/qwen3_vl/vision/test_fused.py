@@ -105,8 +105,8 @@ def test_a_picture_has_the_same_features_in_its_bucket_and_beyond() -> None:
     encoder = Encoder(tower_of(replace(SHAPE, depth=2, deepstack=(0,))), placement)
     graphs = Graphs("test", placement)
     made = PictureRunner(encoder, placement, graphs, max_pixels=64 * 4, is_fused=True)
-    for _, run in made.warm_shapes():
-        run()
+    for each in made.warm_shapes():
+        each.run()
     for grid in ((2, 4), (8, 8), (10, 12)):
         n = grid[0] * grid[1]
         picture = PreparedPicture(b"", grid, 0, rows(n, n, SHAPE.patch_values))
