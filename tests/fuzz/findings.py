@@ -43,7 +43,7 @@ def printed_about(console: str, title: str) -> str:
         block
         for section in sections
         for block in re.split(r"^(?=_+ .+ _+$)", section, flags=re.MULTILINE)
-        if re.search(rf"^(?:- )?{re.escape(title)}$", block, re.MULTILINE)
+        if re.search(rf"^(?:- \w+ )?{re.escape(title)}$", block, re.MULTILINE)
     ]
     return "\n".join(blocks)[:MAX_PRINTED].strip()
 

@@ -6,21 +6,6 @@ from tests.fuzz.findings import MAX_PRINTED, printed_about
 
 CONSOLE = """Schemathesis v4.32.5
 
-=================== FAILURES ===================
-_____________ POST /v2/models/a/infer _____________
-1. Test Case ID: x1
-
-- Schema-violating request accepted
-
-    Reproduce with: curl -X POST -d one
-
-__________________ POST /tokenize __________________
-1. Test Case ID: x2
-
-- Undocumented status
-
-    Reproduce with: curl -X POST -d two
-
 ==================== ERRORS ====================
 ___________________ GET /v2 ___________________
 Runtime Error
@@ -29,6 +14,21 @@ too many of them
 Traceback of the library
 
 Need more help?
+
+=================== FAILURES ===================
+_____________ POST /v2/models/a/infer _____________
+1. Test Case ID: x1
+
+- ST201 Schema-violating request accepted
+
+    Reproduce with: curl -X POST -d one
+
+__________________ POST /tokenize __________________
+1. Test Case ID: x2
+
+- ST102 Undocumented status
+
+    Reproduce with: curl -X POST -d two
 
 =================== SUMMARY ===================
 Failures:
