@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import re
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
@@ -20,6 +19,7 @@ from predictors.protocol.openai.edits_body import read_edits_body
 from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.openai.responses_body import read_responses_body
 from predictors.protocol.openai.tokens_body import read_detokenize_body, read_tokenize_body
+from tests.body_paths import is_there
 
 
 def _png() -> str:
@@ -180,23 +180,6 @@ def copied(body: dict[str, Any], path: Path) -> tuple[dict[str, Any], Any]:
     for key in path[:-1]:
         holder = holder[key]
     return changed, holder
-
-
-def is_there(path: str, body: Any, *, may_lack: bool) -> bool:
-    """True for the path of a value; with `may_lack` also for one that its object lacks."""
-    keys = re.findall(r"\[\d+\]|[^.\[\]]+", path)
-    for i, key in enumerate(keys):
-        if key.startswith("["):
-            if not isinstance(body, list) or int(key[1:-1]) >= len(body):
-                return False
-            body = body[int(key[1:-1])]
-        elif not isinstance(body, dict):
-            return False
-        elif key not in body:
-            return may_lack and i == len(keys) - 1
-        else:
-            body = body[key]
-    return True
 
 
 @pytest.mark.parametrize("route", BODIES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 MAX_TRIES = 3000  # inputs that one minimisation may check
+MAX_PRINTED = 6000
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,19 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"raw": base64.b64encode(self.raw).decode()}
+
+
+def printed_about(console: str, title: str) -> str:
+    """Everything that schemathesis printed about its failures or errors of one title, at most
+    `MAX_PRINTED` characters of it. Its report has no more than the title and a count."""
+    sections = re.split(r"^=+ (?:FAILURES|ERRORS|SUMMARY) =+$", console, flags=re.MULTILINE)[1:]
+    blocks = [
+        block
+        for section in sections
+        for block in re.split(r"^(?=_+ .+ _+$)", section, flags=re.MULTILINE)
+        if re.search(rf"^(?:- \w+ )?{re.escape(title)}$", block, re.MULTILINE)
+    ]
+    return "\n".join(blocks)[:MAX_PRINTED].strip()
 
 
 def finding_of(fields: dict[str, Any]) -> Finding:

@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.serving.hostile_cases import field, infer
 from predictors.settings import FluxSettings, QwenVLSettings, Settings
-from tests.fuzz.findings import Finding
+from tests.fuzz.findings import Finding, printed_about
 from tests.fuzz.http_streams import mutate
 from tests.fuzz.seeds import form, picture, stored
 from tests.fuzz.targets import FORM_TYPE, SPLIT
@@ -175,13 +175,18 @@ def run_schema(
         read = json.loads(report.read_text())
     cases = read["test_cases"]["generated"]
     findings = [
-        Finding(part, "status", seed, 0, f"{each['title']}: {json.dumps(each)[:1500]}", b"")
+        Finding(part, "status", seed, 0, _told(each, done.stdout), b"")
         for each in read["failures"] + read["errors"]
         if each["title"] != EVENTS
     ]
     if done.returncode and not read["failures"] + read["errors"]:
         raise RuntimeError(f"schemathesis failed: {done.stdout[-3000:]}")
     return cases, findings
+
+
+def _told(group: dict[str, Any], console: str) -> str:
+    title = group["title"]
+    return f"{title}: {json.dumps(group)[:1500]}\n{printed_about(console, title)}"
 
 
 _KIND_OF = {"infer": "v2", "chat": "chat", "edits": "form"}
