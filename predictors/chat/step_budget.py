@@ -91,11 +91,12 @@ class StepBudget:
         return self.times.prompt_s(rows) + self.times.vision_s(picture_tokens)
 
     def describe(self) -> dict[str, object]:
-        """The measured milliseconds, and the rows that a pass may have by rows that decode."""
+        """The measured milliseconds, and the rows that a pass may have by rows that decode.
+        JSON takes only text as keys."""
         times = self.times
         return {
             "steps": self.steps,
-            "rows": {rows: self.beside(rows).rows() for rows in times.decode},
+            "rows": {str(rows): self.beside(rows).rows() for rows in times.decode},
             "decode_ms": _in_ms(times.decode),
             "prompt_ms": _in_ms(times.prompt),
             "vision_ms": _in_ms(times.vision),
@@ -124,5 +125,5 @@ def _between(seconds: Mapping[int, float], size: int) -> float:
     return seconds[below] + part * (seconds[above] - seconds[below])
 
 
-def _in_ms(seconds: Mapping[int, float]) -> dict[int, float]:
-    return {size: round(1e3 * s, 3) for size, s in seconds.items()}
+def _in_ms(seconds: Mapping[int, float]) -> dict[str, float]:
+    return {str(size): round(1e3 * s, 3) for size, s in seconds.items()}

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import orjson
 import pytest
 
 from predictors.chat import pass_timing
@@ -63,7 +64,8 @@ def test_a_start_measures_if_it_is_asked_to(plain: Placement) -> None:
     found = ready(1.4, plain, packs=True)
     budget = found.describe()["step_budget"]
     assert budget["steps"] == 1.4  # type: ignore[index]
-    assert list(budget["rows"]) == [1, 2, 4]  # type: ignore[index]
+    assert list(budget["rows"]) == ["1", "2", "4"]  # type: ignore[index]
+    assert orjson.loads(orjson.dumps(found.describe()))["step_budget"] == budget
     assert found._planner.costs.decode_s(4) > 0
     assert found.describe()["captures_after_ready"] == 0
 
