@@ -124,7 +124,7 @@ def test_a_new_grid_captures_nothing_after_warming(fused: PictureRunner) -> None
     assert names == ["vision attention", "vision 64", "vision"]
     fused._capture(64)  # warming again
     assert fused._graphs.count == 1
-    for grid in ((2, 4), (4, 2), (2, 12)):
+    for grid in ((4, 2), (2, 12)):
         fused.encode(patches_of(grid))
     assert fused._graphs.count == 1
     assert fused._graphs.count_after_ready == 0

@@ -67,11 +67,11 @@ def rows(count: int, total: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(2, 64), (1, 72), (3, 24), (2, 8)])
 def test_attention_equals_the_plain_one_whatever_a_head_measures(heads: int, head_dim: int) -> None:
-    shape, grid = replace(SHAPE, heads=heads, hidden=heads * head_dim), (10, 12)
+    shape, grid = replace(SHAPE, heads=heads, hidden=heads * head_dim), (6, 6)
     n = grid[0] * grid[1]
-    qkv = rows(n, 128, 3 * shape.hidden)
+    qkv = rows(n, 44, 3 * shape.hidden)
     exact = plain_for(grid, shape).attend(qkv[:n].double())
-    assert_near(fused_for(grid, 128, shape).attend(qkv.clone())[:n], exact)
+    assert_near(fused_for(grid, 44, shape).attend(qkv.clone())[:n], exact)
 
 
 def test_adding_and_norming_in_one_kernel_equals_both() -> None:
