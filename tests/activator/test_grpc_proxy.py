@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from predictors.activator import server as activator_server
+from predictors.protocol.grpc import arriving
 from tests.activator.scripted import (
     BRISK,
     PATIENCE_S,
@@ -21,7 +23,7 @@ from tests.activator.scripted import (
     held_target,
     sample,
 )
-from tests.http.http2 import ODD_PATHS, connect
+from tests.http.http2 import HEADERS, ODD_PATHS, connect
 
 
 class Model:
@@ -77,12 +79,13 @@ class Model:
 
 
 @contextmanager
-def grpc_rig(**bounds: Any) -> Iterator[tuple[Rig, Model, grpc.Channel]]:
+def grpc_rig(places: int = 32, **bounds: Any) -> Iterator[tuple[Rig, Model, grpc.Channel]]:
     """An activator, a model that does not listen yet, and a channel to the activator. REST is the
     probe's way to see that the model is ready, so that both start together."""
     with held_target() as target:
         model = Model(target)
-        with activated(replace(BRISK, **bounds), grpc_target=target) as rig:
+        own = {"grpc_target": target, "max_arriving_messages": places}
+        with activated(replace(BRISK, **bounds), **own) as rig:
 
             def start() -> None:
                 model.start()
@@ -235,6 +238,35 @@ def test_a_large_message_arrives_whole_and_one_beyond_the_limit_is_refused() -> 
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(bytes(33 * 2**20), timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_messages_are_bounded_in_sum() -> None:
+    with grpc_rig(max_held_bytes=100_000) as (_, _, channel):
+        assert unary(channel, "Echo")(bytes(90_000), timeout=PATIENCE_S) == bytes(90_000)
+        with pytest.raises(grpc.RpcError) as refused:
+            unary(channel, "Echo")(bytes(110_000), timeout=PATIENCE_S)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "at most 100000 are taken from all callers together" in refused.value.details()
+        assert "retry-after" in dict(refused.value.trailing_metadata())
+        assert unary(channel, "Echo")(b"again", timeout=PATIENCE_S) == b"again"
+
+
+def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+    part = struct.pack(">BI", 0, 500_000) + bytes(100)
+    with grpc_rig(places=3) as (rig, _, channel):
+        unary(channel, "Echo")(b"awake", timeout=PATIENCE_S)
+        with connect(rig.server.grpc_port) as connection:
+            for number in (1, 3, 5, 7):
+                connection.open("/test.Model/Echo", number)
+                connection.part(part, number)
+            ended = connection.receive()
+            while ended.kind != HEADERS:
+                ended = connection.receive()
+            assert b"has waited longest" in ended.payload
+            assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
 
 
 @pytest.mark.parametrize("path", ODD_PATHS.values(), ids=ODD_PATHS)

@@ -1,5 +1,5 @@
-"""What one connection can do to gRPC's port below the level of messages, and that the calls of
-others are answered while it does.
+"""Hostile connections to gRPC's port: floods of frames, odd metadata and messages that inflate. The
+calls of others are answered meanwhile.
 """
 
 from __future__ import annotations

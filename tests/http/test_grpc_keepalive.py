@@ -12,8 +12,8 @@ import pytest
 from predictors.protocol.grpc import connection_options
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.fakes import ScriptedEngine
-from tests.http.echo import PATIENCE_S, echo, held, serving
-from tests.http.http2 import MAX_CONCURRENT_STREAMS, connect
+from tests.http.echo import PATIENCE_S, echo, held, serving, small_settings
+from tests.http.http2 import GOAWAY, MAX_CONCURRENT_STREAMS, connect
 
 ALWAYS_ALLOWED, NEVER_ALLOWED = 0, 3_600_000
 PINGS = 12
@@ -188,3 +188,21 @@ def test_two_hundred_calls_at_once_on_a_new_connection_are_all_answered() -> Non
         calls = [live.future(b"", timeout=PATIENCE_S) for _ in range(200)]
         answers = [pb.ServerLiveResponse.FromString(each.result()) for each in calls]
         assert all(answer.live for answer in answers)
+
+
+def test_a_connection_is_sent_away_within_the_linger_and_its_calls_go_on() -> None:
+    assert "grpc.max_connection_age_ms" not in dict(connection_options.server_options(1, 0.0))
+    linger_s = 0.25
+    assert dict(connection_options.server_options(1, linger_s))["grpc.max_connection_age_ms"] == 200
+    engine = ScriptedEngine()
+    settings = small_settings(server={"linger_s": linger_s})
+    with (
+        held(engine, settings) as (running, model),
+        connect(running.server.grpc_port) as connection,
+    ):
+        connection.call(INFER, infer().SerializeToString())
+        model.wait_submitted()
+        while connection.receive().kind != GOAWAY:
+            pass
+        engine.open()
+        assert pb.ModelInferResponse.FromString(connection.answer()).model_name == "echo"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -52,9 +53,9 @@ class GrpcListener:
 
     async def _watch(self) -> None:
         waiting = self._server.wait_for_termination()
-        (ended,) = await asyncio.gather(waiting, return_exceptions=True)
+        ended: Sequence[Any] = await asyncio.gather(waiting, return_exceptions=True)
         if not self._is_stopping:
-            reason = ended if isinstance(ended, Exception) else None
+            reason = ended[0] if isinstance(ended[0], Exception) else None
             log.critical("the gRPC server ended by itself, the process ends", exc_info=reason)
             self._on_lost()
 
