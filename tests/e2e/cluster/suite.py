@@ -31,7 +31,10 @@ class Stage:
 
 @dataclass
 class Run:
-    """What became of the stages so far. `run_stage` fills it, in a thread per stage."""
+    """A run so far: its logs, the seconds of each stage, and the processes that are at work.
+
+    Filled by `run_stage`, in a thread per stage.
+    """
 
     folder: Path
     taken: list[str] = field(default_factory=list)
