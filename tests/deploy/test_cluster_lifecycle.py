@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster import configs, control, host, lifecycle, suite
 from tests.e2e.cluster.components import Component
-from tests.e2e.cluster.places import ClusterError, Site
+from tests.e2e.cluster.places import ROOT, ClusterError, Site
 from tests.e2e.cluster.processes import Processes
 
 
@@ -131,9 +133,9 @@ def test_a_supervisor_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
 def test_the_suite_says_every_stage_and_stops_at_the_first_that_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def stages(_tests: object, _out: Path) -> tuple[suite.Stage, ...]:
+    def stages(_tests: object, _out: Path) -> tuple[tuple[suite.Stage, ...], ...]:
         commands = {"first": "print('seen')", "second": "raise SystemExit(3)", "third": "print(3)"}
-        return tuple(suite.Stage(n, (sys.executable, "-c", c)) for n, c in commands.items())
+        return tuple((suite.Stage(n, (sys.executable, "-c", c)),) for n, c in commands.items())
 
     monkeypatch.setattr(suite, "stages", stages)
     monkeypatch.setattr(suite, "CLUSTER", (sys.executable, "-c", "print('taken down')"))
@@ -151,5 +153,40 @@ def test_what_still_runs_in_the_clusters_network_is_found(tmp_path: Path) -> Non
 
 
 def test_the_suite_imports_images_before_it_tests(tmp_path: Path) -> None:
-    names = [stage.name for stage in suite.stages(["tests/e2e"], tmp_path)]
-    assert names == ["cluster-build", "image-build", "cluster-up", "image-import", "tests"]
+    names = [{stage.name for stage in group} for group in suite.stages(["tests/e2e"], tmp_path)]
+    side_by_side = {"image-build", "cluster-up"}
+    assert names == [{"cluster-build"}, side_by_side, {"image-import"}, {"tests"}]
+
+
+def test_stages_side_by_side_all_end_and_the_bad_code_counts(tmp_path: Path) -> None:
+    meeting = tmp_path / "meeting"
+    os.mkfifo(meeting)  # neither end opens before the other does
+    opens = "import sys; open(sys.argv[1], sys.argv[2]).close(); sys.exit(int(sys.argv[3]))"
+
+    def stage(name: str, mode: str, code: int) -> suite.Stage:
+        return suite.Stage(name, (sys.executable, "-c", opens, str(meeting), mode, str(code)))
+
+    run = suite.Run(tmp_path)
+    assert suite.run_group((stage("reads", "r", 0), stage("writes", "w", 4)), run) == 4
+    assert {each.split()[0] for each in run.taken} == {"reads", "writes"}
+    assert run.at_work == []
+
+
+TWO_AT_WORK = """
+import sys
+from pathlib import Path
+from tests.e2e.cluster import lifecycle, suite
+lifecycle.exit_on_signals()
+waits = (sys.executable, "-c", "import signal; print('at work', flush=True); signal.pause()")
+suite.run_group([suite.Stage(name, waits) for name in "ab"], suite.Run(Path(sys.argv[1])))
+"""
+
+
+def test_a_signal_ends_every_stage_that_is_at_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_AT_WORK, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        at_work = (line for line in process.stdout if "at work" in line)
+        assert len(list(islice(at_work, 2))) == 2
+        process.terminate()
+        assert process.wait(120) == 128 + signal.SIGTERM, "it would wait for its stages for ever"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.image import recipe
-from tests.e2e.image.containerd import checked_images, nameless
+from tests.e2e.image.containerd import Containerd, checked_images, nameless
 from tests.e2e.image.layout import FULL_NAME, REF, Layout
 from tests.e2e.image.places import ROOT, CannotBuild, check_free_disk
 
@@ -110,23 +111,51 @@ def test_pruning_drops_a_former_product_and_keeps_the_wheels(layout: Layout) -> 
 
 def test_a_blob_that_containerd_has_too_takes_the_disk_once(layout: Layout, tmp_path: Path) -> None:
     (image,) = layout.images()
-    wheels, size = image.layers[0]
-    copy = tmp_path / "copy"
-    shutil.copy(layout.blob(wheels), copy)
-    assert layout.share(wheels, copy)
-    assert layout.blob(wheels).samefile(copy)
-    assert layout.blob(wheels).stat().st_size == size
-    assert not layout.share(wheels, copy), "it is shared already"
-    copy.unlink()
-    assert layout.blob(wheels).read_bytes() == b"wheels" * 1000
+    wheels, _ = image.layers[0]
+    store = Layout(tmp_path / "content")
+    assert not layout.lend(wheels, store), "no containerd has its files there"
+    store.folder.mkdir()  # containerd makes the folders within it when it first needs them
+    assert layout.lend(wheels, store)
+    assert store.blob(wheels).samefile(layout.blob(wheels))
+    assert layout.lend(wheels, store), "it is lent already"
+    layout.blob(wheels).unlink()
+    assert store.blob(wheels).read_bytes() == b"wheels" * 1000
 
 
-def test_a_copy_that_is_cut_short_is_not_shared(layout: Layout, tmp_path: Path) -> None:
+def test_another_file_of_containerd_is_left_alone(layout: Layout, tmp_path: Path) -> None:
     (image,) = layout.images()
-    copy = tmp_path / "copy"
-    copy.write_bytes(b"whe")
-    assert not layout.share(image.layers[0][0], copy)
-    assert not layout.share(image.layers[0][0], tmp_path / "nothing")
+    wheels, _ = image.layers[0]
+    store = Layout(tmp_path / "content")
+    store.blob(wheels).parent.mkdir(parents=True)
+    store.blob(wheels).write_bytes(b"an earlier copy")
+    assert not layout.lend(wheels, store)
+    assert store.blob(wheels).read_bytes() == b"an earlier copy"
+
+
+def test_a_large_layer_is_made_known_by_itself_before_the_stream_of_an_import(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = tmp_path / "called"
+    ctr = tmp_path / "bin" / "ctr"
+    ctr.parent.mkdir()
+    # says nothing of what it has, like an empty containerd, and writes down what it is told
+    ctr.write_text(f'#!/bin/sh\nshift 4\necho "$*" >>{called}\ncat >/dev/null\n')
+    ctr.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ctr.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("VISION_PREDICTORS_CACHE", str(tmp_path))
+    monkeypatch.setattr("tests.e2e.image.containerd.LARGE_BYTES", 1000)
+    store = Layout(tmp_path / "root/io.containerd.content.v1.content")
+    store.folder.mkdir(parents=True)
+    (image,) = layout.images()
+    wheels, size = image.layers[0]
+
+    assert Containerd("socket", "k8s.io", tmp_path / "root").import_missing(layout) == [SERVER]
+    told = called.read_text().splitlines()
+    assert [line for line in told if wheels in line or line.startswith("images import")] == [
+        f"content ingest --expected-size {size} --expected-digest {wheels} layer-{wheels}",
+        "images import -",
+    ]
+    assert store.blob(wheels).samefile(layout.blob(wheels))
 
 
 def test_an_image_whose_unpacking_was_cut_off_is_told_apart() -> None:

@@ -1,6 +1,5 @@
 """Fixtures of the tests on a cluster: a cluster that can be reached, a namespace per file with
-the embedded checkpoints in a claim, and what is kept to find the cause of
-a failure's cause.
+the embedded checkpoints in a claim, and what is kept to find a failure's cause.
 
 The cluster is whatever KUBECONFIG names. Nothing is skipped when it is missing: the tests fail with
 a sentence that says what to do.
@@ -88,7 +87,7 @@ def kube(
     cluster_up: None, weights: Path, kept: Path, request: pytest.FixtureRequest
 ) -> Iterator[Kube]:
     """A namespace of this file's own, held to the restricted Pod Security, with the claim
-    `checkpoints`; all of it goes afterwards, and a report of it stays in `kept`."""
+    `checkpoints`; all of it goes afterwards. A test that fails leaves a report of it in `kept`."""
     stem = request.module.__name__.rpartition(".")[2]
     base = re.sub("[^a-z0-9]+", "-", stem.removeprefix("test_"))
     kube = Kube(f"e2e-{base}-{secrets.token_hex(2)}")
@@ -96,7 +95,6 @@ def kube(
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": space})
     kube.apply(*claim(kube.namespace, weights))
     yield kube
-    (kept / f"{stem}.txt").write_text(kube.report())
     # nothing waits for it, and no pod takes processor time of the next file's: 11 to 23 s each
     run("kubectl", "delete", "namespace", kube.namespace, "--wait=false", timeout_s=60)
     kube("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")

@@ -60,9 +60,9 @@ class Release:
         found: list[dict[str, Any]] = json.loads(self("history", "-o", "json"))
         return found
 
-    def uninstall(self) -> None:
-        """Remove it and wait until it is gone."""
-        self("uninstall", "--wait", "--timeout", f"{WAIT_S}s")
+    def uninstall(self, *, wait: bool = True) -> None:
+        """Remove it; with `wait` return when its objects are gone."""
+        self("uninstall", *(("--wait", "--timeout", f"{WAIT_S}s") if wait else ()))
 
 
 def image_values(reference: str) -> dict[str, str]:

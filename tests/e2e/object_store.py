@@ -157,7 +157,7 @@ def serving(kube: Kube) -> Iterator[None]:
         yield
     finally:
         run("kubectl", "delete", "clusterstoragecontainer", kube.namespace, "--ignore-not-found")
-        kube("delete", f"pod/{NAME}", f"service/{NAME}", "--ignore-not-found", "--now")
+        kube("delete", f"pod/{NAME}", f"service/{NAME}", "--ignore-not-found", "--wait=false")
 
 
 def listed(kube: Kube, key: str, secret: str) -> str:

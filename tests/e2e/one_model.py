@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.e2e import asks
 from tests.e2e.helm import Release, small
-from tests.e2e.kube import CommandFailed, Kube, Object, until
+from tests.e2e.kube import CommandFailed, Kube, Object
 from tests.e2e.traffic import Traffic, over_http
 
 MODEL = "flux"
@@ -31,14 +31,14 @@ def values(*, model: dict[str, Any] | None = None, image: str = "", **defaults: 
 
 @contextmanager
 def installed(kube: Kube, given: Any, name: str = "one") -> Iterator[Release]:
-    """A release with these values, gone afterwards."""
+    """A release with these values, uninstalled afterwards. Nothing waits for its pods, which end
+    with the namespace: a second one in the same namespace needs another name."""
     release = Release(name, kube.namespace)
     release.install([], given)
     try:
         yield release
     finally:
-        release.uninstall()
-        until("no pod is left", lambda: not kube.list("pods"), 90)
+        release.uninstall(wait=False)
 
 
 def drawing(kube: Kube, kept: Path, name: str, clients: int = 2) -> Traffic:

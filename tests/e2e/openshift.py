@@ -91,8 +91,8 @@ def admission(kube: Kube) -> Iterator[int]:
         until("the admission refuses a uid", lambda: is_refused(kube, {"runAsUser": 10001}), 60)
         yield uid
     finally:
-        for each in made:
-            run("kubectl", "delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
+        listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+        run("kubectl", "delete", "--ignore-not-found", "-f", "-", stdin=listed)
 
 
 def admitted(kube: Kube, ids: dict[str, int]) -> int | None:

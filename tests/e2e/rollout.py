@@ -31,17 +31,18 @@ def everybody_asks(kube: Kube, name: str, kept: Path) -> Iterator[list[Window]]:
 
     Long pictures keep a leaving pod at work, while pooled clients still hold connections to it.
     """
-    windows: list[Window] = []
+    callers: dict[str, Traffic] = {}
     with ExitStack() as stack:
         for kind, dial in dials(kube).items():
             for pooled in (True, False):
                 title = f"{name}, {kind} {'pooled' if pooled else 'fresh'}"
                 saved = kept / f"traffic {title}.jsonl"
                 traffic = Traffic(dial, clients=1, pooled=pooled, pause_s=0.5, saved=saved)
-                stack.enter_context(traffic)
-                traffic.wait_answered(2)
-                windows.append(stack.enter_context(traffic.around(title, settle=2)))
-        yield windows
+                callers[title] = stack.enter_context(traffic)
+        for each in callers.values():
+            each.wait_answered(2)
+            stack.callback(each.stop)  # all of them before the first is waited for
+        yield [stack.enter_context(each.around(title, settle=2)) for title, each in callers.items()]
 
 
 def rolled_out(kube: Kube, model: str, old: set[str]) -> None:

@@ -1,18 +1,47 @@
-"""The number of a model's pods while it is scaled, and the load that scales it."""
+"""The number of a model's pods while it is scaled, the load that scales it, and the times of KEDA
+that neither KServe nor the chart can say."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from tests.e2e import asks
-from tests.e2e.kube import Kube, until
+from tests.e2e.kube import Kube, run, until
 from tests.e2e.one_model import MODEL
 from tests.e2e.traffic import Traffic, over_http
 
 STEPS = 28
+CRD = "scaledobjects.keda.sh"
+
+
+@contextmanager
+def keda_times(seconds: Mapping[str, int]) -> Iterator[None]:
+    """`pollingInterval`, `cooldownPeriod` of every ScaledObject that is written meanwhile.
+
+    KServe writes ScaledObjects over, so they become defaults of their CRD.
+    """
+    crd = json.loads(run("kubectl", "get", "crd", CRD, "-o", "json"))
+    (version,) = [i for i, v in enumerate(crd["spec"]["versions"]) if v["name"] == "v1alpha1"]
+    at = f"/spec/versions/{version}/schema/openAPIV3Schema/properties/spec/properties"
+
+    def patch(operation: str) -> None:
+        changes = [
+            {"op": operation, "path": f"{at}/{key}/default", "value": value}
+            for key, value in seconds.items()
+        ]
+        run("kubectl", "patch", "crd", CRD, "--type=json", "-p", json.dumps(changes))
+
+    patch("add")
+    try:
+        yield
+    finally:
+        patch("remove")
 
 
 def replicas(kube: Kube) -> tuple[int, int]:

@@ -1,10 +1,9 @@
 """The real KEDA scales a model by the trigger that the chart ships: without requests there is no
 pod, a held request wakes one, load makes three, less load one again, and silence none.
 
-Two times are shortened, since neither KServe nor the chart can say them: KEDA looks every 2 s (its
-default is 30) and waits 10 s before the last pod goes (300). KServe writes ScaledObjects over, so
-the test puts both into their CRD as defaults, for as long as it runs. Prometheus is Debian's and
-runs beside the test. What holds the first request is a stand-in (tests/e2e/standin.py).
+KEDA looks every 2 s (its default is 30) and waits 10 s before the last pod goes (300): a busy
+machine leaves gaps between two requests. Prometheus is Debian's and runs beside the test. What
+holds the first request is a stand-in (tests/e2e/standin.py).
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ import httpx
 import pytest
 
 from tests.e2e import asks, standin
-from tests.e2e.kube import Kube, run, until
+from tests.e2e.kube import Kube, until
 from tests.e2e.one_model import MODEL, installed, values
 from tests.e2e.prometheus import PORT, Prometheus, scraping
-from tests.e2e.scaling import load, reach, replicas
+from tests.e2e.scaling import keda_times, load, reach, replicas
 
-QUICK = {"pollingInterval": 2, "cooldownPeriod": 10}
-CRD = "scaledobjects.keda.sh"
+TIMES = {"pollingInterval": 2, "cooldownPeriod": 10}
 LOAD_CLIENTS = 5
 
 
@@ -46,21 +44,9 @@ def scaling() -> object:
 
 @pytest.fixture
 def quick_keda(cluster_up: None) -> Iterator[None]:
-    """ScaledObjects get short times unless they say other ones."""
-    crd = json.loads(run("kubectl", "get", "crd", CRD, "-o", "json"))
-    (version,) = [i for i, v in enumerate(crd["spec"]["versions"]) if v["name"] == "v1alpha1"]
-    at = f"/spec/versions/{version}/schema/openAPIV3Schema/properties/spec/properties"
-
-    def patch(operation: str) -> None:
-        changes = [
-            {"op": operation, "path": f"{at}/{key}/default", "value": seconds}
-            for key, seconds in QUICK.items()
-        ]
-        run("kubectl", "patch", "crd", CRD, "--type=json", "-p", json.dumps(changes))
-
-    patch("add")
-    yield
-    patch("remove")
+    """ScaledObjects get short times."""
+    with keda_times(TIMES):
+        yield
 
 
 def wake(kube: Kube, prometheus: Prometheus) -> float:
@@ -85,7 +71,7 @@ def test_load_scales_to_three_and_back_silence_to_none_and_a_held_request_wakes(
     ):
         kube.wait(f"isvc/{MODEL}", "create", 20)
         scaled = until("KEDA's object", lambda: kube.get("scaledobject", f"{MODEL}-predictor"), 30)
-        assert {key: scaled["spec"].get(key) for key in QUICK} == QUICK
+        assert {key: scaled["spec"].get(key) for key in TIMES} == TIMES
         took["idle to 0"] = reach(kube, 0, 60)
         took["woken to the first picture"] = wake(kube, prometheus)
 

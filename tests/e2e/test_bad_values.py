@@ -113,4 +113,4 @@ def test_a_second_release_needs_another_rank_since_both_claim_the_same_formats(
             names = kube("get", "servingruntimes", "-o", "name").split()
             assert len(names) == 4, names
         finally:
-            second.uninstall()
+            second.uninstall(wait=False)

@@ -78,7 +78,7 @@ def spaces(cluster_up: None) -> Iterator[None]:
     finally:
         if made:
             run("kubectl", "delete", "gatewayclass", "envoy", "--ignore-not-found")
-            run("kubectl", "delete", "namespace", *made, timeout_s=180)
+            run("kubectl", "delete", "namespace", *made, "--wait=false")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -20,7 +20,7 @@ from tests.e2e.traffic import Traffic, over_http
 
 ANNOTATION = "predictors.vision/warm-up"
 COLUMNS = r"POD:.metadata.name,WARM-UP:.metadata.annotations.predictors\.vision/warm-up"
-OUTAGE_S = 10.0
+OUTAGE_S = 5.0
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,7 @@ def release(
             Caller(trusted, ANN).wait_routed()
             yield found
     finally:
-        found.uninstall()
-        until("no pod is left", lambda: not kube.list("pods"), 120)
+        found.uninstall(wait=False)
 
 
 def callers(kube: Kube) -> set[str]:

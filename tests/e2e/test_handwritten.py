@@ -40,8 +40,7 @@ def pod(kube: Kube) -> Iterator[Object]:
     kube.wait_served(NAME)
     (found,) = kube.ready_pods(NAME, 1)
     yield found
-    kube("delete", "isvc", NAME, "--ignore-not-found", "--wait")
-    release.uninstall()
+    release.uninstall(wait=False)
 
 
 def test_it_is_served_by_the_runtime_of_its_format(kube: Kube, pod: Object) -> None:

@@ -27,7 +27,7 @@ def scaling() -> object:
         "enabled": True,
         "class": "hpa",
         "targetCPUUtilizationPercentage": OF_REQUEST,
-        "scaleDownSeconds": 30,  # a busy machine starves a pod for a moment
+        "scaleDownSeconds": 20,  # a busy machine starves a pod for a moment
     }
     model = {"replicas": {"min": 1, "max": 2}, "autoscaling": asked}
     drain = {"preStopSeconds": 2, "graceSeconds": 90}

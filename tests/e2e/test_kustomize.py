@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from tests.e2e import answers, asks
 from tests.e2e.conftest import ROOT
 from tests.e2e.helm import server_image
-from tests.e2e.kube import Kube, until
+from tests.e2e.kube import Kube
 
 LAPTOP = ROOT / "manifests" / "laptop"
 IMAGE = "vision-predictors"  # what the manifests call it
@@ -38,14 +37,11 @@ def overlay(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def applied(kube: Kube, overlay: Path) -> Iterator[Kube]:
-    """The namespace with the manifests applied and served; afterwards as it was."""
-    before = kube.snapshot()
+def applied(kube: Kube, overlay: Path) -> Kube:
+    """The namespace with the manifests applied and served."""
     kube("apply", "-k", str(overlay))
     kube.wait_served(*asks.MODELS)
-    yield kube
-    kube("delete", "-k", str(overlay), "--wait")
-    until("all is gone", lambda: kube.snapshot() == before, 90)
+    return kube
 
 
 def test_manifests_alone_draw_a_picture(applied: Kube) -> None:

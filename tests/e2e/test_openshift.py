@@ -79,7 +79,7 @@ def pod(kube: Kube, uid: int) -> Iterator[str]:
         kube.wait_served(MODEL)
         (ready,) = kube.ready_pods(MODEL, 1)
         yield str(ready["metadata"]["name"])
-        release.uninstall()
+        release.uninstall(wait=False)
 
 
 def shell(kube: Kube, pod: str, container: str, command: str) -> str:
@@ -135,7 +135,7 @@ def test_without_the_overlay_no_pod_is_admitted(kube: Kube, uid: int) -> None:
         assert f"ids must be {uid}" in refused
         assert kube.pods("fixed") == []
     finally:
-        release.uninstall()
+        release.uninstall(wait=False)
 
 
 def refusals(kube: Kube) -> str:

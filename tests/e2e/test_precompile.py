@@ -16,6 +16,7 @@ from tests.e2e.image import places
 from tests.e2e.kube import CommandFailed, Kube, Object, name_of, until
 from tests.e2e.one_model import MODEL, events_of, installed, values
 
+pytestmark = pytest.mark.full
 JOB = f"one-predictors-{MODEL}-precompile"
 CLAIM = f"one-predictors-{MODEL}-cache"
 FOLDER = "/var/cache/predictors/compiled"
@@ -80,4 +81,5 @@ def test_an_upgrade_fills_the_cache_before_it_rolls_out_and_servers_only_read_it
         (_, filled), (_, rolled) = completions(kube), rollouts(kube)
         assert filled <= rolled
         kube("rollout", "status", f"deployment/{MODEL}-predictor", "--timeout=120s")
-    assert not kube.list("pvc") or [name_of(p) for p in kube.list("pvc")] == ["checkpoints"]
+    gone = {"checkpoints"}
+    until("its claim goes, too", lambda: {name_of(p) for p in kube.list("pvc")} == gone, 60)

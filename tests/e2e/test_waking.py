@@ -1,8 +1,8 @@
 """The chart's activator and the real KEDA: there is no pod, the first request of each protocol is
 held, wakes the model and is answered; twenty callers at once lose nothing; silence ends the pod.
 
-KEDA's times are shortened as in test_autoscaling.py, and so is the activator's interval of scrapes:
-Prometheus runs beside the test and scrapes every second.
+KEDA looks every 2 s and waits 2 s more before the last pod goes; the query remembers a request for
+5 s. Prometheus runs beside the test and scrapes every second.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from tests.e2e import asks
 from tests.e2e.helm import Release, small
 from tests.e2e.kube import CommandFailed, Kube, until
 from tests.e2e.prometheus import PORT, Prometheus, scraping
-from tests.e2e.test_autoscaling import quick_keda as quick_keda
+from tests.e2e.scaling import keda_times
 
 MODEL = "qwen-vl"
 CALLERS = 20
 HELD_S = 180  # a start on two cores that others use, twice
-IDLE_S = 90  # to no pod: KEDA's look, its cooldown of 10 s, and two minutes' memory of the query
+IDLE_S = 90  # to no pod: the query's memory, KEDA's look and cooldown, and the pod's end
+TIMES = {"pollingInterval": 2, "cooldownPeriod": 2}
 PROTOCOLS = ("rest", "sse", "grpc")
 
 
 def values() -> object:
-    """One model without pods, behind an activator. The query forgets a request after ten seconds
+    """One model without pods, behind an activator. The query forgets a request after five seconds
     instead of two minutes, so that silence ends the pod within the test's patience."""
     own = '{namespace="{{ .Namespace }}",model="{{ .Name }}"}'
     forgets = (
         f"sum(predictors_activator_requests_in_progress{own}) + "
-        f"(sum(increase(predictors_activator_requests_total{own}[10s])) or vector(0))"
+        f"(sum(increase(predictors_activator_requests_total{own}[5s])) or vector(0))"
     )
     model = {
         "format": "qwen-vl",
@@ -46,7 +47,7 @@ def values() -> object:
         "settings": {"compute": {"device": "cpu"}},
         "replicas": {"min": 0, "max": 1},
         "timeoutSeconds": 60,
-        "drain": {"preStopSeconds": 2, "lingerSeconds": 2, "graceSeconds": 60},
+        "drain": {"preStopSeconds": 1, "lingerSeconds": 1, "graceSeconds": 60},
         "activator": {"enabled": True, "waitTimeoutSeconds": HELD_S},
         "autoscaling": {
             "enabled": True,
@@ -117,19 +118,17 @@ def watched(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
         yield prometheus
 
 
-@pytest.fixture
-def door(kube: Kube, watched: Prometheus, quick_keda: None) -> Iterator[Door]:
-    """The release, once its activator is ready and its model has no pod."""
+@pytest.fixture(scope="module")
+def door(kube: Kube, watched: Prometheus) -> Iterator[Door]:
+    """The release, once its activator is ready."""
     release = Release("one", kube.namespace)
-    release.install([], values())
-    try:
+    with keda_times(TIMES):
+        release.install([], values())
         found = Door(kube, "one")
         kube.wait(f"deployment/{found.name}", "condition=Available", 120)
         kube.wait(f"deployment/{MODEL}-predictor", "create", 60)
         yield found
-    finally:
-        release.uninstall()
-        until("no pod is left", lambda: not kube.list("pods"), 120)
+        release.uninstall(wait=False)
 
 
 def pods_of_model(kube: Kube) -> int:

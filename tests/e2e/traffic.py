@@ -114,12 +114,16 @@ class Traffic:
 
     def __exit__(self, *error: object) -> None:
         """Let every client finish what it asked, then stop."""
-        self._stopping.set()
+        self.stop()
         self._thread.join(self._timeout_s + 10)
         assert not self._thread.is_alive(), "a client of the traffic does not end"
         if self._saved is not None:
             lines = (json.dumps(asdict(each)) + "\n" for each in self.outcomes)
             self._saved.write_text("".join(lines))
+
+    def stop(self) -> None:
+        """Let no client ask again; waits for none."""
+        self._stopping.set()
 
     @property
     def outcomes(self) -> list[Outcome]:

@@ -109,7 +109,7 @@ def kubelet_config(site: Site) -> dict[str, Any]:
         "clusterDomain": "cluster.local",
         "volumePluginDir": str(site.state / "volume-plugins"),
         "podLogsDir": str(site.state / "pod-logs"),
-        "syncFrequency": "10s",
+        "syncFrequency": "5s",  # a changed Secret reaches its pods that soon
         "nodeStatusUpdateFrequency": "5s",
         "fileCheckFrequency": "10s",
         "maxPods": 100,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.image import builder, places
-from tests.e2e.image.containerd import Containerd, share_blobs
+from tests.e2e.image.containerd import Containerd
 from tests.e2e.image.layout import Layout
 
 NOTHING_BUILT = "no image was built: python -m tests.e2e.image build"
@@ -42,11 +42,9 @@ def bring(arguments: argparse.Namespace) -> None:
     layout = Layout(places.layout())
     if not layout.images():
         raise places.CannotBuild(NOTHING_BUILT)
-    new = Containerd(arguments.containerd, arguments.namespace).import_missing(layout)
+    root = arguments.root or places.cache() / "containerd"
+    new = Containerd(arguments.containerd, arguments.namespace, root).import_missing(layout)
     print(f"new: {', '.join(new) or 'nothing'}", flush=True)
-    saved = share_blobs(layout, arguments.root or places.cache() / "containerd")
-    if saved:
-        print(f"{saved / 1e9:.1f} GB are shared with containerd's content store", flush=True)
 
 
 def save(arguments: argparse.Namespace) -> None:

@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 # measured: 6 GB of wheels, once in the container that installs them and once in its layer, and the
-# layout's copy; then a cluster's, packed and unpacked
-WHEELS_GB = 24.0
+# layout's copy, which a cluster shares; then a cluster's, unpacked
+WHEELS_GB = 19.0
 PRODUCT_GB = 1.0
 
 UNWANTED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
@@ -52,7 +52,8 @@ def build() -> None:
     build_variant("broken", places.BROKEN)
     build_storage(base)
     layout = Layout(places.layout())
-    lay_down(wheels, layout)
+    for reference in (wheels, places.STORAGE):
+        lay_down(reference, layout)
     for reference in (places.SERVER, places.FAULTY, places.BROKEN, places.STORAGE):
         push(reference)
     clean_up()
@@ -114,20 +115,21 @@ def build_storage(base: str) -> None:
         run(_buildah("build", "--layers", *ISOLATED, *secrets, *source), quiet=True)
 
 
-def lay_down(wheels: str, layout: Layout) -> None:
-    """Put the layers of the wheels into the layout as they are, before anything is pushed there.
+def lay_down(reference: str, layout: Layout) -> None:
+    """Put the layers of an image into the layout as they are, before anything is pushed there.
 
     `buildah push` compresses layers for a layout, and does so each time (a minute for the
     wheels), unless the very bytes are there already. A folder (`dir:`) gets them as they are.
     """
-    shown = json.loads(buildah_says("inspect", "--type", "image", wheels))
+    shown = json.loads(buildah_says("inspect", "--type", "image", reference))
     layers = shown["OCIv1"]["rootfs"]["diff_ids"]
     missing = [digest for digest in layers if not layout.blob(digest).exists()]
     if not missing:
         return
     layout.blob(missing[0]).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=places.cache(), prefix="wheels-") as folder:
-        run(_buildah("push", "-q", "--disable-compression", wheels, f"dir:{folder}"), quiet=True)
+    with tempfile.TemporaryDirectory(dir=places.cache(), prefix="layers-") as folder:
+        to = f"dir:{folder}"
+        run(_buildah("push", "-q", "--disable-compression", reference, to), quiet=True)
         for digest in missing:
             Path(folder, digest.partition(":")[2]).replace(layout.blob(digest))
 

@@ -1,7 +1,7 @@
 """Brings the layout's images into a containerd, and only what it lacks of them.
 
 A blob that the content store has is neither sent nor unpacked again: after the first import, which
-brings the wheels, a new product takes a second.
+brings the wheels, a new product takes a second. Large blobs are hard links in both places.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ HELD = "localhost/held-during-import"
 WHEELS_BYTES = 10**9
 """Missing layers of more than this have wheels in them: the product is a megabyte."""
 
+LARGE_BYTES = 50_000_000
+"""What is larger than this is not sent in the stream of an import, but by itself."""
+
 
 class Containerd:
-    """One namespace of the containerd that listens at `socket`."""
+    """One namespace of the containerd that listens at `socket` and keeps its files in `root`."""
 
-    def __init__(self, socket: str, namespace: str) -> None:
+    def __init__(self, socket: str, namespace: str, root: Path) -> None:
         self._ctr = ["ctr", "--address", socket, "--namespace", namespace]
+        self._store = Layout(root / "io.containerd.content.v1.content")
 
     def images(self) -> dict[str, str]:
         """Digest of each image's manifest by reference."""
@@ -82,10 +86,31 @@ class Containerd:
 
     def _import(self, layout: Layout, images: Sequence[Image]) -> None:
         started = time.monotonic()
+        missing = layout.missing(images, self.blobs())
+        large = [digest for digest, size in missing.items() if size > LARGE_BYTES]
+        linked = {digest for digest in large if layout.lend(digest, self._store)}
+        size = sum(missing.values())
+        sent = size - sum(missing[digest] for digest in linked)
+        check_free_disk((size + sent) / GIGABYTE, "an import into containerd")  # packed, unpacked
+        for digest in large:
+            self._ingest(layout.blob(digest), digest, missing[digest])
+        self._stream(layout, images)
+        seconds = time.monotonic() - started
+        names = ", ".join(image.reference for image in images)
+        print(
+            f"imported {names}: {sent / 1e6:,.0f} of {size / 1e6:,.0f} MB sent, {seconds:.1f} s",
+            flush=True,
+        )
+
+    def _ingest(self, path: Path, digest: str, size: int) -> None:
+        """Make a blob known; containerd reads nothing of one that lies in its store. Without an
+        image it may be collected at once: then it is in the stream, too."""
+        expected = ("--expected-size", str(size), "--expected-digest", digest)
+        ask([*self._ctr, "content", "ingest", *expected, f"layer-{digest}"], stdin=path)
+
+    def _stream(self, layout: Layout, images: Sequence[Image]) -> None:
+        """Send what the content store lacks, and have all images named and unpacked."""
         there = self.blobs()
-        size_gb = sum(layout.missing(images, there).values()) / GIGABYTE
-        # packed and unpacked
-        check_free_disk(2 * size_gb, "an import into containerd")
         with tempfile.TemporaryFile() as said:
             command = [*self._ctr, "images", "import", "-"]
             importer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
@@ -99,9 +124,6 @@ class Containerd:
                 said.seek(0)
                 words = said.read().decode(errors="replace")
                 raise CannotBuild(f"containerd did not import the images: {words}")
-        seconds = time.monotonic() - started
-        names = ", ".join(image.reference for image in images)
-        print(f"imported {names}: {size_gb * 1000:,.0f} MB sent, {seconds:.1f} s", flush=True)
 
 
 def checked_images(table: str) -> list[tuple[str, str, bool]]:
@@ -117,15 +139,3 @@ def nameless(images: Mapping[str, str], leaving: Collection[str] = ()) -> list[s
     by_name = {name: digest for name, digest in images.items() if not name.startswith("sha256:")}
     kept = {digest for name, digest in by_name.items() if name not in leaving}
     return [name for name in set(images) - set(by_name) if images[name] not in kept]
-
-
-def share_blobs(layout: Layout, root: Path) -> int:
-    """Let layout and content store (in `root`, containerd's) hold large blobs once; bytes saved."""
-    store = Layout(root / "io.containerd.content.v1.content")
-    large = {
-        (digest, size)
-        for image in layout.images()
-        for digest, size in image.layers
-        if size > 50_000_000
-    }
-    return sum(size for digest, size in large if layout.share(digest, store.blob(digest)))

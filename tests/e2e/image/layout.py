@@ -102,20 +102,18 @@ class Layout:
                 path = self.blob(digest)
                 tar.add(path, arcname=path.relative_to(self.folder).as_posix(), recursive=False)
 
-    def share(self, digest: str, copy: Path) -> bool:
-        """Keep one file where two are: `copy` of the same content becomes ours, as a hard link.
+    def lend(self, digest: str, other: Layout) -> bool:
+        """Have a blob in `other`, too, as a hard link, so that the disk holds it once.
 
-        False when they are one already, or lie on two file systems.
+        False where that can't be: no such folder, on another file system, or another file there.
         """
-        ours = self.blob(digest)
-        if not copy.exists() or copy.stat().st_dev != ours.stat().st_dev or copy.samefile(ours):
+        ours, theirs = self.blob(digest), other.blob(digest)
+        if not other.folder.is_dir() or other.folder.stat().st_dev != ours.stat().st_dev:
             return False
-        if copy.stat().st_size != ours.stat().st_size:
-            return False
-        twin = ours.with_suffix(".link")
-        os.link(copy, twin)
-        twin.replace(ours)
-        return True
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+        if not theirs.exists():
+            os.link(ours, theirs)
+        return theirs.samefile(ours)
 
 
 def _named(image: Image) -> dict[str, Any]:

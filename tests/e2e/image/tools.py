@@ -28,11 +28,11 @@ def run(command: Sequence[str], *, cwd: Path = ROOT, quiet: bool = False) -> Non
     print(f"+ took {time.monotonic() - started:.1f} s", flush=True)
 
 
-def ask(command: Sequence[str], *, cwd: Path = ROOT) -> str:
-    """The output of `command`. Raises `CannotBuild` with what it said when it fails."""
-    done = subprocess.run(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+def ask(command: Sequence[str], *, stdin: Path = Path(os.devnull)) -> str:
+    """The output of `command`, which reads `stdin`. Raises `CannotBuild` with what it said when it
+    fails."""
+    with stdin.open("rb") as given:
+        done = subprocess.run(command, cwd=ROOT, stdin=given, capture_output=True, text=True)
     if done.returncode:
         raise CannotBuild(f"{shlex.join(command)} ended with {done.returncode}: {done.stderr}")
     return done.stdout
