@@ -26,6 +26,7 @@
 
 {{/* `defaults` with the security contexts laid over those of the release, as JSON. */}}
 {{- define "predictors.base" -}}
+{{- include "predictors.fill" . -}}
 {{- $base := deepCopy .Values.defaults -}}
 {{- range $key := list "podSecurityContext" "securityContext" -}}
   {{- $context := deepCopy (get $.Values $key | default dict) -}}
@@ -43,7 +44,12 @@
 {{- range $name, $said := .Values.models -}}
   {{- $model := deepCopy $base -}}
   {{- include "predictors.overlay" (list $model (deepCopy (default dict $said))) -}}
+  {{- if contains ":null" (toJson $said) -}}
+    {{- $schema := $.Files.Get "files/schema.json" | fromJson -}}
+    {{- include "predictors.refuse.gone" (include "predictors.emptied" (list (print "models." $name) $model $schema.definitions.model $schema) | fromJsonArray | list) -}}
+  {{- end -}}
   {{- if $model.enabled -}}
+    {{- include "predictors.refuse.unused" (list (print "models." $name) (default dict $said) $model) -}}
     {{- include "predictors.refuse" (list $ $name $model) -}}
     {{- if $model.gpuMemoryFraction -}}
       {{- $section := $model.format | replace "-" "_" -}}
