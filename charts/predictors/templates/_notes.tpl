@@ -137,6 +137,9 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- end -}}
   {{- if eq (include "predictors.scaler" $model) "hpa" -}}
   {{- range $resource, $percent := dict "cpu" $model.autoscaling.targetCPUUtilizationPercentage "memory" $model.autoscaling.targetMemoryUtilizationPercentage -}}
+  {{- if and $percent (not (dig "requests" $resource "" (default dict $model.resources))) (not (dig "limits" $resource "" (default dict $model.resources))) -}}
+  {{- $said = append $said (printf "models.%s.resources requests no %s, of which autoscaling would take a percentage: nothing is scaled. Say resources.requests.%s." $name $resource $resource) -}}
+  {{- end -}}
   {{- range $i, $each := $model.extraContainers -}}
   {{- if and $percent (not (dig "resources" "requests" $resource "" $each)) -}}
   {{- $said = append $said (printf "models.%s.extraContainers[%d] requests no %s: unless the namespace's LimitRange gives it one, Kubernetes can't reckon the pod's percentage, and nothing is scaled. Give it resources.requests, or say autoscaling.metrics of the type ContainerResource." $name $i $resource) -}}

@@ -24,7 +24,7 @@
 {{- $limits := get $resources "limits" | default dict -}}
 {{- range $key, $request := get $resources "requests" | default dict -}}
 {{- $limit := get $limits $key -}}
-{{- if and $limit $request (gt (include "predictors.amount" $request | float64) (include "predictors.amount" $limit | float64)) -}}
+{{- if and (hasKey $limits $key) (gt (include "predictors.amount" $request | float64) (include "predictors.amount" $limit | float64)) -}}
 {{- $asked := include "predictors.plain" $request -}}{{- $most := include "predictors.plain" $limit -}}
 {{- include "predictors.fail" (printf "%s.requests.%s is %s and more than %s.limits.%s, %s, which no pod may: say both (values that are left out are those of defaults), or null for none" $at $key $asked $at $key $most) -}}
 {{- end -}}

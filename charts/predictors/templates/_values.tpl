@@ -50,9 +50,11 @@
     {{- end -}}
   {{- else if $isPartial -}}
     {{- $_ := set $map $key dict -}}
-  {{- else if or (eq $key "format") (kindIs "slice" $types) (hasKey $of "anyOf") (and $at (has $named (list "podSecurity" "containerSecurity"))) -}}
+  {{- else if or (eq $key "format") (kindIs "slice" (get $of "type")) (hasKey $of "anyOf") (and (eq $at "defaults") (has $named (list "podSecurity" "containerSecurity"))) -}}
     {{- /* has no default, or may be missing */ -}}
-  {{- else if or $inner (has $named (list "podSecurity" "containerSecurity")) (not (hasKey $empty $types)) -}}
+  {{- else if and (hasKey $of "enum") (has "" (get $of "enum")) -}}
+    {{- $_ := set $map $key "" -}}
+  {{- else if or $inner (has $named (list "model" "podSecurity" "containerSecurity")) (not (kindIs "string" $types)) (not (hasKey $empty (toString $types))) -}}
     {{- $gone = append $gone $path -}}
   {{- else if include "predictors.check" (dict "at" $path "value" (get $empty $types) "schema" $of "root" $root "foreign" dict) | trim -}}
     {{- $gone = append $gone $path -}}
