@@ -26,7 +26,6 @@
 
 {{/* `defaults` with the security contexts laid over those of the release, as JSON. */}}
 {{- define "predictors.base" -}}
-{{- include "predictors.fill" . -}}
 {{- $base := deepCopy .Values.defaults -}}
 {{- range $key := list "podSecurityContext" "securityContext" -}}
   {{- $context := deepCopy (get $.Values $key | default dict) -}}

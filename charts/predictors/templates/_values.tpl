@@ -1,6 +1,6 @@
 {{/* What the values mean before they are checked: templates in them, nulls, and `global`, which other charts share (ADR 0063). */}}
 
-{{/* Fills in what the values leave to the chart, in place. The deepest template calls it, which Helm renders first, and so does whatever merges models. */}}
+{{/* Fills in what the values leave to the chart, in place. The deepest template calls it, which Helm renders first. */}}
 {{- define "predictors.fill" -}}
 {{- $root := . -}}
 {{- range $key, $value := omit .Values.AsMap "extraObjects" "global" -}}
@@ -82,14 +82,16 @@
 
 {{/* Refuses what only a chart above this one may say: `enabled`, and keys of `global` that mean something to other charts. */}}
 {{- define "predictors.refuse.globals" -}}
-{{- $foreign := .Files.Get "files/foreign.yaml" | fromYaml -}}
 {{- if eq (len (splitList "/" .Template.BasePath)) 2 -}}
 {{- if eq (toString .Values.enabled) "false" -}}
 {{- include "predictors.fail" "enabled is false: it is for a chart above this one, as the condition of a dependency. Say models.NAME.enabled false, or helm uninstall" -}}
 {{- end -}}
 {{- $wrong := list -}}
-{{- range $key := include "predictors.globals" . | fromJsonArray -}}
+{{- with include "predictors.globals" . | fromJsonArray -}}
+{{- $foreign := $.Files.Get "files/foreign.yaml" | fromYaml -}}
+{{- range $key := . -}}
 {{- with get $foreign.keys.global $key }}{{ $wrong = append $wrong (printf "global.%s: %s" $key .) }}{{ end -}}
+{{- end -}}
 {{- end -}}
 {{- with $wrong }}{{ include "predictors.fail" (join "\n" .) }}{{ end -}}
 {{- end -}}
