@@ -140,7 +140,7 @@ def test_another_gpu_resource_takes_the_place_of_the_first() -> None:
 
 
 def test_without_a_gpu_nothing_speaks_of_one() -> None:
-    spec = laptop('models.flux.gpu.runtimeClassName="nvidia"')
+    spec = laptop('defaults.gpu.runtimeClassName="nvidia"')
     assert not {"runtimeClassName", "nodeSelector", "tolerations"} & set(spec)
     assert not [key for side in spec["model"]["resources"].values() for key in side if "/" in key]
 

@@ -78,6 +78,20 @@ def test_the_notes_say_what_is_missing() -> None:
     assert "WARNING: models.flux.resources.limits.memory is 4Gi" in small
 
 
+def test_the_notes_warn_of_what_is_taken_and_reaches_less_than_its_name_says() -> None:
+    said = notes(
+        'global={"cattle":{"url":"x"},"domain":"y"}', 'commonLabels={"app":"vision"}',
+        'models.flux.storage.uri="hf://a/b"',
+        'models.flux.env=[{"name":"HTTPS_PROXY","value":"http://proxy"}]',
+        'models.flux.podAnnotations={"prometheus.io/port":"8080"}',
+    )  # fmt: skip
+    warned = [line for line in said.splitlines() if line.startswith("WARNING: ")]
+    assert any("global has cattle, domain" in line for line in warned)
+    assert any("commonLabels.app does not reach" in line for line in warned)
+    assert any("models.flux.env[0] HTTPS_PROXY is the server's alone" in line for line in warned)
+    assert any("is 8080, and the metrics are on 9090" in line for line in warned)
+
+
 def test_the_notes_warn_where_there_are_no_keys_and_call_with_one_where_there_are() -> None:
     assert "WARNING: there are no API keys" in notes()
     keyed = notes('apiKeys.secretName="callers"')

@@ -120,3 +120,5 @@ def test_a_container_without_a_request_is_a_warning() -> None:
     asks = {**beside, "resources": {"requests": {"cpu": "1"}}}
     assert warnings(TWO, ON, CPU, f"models.flux.extraContainers={json.dumps([asks])}") == []
     assert warnings(bare) == []
+    (warning,) = warnings(TWO, ON, CPU, 'models.flux.resources={"requests":{"cpu":null}}')
+    assert "models.flux.resources requests no cpu" in warning

@@ -103,9 +103,8 @@ def test_defaults_reach_every_model_and_a_model_wins_over_them() -> None:
         name: environment(each)["PREDICTORS_QUEUE_CAPACITY"] for name, each in models.items()
     }
     assert capacity == {"flux": "9", "qwen-vl": "5"}
-    assert models["qwen-vl"]["resources"] == {
-        "limits": {}, "requests": {"cpu": "250m", "memory": "768Mi"},
-    }  # fmt: skip
+    resources = models["qwen-vl"]["resources"]
+    assert resources == {"requests": {"cpu": "250m", "memory": "768Mi"}}
     claims = of_kind(objects, "PersistentVolumeClaim")
     assert "annotations" not in claims["predictors-flux-cache"]["metadata"]
     assert claims["predictors-qwen-vl-cache"]["metadata"]["annotations"] == {

@@ -98,7 +98,7 @@ lifecycle:
     sleep:
       seconds: {{ int $m.drain.preStopSeconds }}
 resources:
-  {{- toYaml $m.activator.resources | nindent 2 }}
+  {{- include "predictors.quantities" $m.activator.resources | nindent 2 }}
 securityContext:
   {{- include "predictors.containerSecurity" (list $m) | nindent 2 }}
 {{- end }}

@@ -9,16 +9,13 @@
 {{- define "predictors.refuse.values" -}}
 {{- $schema := .Files.Get "files/schema.json" | fromJson -}}
 {{- $foreign := .Files.Get "files/foreign.yaml" | fromYaml -}}
+{{- include "predictors.fill" . -}}
+{{- include "predictors.refuse.globals" . -}}
+{{- $gone := include "predictors.emptied" (list "" .Values.AsMap $schema $schema) | fromJsonArray -}}
+{{- with .Values.defaults }}{{ $gone = concat $gone (include "predictors.emptied" (list "defaults" . $schema.definitions.model $schema) | fromJsonArray) }}{{ end -}}
+{{- include "predictors.refuse.gone" (list $gone) -}}
 {{- $values := omit (deepCopy .Values.AsMap) "global" -}}
-{{- with .Values.global }}{{ $_ := set $values "global" (pick (deepCopy .) "imageRegistry" "imagePullSecrets") }}{{ end -}}
-{{- $gone := list -}}
-{{- range $key, $_ := $schema.properties }}{{ if not (hasKey $values $key) }}{{ $gone = append $gone $key }}{{ end }}{{ end -}}
-{{- range $key, $of := $schema.definitions.model.properties -}}
-{{- if and $of.properties $values.defaults (not (hasKey $values.defaults $key)) }}{{ $gone = append $gone (print "defaults." $key) }}{{ end -}}
-{{- end -}}
-{{- with $gone -}}
-{{- include "predictors.fail" (printf "%s: null removes a key that the chart needs; leave it out. `helm upgrade --reuse-values` removes what the chart before did not have: say --reset-then-reuse-values" (join ", " .)) -}}
-{{- end -}}
+{{- with .Values.global }}{{ $_ := set $values "global" (pick (deepCopy .) "imageRegistry" "imagePullSecrets" "storageClass" "defaultStorageClass") }}{{ end -}}
 {{- with include "predictors.check" (dict "at" "" "value" $values "schema" $schema "root" $schema "foreign" $foreign) | trim -}}
 {{- include "predictors.fail" . -}}
 {{- end -}}
@@ -46,7 +43,8 @@
 {{- $in := . -}}{{- $at := .at -}}{{- $value := .value -}}{{- $root := .root -}}{{- $schema := .schema -}}
 {{- with get $schema "$ref" }}{{ $schema = get $root.definitions (base .) }}{{ end -}}
 {{- $kind := include "predictors.kind" $value -}}
-{{- $wrong := list -}}
+{{- if not (and (eq $kind "null") (regexMatch `^models\.[^\[]+$` $at)) -}}
+{{- $wrong := list -}}{{- $firm := "" -}}
 {{- $types := get $schema "type" -}}
 {{- if and $types (kindIs "string" $types) }}{{ $types = list $types }}{{ end -}}
 {{- $asked := list -}}
@@ -54,10 +52,15 @@
 {{- $place := include "predictors.place" (list $at) -}}
 {{- $special := get (get $in.foreign "values" | default dict) (trimSuffix "." $place) -}}
 {{- if and $asked (not (has $kind $asked)) (not (and (eq $kind "integer") (has "number" $asked))) -}}
-  {{- $wrong = append $wrong (printf "a %s is needed" (join " or a " (without $asked "null")) | replace "a integer" "an integer") -}}
-  {{- if and (has "string" $asked) (has $kind (list "boolean" "integer" "number")) }}{{ $wrong = list "a string is needed: quote it" }}{{ end -}}
+  {{- $needed := printf "a %s is needed" (join " or a " (without $asked "null")) | replace "a integer" "an integer" -}}
+  {{- if and (has "string" $asked) (has $kind (list "boolean" "integer" "number")) -}}
+  {{- $firm = "a string is needed: quote it" -}}
+  {{- else if and (eq $kind "string") (or (has "boolean" $asked) (has "integer" $asked) (has "number" $asked)) (regexMatch `^(true|false|-?[0-9.]+)$` $value) -}}
+  {{- $firm = print $needed ": take the quotes away (--set or --set-json, not --set-string)" -}}
+  {{- end -}}
+  {{- $wrong = append $wrong $needed -}}
 {{- else if and (hasKey $schema "enum") (not (has (toJson $value) (include "predictors.texts" (get $schema "enum") | fromJsonArray))) -}}
-  {{- $wrong = append $wrong (printf "there are %s" (get $schema "enum" | toJson | trimAll "[]" | replace "," ", ")) -}}
+  {{- $wrong = append $wrong (printf "there are %s%s" (get $schema "enum" | toJson | trimAll "[]" | replace "," ", ") (eq $kind "boolean" | ternary "; quote it, since YAML takes on and off for true and false" "")) -}}
 {{- else if and (hasKey $schema "const") (ne (toJson $value) (toJson (get $schema "const"))) -}}
   {{- $wrong = append $wrong (printf "it must be %s" (toJson (get $schema "const"))) -}}
 {{- else if eq $kind "string" -}}
@@ -80,8 +83,10 @@
 {{- with get $schema "not" -}}
   {{- if not (include "predictors.check" (set (omit $in "-") "schema" .) | trim) }}{{ $wrong = append $wrong "it is not allowed" }}{{ end -}}
 {{- end -}}
-{{- range $wrong }}
-{{ default "values" $at }} is {{ include "predictors.shown" $value }}: {{ default . (default (get $schema "errorMessage") $special) }}
+{{- $texts := list -}}
+{{- range $wrong }}{{ $texts = append $texts (coalesce $firm $special (get $schema "errorMessage") .) }}{{ end -}}
+{{- range uniq $texts }}
+{{ default "values" $at }} is {{ include "predictors.shown" $value }}: {{ . }}
 {{- end -}}
 {{- if not $wrong -}}
 {{- range get $schema "allOf" | default list }}{{ include "predictors.check" (set (omit $in "-") "schema" .) }}{{ end -}}
@@ -93,6 +98,7 @@
   {{- end -}}
 {{- else if eq $kind "map" -}}
   {{- include "predictors.check.map" (set (omit $in "-") "schema" $schema) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
@@ -167,8 +173,12 @@
 {{ $path }} is not a model's: say {{ $key }} at the top level
 {{- else if and (hasPrefix "model." $place) $setting (not (hasKey $known $snake)) -}}
 {{ $path }} is a setting: say {{ join " or " $setting }}
+{{- else if regexMatch `^(x-|[._])` $key -}}
+{{ $path }}: an anchor needs a key that is known: put it at the first model that uses it, or say defaults, which every model takes
 {{- else if $near -}}
 {{ $path }}: there is no such key; did you mean {{ $near }}?
+{{- else if gt (len $known) 20 -}}
+{{ $path }}: there is no such key; `helm show values` has those that there are{{ if eq $place "model." }}, under defaults{{ end }}
 {{- else -}}
 {{ $path }}: there is no such key; there are {{ keys $known | sortAlpha | join ", " }}
 {{- end -}}

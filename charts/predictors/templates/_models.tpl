@@ -43,7 +43,12 @@
 {{- range $name, $said := .Values.models -}}
   {{- $model := deepCopy $base -}}
   {{- include "predictors.overlay" (list $model (deepCopy (default dict $said))) -}}
+  {{- if contains ":null" (toJson $said) -}}
+    {{- $schema := $.Files.Get "files/schema.json" | fromJson -}}
+    {{- include "predictors.refuse.gone" (include "predictors.emptied" (list (print "models." $name) $model $schema.definitions.model $schema) | fromJsonArray | list) -}}
+  {{- end -}}
   {{- if $model.enabled -}}
+    {{- include "predictors.refuse.unused" (list (print "models." $name) (default dict $said) $model) -}}
     {{- include "predictors.refuse" (list $ $name $model) -}}
     {{- if $model.gpuMemoryFraction -}}
       {{- $section := $model.format | replace "-" "_" -}}

@@ -137,10 +137,24 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- end -}}
   {{- if eq (include "predictors.scaler" $model) "hpa" -}}
   {{- range $resource, $percent := dict "cpu" $model.autoscaling.targetCPUUtilizationPercentage "memory" $model.autoscaling.targetMemoryUtilizationPercentage -}}
+  {{- if and $percent (not (dig "requests" $resource "" (default dict $model.resources))) (not (dig "limits" $resource "" (default dict $model.resources))) -}}
+  {{- $said = append $said (printf "models.%s.resources requests no %s, of which autoscaling would take a percentage: nothing is scaled. Say resources.requests.%s." $name $resource $resource) -}}
+  {{- end -}}
   {{- range $i, $each := $model.extraContainers -}}
   {{- if and $percent (not (dig "resources" "requests" $resource "" $each)) -}}
   {{- $said = append $said (printf "models.%s.extraContainers[%d] requests no %s: unless the namespace's LimitRange gives it one, Kubernetes can't reckon the pod's percentage, and nothing is scaled. Give it resources.requests, or say autoscaling.metrics of the type ContainerResource." $name $i $resource) -}}
   {{- end -}}
+  {{- end -}}
+  {{- end -}}
+  {{- end -}}
+  {{- $port := index (default dict $model.podAnnotations) "prometheus.io/port" -}}
+  {{- if and $port (ne $port (include "predictors.metricsPort" $)) -}}
+  {{- $said = append $said (printf "models.%s.podAnnotations prometheus.io/port is %s, and the metrics are on %s: say that, or metrics.port." $name $port (include "predictors.metricsPort" $)) -}}
+  {{- end -}}
+  {{- if regexMatch `^(hf|s3|gs|https?)://` $model.storage.uri -}}
+  {{- range $i, $each := $model.env -}}
+  {{- if regexMatch `(?i)^https?_proxy$` $each.name -}}
+  {{- $said = append $said (printf "models.%s.env[%d] %s is the server's alone: %s is downloaded by KServe's container, which has the variables of its ClusterStorageContainer (storage.containerName)." $name $i $each.name $model.storage.uri) -}}
   {{- end -}}
   {{- end -}}
   {{- end -}}
@@ -150,6 +164,12 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- if and $model.storage.secretName (regexMatch `^(pvc|oci|oci\+native)://` $model.storage.uri) -}}
   {{- $said = append $said (printf "models.%s.storage.secretName has no effect with %s: nothing is downloaded; an image takes imagePullSecrets." $name $model.storage.uri) -}}
   {{- end -}}
+{{- end -}}
+{{- with include "predictors.globals" . | fromJsonArray -}}
+{{- $said = append $said (printf "global has %s, of which the chart reads nothing; templates in the values may (`.Values.global`)." (join ", " .)) -}}
+{{- end -}}
+{{- if hasKey (default dict .Values.commonLabels) "app" -}}
+{{- $said = append $said "commonLabels.app does not reach the models' pods: KServe puts its own there, by which its Deployments and Services select them." -}}
 {{- end -}}
 {{- if and .Values.gateway.enabled (not $routed) (not .Values.colocate) -}}
 {{- $said = append $said "gateway.enabled has no effect: no model has a canary or an activator, and KServe makes the route of any other." -}}

@@ -26,24 +26,25 @@
   {{- range . }}{{ $claims = append $claims (dict "name" .name) }}{{ end -}}
   {{- $_ := set $resources "claims" $claims -}}
 {{- end -}}
-{{ toYaml $resources }}
+{{ include "predictors.quantities" $resources }}
 {{- end }}
 
 {{/* Where pods may run, by whom they are placed, and how they resolve names: (list model) */}}
 {{- define "predictors.placement" -}}
 {{- $model := first . -}}
-{{- $gpu := gt (int $model.gpu.count) 0 -}}
+{{- $gpu := or (int $model.gpu.count) $model.resourceClaims -}}
 {{- $selector := deepCopy (default dict $model.nodeSelector) -}}
 {{- $tolerations := default list $model.tolerations -}}
 {{- if $gpu -}}
   {{- $selector = merge (deepCopy (default dict $model.gpu.nodeSelector)) $selector -}}
-  {{- $tolerations = concat $tolerations (default list $model.gpu.tolerations) -}}
+  {{- $tolerations = concat $tolerations (default list $model.gpu.tolerations) | uniq -}}
 {{- end -}}
 {{- $place := dict -}}
 {{- with $selector }}{{ $_ := set $place "nodeSelector" . }}{{ end -}}
 {{- with $tolerations }}{{ $_ := set $place "tolerations" . }}{{ end -}}
 {{- with $model.affinity }}{{ $_ := set $place "affinity" . }}{{ end -}}
 {{- with $model.priorityClassName }}{{ $_ := set $place "priorityClassName" . }}{{ end -}}
+{{- with $model.runtimeClassName }}{{ $_ := set $place "runtimeClassName" . }}{{ end -}}
 {{- if and $gpu $model.gpu.runtimeClassName }}{{ $_ := set $place "runtimeClassName" $model.gpu.runtimeClassName }}{{ end -}}
 {{- with $model.schedulerName }}{{ $_ := set $place "schedulerName" . }}{{ end -}}
 {{- with $model.resourceClaims }}{{ $_ := set $place "resourceClaims" . }}{{ end -}}

@@ -127,7 +127,12 @@ volumeMounts:
 {{/* True where a model's container needs a ServingRuntime of its own: KServe lays a model's fields over the runtime's, and can remove none: (list root model) */}}
 {{- define "predictors.hasRuntime" -}}
 {{- $shared := include "predictors.base" (first .) | fromJson -}}
-{{- if ne (toJson $shared.securityContext) (toJson (last .).securityContext) }}true{{ end -}}
+{{- $differs := ne (toJson $shared.securityContext) (toJson (last .).securityContext) -}}
+{{- range $side := list "requests" "limits" -}}
+{{- $own := get (default dict (last $).resources) $side | default dict -}}
+{{- range $key, $_ := get (default dict $shared.resources) $side | default dict }}{{ if not (hasKey $own $key) }}{{ $differs = true }}{{ end }}{{ end -}}
+{{- end -}}
+{{- if $differs }}true{{ end -}}
 {{- end }}
 
 {{/* ServingRuntime of a model: (list root name model) */}}

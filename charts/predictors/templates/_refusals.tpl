@@ -15,10 +15,35 @@
 {{- include "predictors.refuse.activator" (list $root $at $m) -}}
 {{- include "predictors.refuse.loras" (list $at $root $m) -}}
 {{- range $m.canary -}}
-{{- include "predictors.refuse.loras" (list (printf "%s.canary %s" $at .name) $root (include "predictors.canary" (list $m .) | fromJson)) -}}
+{{- $next := include "predictors.canary" (list $m .) | fromJson -}}
+{{- if ne (include "predictors.hasRuntime" (list $root $next)) (include "predictors.hasRuntime" (list $root $m)) -}}
+{{- include "predictors.fail" (printf "%s.canary %s.resources removes what the model's ServingRuntime has, and KServe lays a canary over it: remove it in %s.resources, or say another amount" $at .name $at) -}}
+{{- end -}}
+{{- include "predictors.refuse.loras" (list (printf "%s.canary %s" $at .name) $root $next) -}}
+{{- include "predictors.refuse.cards" (list (printf "%s.canary %s" $at .name) $next) -}}
+{{- include "predictors.refuse.amounts" (list (printf "%s.canary %s.resources" $at .name) $next.resources) -}}
 {{- end -}}
 {{- if and $root.Values.localModelCache.enabled (not $m.storage.size) (not (hasPrefix "pvc://" $m.storage.uri)) -}}
 {{- include "predictors.fail" (printf "%s.storage.size is needed by localModelCache.enabled: how large is %s?" $at $m.storage.uri) -}}
+{{- end -}}
+{{- end }}
+
+{{/* What a model says of its own and no pod of it would have: (list path said model) */}}
+{{- define "predictors.refuse.unused" -}}
+{{- $at := index . 0 -}}{{- $said := index . 1 -}}{{- $m := index . 2 -}}
+{{- if not (or (int $m.gpu.count) $m.resourceClaims) -}}
+{{- range $key := list "nodeSelector" "runtimeClassName" -}}
+{{- if dig "gpu" $key "" $said -}}
+{{- include "predictors.fail" (printf "%s.gpu.%s has no effect with gpu.count 0: say %s.%s, which pods without a GPU have as well" $at $key $at $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch `^(hf|s3|gs|https?)://` (default "" $m.storage.uri) -}}
+{{- range $i, $each := $m.env -}}
+{{- if regexMatch `^(HF_TOKEN|HF_ENDPOINT|HUGGING_FACE_HUB_TOKEN|AWS_ACCESS_KEY_ID|AWS_SECRET_ACCESS_KEY|AWS_ENDPOINT_URL|S3_ENDPOINT|GOOGLE_APPLICATION_CREDENTIALS)$` $each.name -}}
+{{- include "predictors.fail" (printf "%s.env[%d] %s is the server's, and %s is downloaded before, by KServe's container, which has other variables: say storage.secretName for credentials, and a ClusterStorageContainer (storage.containerName) for addresses" $at $i $each.name $m.storage.uri) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -36,6 +61,9 @@
 {{- end -}}
 {{- if and $m.storage.secretName (not $m.serviceAccount.create) -}}
 {{- include "predictors.fail" (printf "%s.storage.secretName has no effect with serviceAccount.create false: list the Secret in the account %q yourself" $at $m.serviceAccount.name) -}}
+{{- end -}}
+{{- if and $m.serviceAccount.annotations (not $m.serviceAccount.create) -}}
+{{- include "predictors.fail" (printf "%s.serviceAccount.annotations have no effect with serviceAccount.create false: annotate the account %q yourself" $at $m.serviceAccount.name) -}}
 {{- end -}}
 {{- if and $m.cache.precompile (not $m.cache.enabled) -}}
 {{- include "predictors.fail" (printf "%s.cache.precompile needs cache.enabled: there is nothing to fill" $at) -}}
@@ -139,13 +167,9 @@
 {{- if and $count $m.resourceClaims -}}
 {{- include "predictors.fail" (printf "%s.gpu.count is %d and resourceClaims bring a card as well, of which one process drives one: say gpu.count 0" $at $count) -}}
 {{- end -}}
-{{- range $side := list "requests" "limits" -}}
-{{- range $key, $_ := get (default dict $m.resources) $side | default dict -}}
-{{- if and $count (eq $key $m.gpu.resource) -}}
-{{- include "predictors.fail" (printf "%s.resources.%s has %s, of which gpu.count gives %d: leave it out" $at $side $key $count) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
+{{- include "predictors.refuse.cards" (list $at $m) -}}
+{{- include "predictors.refuse.amounts" (list (print $at ".resources") $m.resources) -}}
+{{- if $m.activator.enabled }}{{ include "predictors.refuse.amounts" (list (print $at ".activator.resources") $m.activator.resources) }}{{ end -}}
 {{- if and $count (eq $m.rollout "surge") (lt $spare $count) -}}
 {{- include "predictors.fail" (printf "%s.rollout surge needs gpu.spare of at least %d: the new pod asks for a GPU before the old one gives its own back. One-GPU nodes take rollout in-place" $at $count) -}}
 {{- end -}}

@@ -54,7 +54,7 @@ spec:
         {{- include "predictors.ports" $root | nindent 8 }}
       {{- include "predictors.probes" (list $root $model) | nindent 6 }}
       resources:
-        {{- toYaml $model.resources | nindent 8 }}
+        {{- include "predictors.quantities" (default dict $model.resources) | nindent 8 }}
       securityContext:
         {{- include "predictors.containerSecurity" (list $model) | nindent 8 }}
       volumeMounts:
