@@ -24,7 +24,7 @@ WHEELS_BYTES = 10**9
 """Missing layers of more than this have wheels in them: the product is a megabyte."""
 
 LARGE_BYTES = 50_000_000
-"""What is larger than this is not sent in the stream of an import, but by itself."""
+"""Larger blobs are not sent in the stream of an import, but each by itself."""
 
 
 class Containerd:
