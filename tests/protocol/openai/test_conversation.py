@@ -188,7 +188,7 @@ MISPAIRED: dict[str, tuple[str, dict[str, str]]] = {
         "chat": "messages[1].tool_calls[0].id", "responses": "input[1].call_id",
         "anthropic": "messages[1].content[0].id"}),
 }  # fmt: skip
-"""What is wrong, and the field of it on each route."""
+"""By mistake: the field at fault on each route."""
 
 
 @pytest.mark.parametrize("pairs", MISPAIRED)
