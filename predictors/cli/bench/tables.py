@@ -19,9 +19,9 @@ def load_lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"{report['url']}: {report['answered']} of {report['requests']} requests answered in "
         f"{report['seconds']:.1f} s"
     )
+    tokens = f", {report['tokens_per_s']:.1f} tokens/s" if report["tokens_per_s"] else ""
     yield (
-        f"{report['answered_per_s']:.2f} answers/s, goodput {report['goodput_per_s']:.2f}/s, "
-        f"{report['tokens_per_s']:.1f} tokens/s"
+        f"{report['answered_per_s']:.2f} answers/s, goodput {report['goodput_per_s']:.2f}/s{tokens}"
     )
     heads = ("mean", *QUANTILES)
     yield f"{'ms':<10}" + "".join(f"{head:>12}" for head in heads)

@@ -72,3 +72,10 @@ def test_a_load_without_any_answer_has_a_table_and_a_plot() -> None:
         "failed with connection lost: 1",
     ]
     assert load_plot({"http://h": {kind: [] for kind in ("ttft", "tpot", "itl", "latency")}})
+
+
+def test_a_load_without_tokens_shows_no_rate_of_them() -> None:
+    words = summarise_load(SAMPLES, 2.0, {}), summarise_load([answered(3.0)], 3.0, {})
+    shown = ["\n".join(load_lines({"url": "http://a", **report})) for report in words]
+    assert "10.5 tokens/s" in shown[0]
+    assert "tokens/s" not in shown[1]
