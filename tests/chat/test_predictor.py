@@ -182,8 +182,9 @@ async def test_a_cancelled_call_frees_its_slots(
 async def test_a_refused_request_fails_before_the_first_chunk(
     predictor: ChatPredictor,
 ) -> None:
-    with pytest.raises(InvalidRequest, match="max_tokens"):
+    with pytest.raises(InvalidRequest, match="1000 in the completion") as refused:
         await streamed(predictor, body(max_tokens=1000))
+    assert refused.value.param == "max_tokens"
     broken = replace(body(), messages=(BodyMessage("user", (PicturePart(b"not a picture"),)),))
     with pytest.raises(InvalidRequest, match="image"):
         await predictor.chat(broken, CALL)
