@@ -20,6 +20,8 @@ from tests.e2e.one_model import MODEL, installed, values
 CONFIG = ("-n", "kserve", "configmap", "inferenceservice-config")
 PARENT = {"name": "kserve-ingress-gateway", "namespace": "kserve"}
 OURS = f"one-predictors-{MODEL}-canary"
+PORTS = (8081, 80)
+"""Of gRPC, whose rule is the first, and of HTTP."""
 WEIGHTS = {f"{MODEL}-predictor": 70, f"{MODEL}-next-predictor": 20, f"{MODEL}-bad-predictor": 10}
 
 
@@ -98,10 +100,12 @@ def test_revisions_have_the_weights_that_were_set_and_a_broken_one_never_gets_re
         until("KServe has made its routes", lambda: len(kube.list("httproutes")) >= 2, 60)
         until("accepted routes make it ready", lambda: accept(kube) and condition(
             kube.get("isvc", MODEL), "IngressReady") == "True", 60)  # fmt: skip
-        (rule,) = kube.get("httproute", OURS)["spec"]["rules"]
-        assert {b["name"]: b["weight"] for b in rule["backendRefs"]} == WEIGHTS
+        rules = kube.get("httproute", OURS)["spec"]["rules"]
+        for rule, port in zip(rules, PORTS, strict=True):
+            backends = {b["name"]: b["weight"] for b in rule["backendRefs"]}
+            assert (backends, {b["port"] for b in rule["backendRefs"]}) == (WEIGHTS, {port})
         for backend in WEIGHTS:
-            assert kube.get("service", backend)["spec"]["ports"][0]["port"] == 80
+            assert {p["port"] for p in kube.get("service", backend)["spec"]["ports"]} >= set(PORTS)
 
         told = statuses(kube)
         assert {name: each["trafficPercent"] for name, each in told.items()} == {
