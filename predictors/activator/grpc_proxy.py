@@ -23,7 +23,7 @@ from predictors.errors import ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import ArrivingMessages
+from predictors.protocol.grpc.arriving import ArrivingMessages, receive_message
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
@@ -97,19 +97,19 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = start_call(context)
         fault = None
         try:
-            async with self.calls.begin("") as refusal:
-                with self._proxying.request("v2_grpc"):
-                    if refusal is not None:
-                        raise refusal
-                    await self._pass_on(method, requests, context, call)
+            refusal = await self.calls.begin("")
+            with self._proxying.request("v2_grpc"):
+                if refusal is not None:
+                    raise refusal
+                await self._pass_on(method, context, call)
         except ServingError as error:
             fault = fault_of(error, request_id=call.request_id)
+        finally:
+            self.calls.end()
         if fault is not None:
             await abort(context, fault, call)
 
-    async def _pass_on(
-        self, method: str, requests: AsyncIterator[bytes], context: Any, call: Call
-    ) -> None:
+    async def _pass_on(self, method: str, context: Any, call: Call) -> None:
         """Hold the call until the model can be reached, and pass it on."""
         began = time.monotonic()
         channel = await self._proxying.reach(call, self._upstream.connect)
@@ -117,7 +117,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             given = context.invocation_metadata() or ()
             peer, waited_s = peer_address(context.peer()), time.monotonic() - began
             fields = request_metadata(given, call.request_id, peer, waited_s)
-            await self._forward(channel, method, fields, requests, context)
+            await self._forward(channel, method, fields, context)
         finally:
             await channel.close()
 
@@ -126,25 +126,25 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         channel: grpc.aio.Channel,
         method: str,
         fields: Metadata,
-        requests: AsyncIterator[bytes],
         context: Any,
     ) -> None:
         """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`, and
         as `ArrivingMessages.read` and `BytesInFlight.add`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
-            await first_of(_answer(call, context), self._send(requests, call, context))
+            await first_of(_answer(call, context), self._send(call, context))
         finally:
             call.cancel()
 
-    async def _send(self, requests: AsyncIterator[bytes], call: Any, context: Any) -> None:
+    async def _send(self, call: Any, context: Any) -> None:
         """Pass the caller's messages on. Ends by raising or by being cancelled: an end of the call
         is no failure here, its status says why."""
         caller = lambda: peer_address(context.peer())  # noqa: E731
+        receive = partial(receive_message, context)
         with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             await call.wait_for_connection()
             while True:
-                message = await self._arriving.read(requests, caller, may_wait=True)
+                message = await self._arriving.read(receive, caller, may_wait=True)
                 if message is None:
                     break
                 with self._counted(message):

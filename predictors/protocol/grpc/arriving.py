@@ -7,8 +7,11 @@ each message that does not arrive at once counts as one of the largest size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
+
+import grpc
 
 from predictors.errors import DeadlineExceeded, Overloaded, QuotaExceeded, ServingError
 from predictors.protocol.http.bodies import BODY_TIMEOUT_S, RETRY_AFTER_S
@@ -19,6 +22,7 @@ network brings, however many calls there are."""
 AGAIN_S = 0.25  # more for one that finds no place: a busy loop may be late to see it
 
 T = TypeVar("T")
+Receive = Callable[[], Coroutine[Any, Any, T | None]]
 
 
 class ArrivingMessages:
@@ -43,18 +47,24 @@ class ArrivingMessages:
             self._end(place, reason)
 
     async def read(
-        self, messages: AsyncIterator[T], name_caller: Callable[[], str], *, may_wait: bool = False
+        self, receive: Receive[T], name_caller: Callable[[], str], *, may_wait: bool = False
     ) -> T | None:
-        """The next message of a call; None after the last. `name_caller` is called if it needs a
-        place. With `may_wait` the message may come at any time.
+        """The next message of a call, by `receive`; None after the last. `name_caller` is called if
+        it needs a place. With `may_wait` the message may come at any time.
 
         Raises `Overloaded` if there is no place, `QuotaExceeded` if this caller has as many as it
         may, `DeadlineExceeded` after a minute, and the reason given to `stop_reading`.
         """
+        loop = asyncio.get_running_loop()
         # a task: gRPC loses the memory of a message that arrives while its reader is cancelled
-        reading = asyncio.ensure_future(anext(messages, None))
-        reading.add_done_callback(_look_at)
-        await asyncio.wait((reading,), timeout=AT_ONCE_S)
+        reading = loop.create_task(receive())
+        over = loop.create_future()
+        reading.add_done_callback(partial(_look_at, over))
+        timer = loop.call_later(AT_ONCE_S, _set, over)
+        try:
+            await over  # as `asyncio.wait` with a timeout, in half of its time
+        finally:
+            timer.cancel()
         if not reading.done():
             await self._wait(reading, _Place(name_caller(), may_wait))
         return reading.result()
@@ -128,7 +138,20 @@ class _Place:
         """Has the reason for which the message is not waited for any longer."""
 
 
-def _look_at(reading: asyncio.Future[Any]) -> None:
-    """Take the error of a reading whose call has ended, which asyncio would log."""
+async def receive_message(context: Any) -> Any:
+    """The next message of a call's context; None after the last. gRPC's iterator of messages would
+    be a generator that is left before its end, for which asyncio makes a task."""
+    found = await context.read()
+    return None if found is grpc.aio.EOF else found
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
+
+
+def _look_at(over: asyncio.Future[None], reading: asyncio.Future[Any]) -> None:
+    """Set `over`, and take the error of a reading whose call has ended, which asyncio would log."""
+    _set(over)
     if not reading.cancelled():
         reading.exception()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from predictors.errors import Overloaded
 from predictors.protocol.http.bodies import RETRY_AFTER_S
@@ -29,24 +27,22 @@ class OpenCalls:
         self._may_begin = asyncio.Event()
         self._may_begin.set()
 
-    @asynccontextmanager
-    async def begin(self, name: str) -> AsyncIterator[Overloaded | None]:
-        """Count a call; gives the reason to refuse it, if there is one."""
+    async def begin(self, name: str) -> Overloaded | None:
+        """Count a call; the reason to refuse it, if there is one. `end` belongs to it, also if this
+        is cancelled."""
         self._num += 1
         self._began_at = time.monotonic()
-        try:
-            if not self._may_begin.is_set():
-                await self._may_begin.wait()
-            if self._num <= self._most or name in PROBES:
-                yield None
-            else:
-                yield Overloaded(
-                    f"{self._most} gRPC calls are in progress already, which is the limit; "
-                    "try again later",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-        finally:
-            self._num -= 1
+        if not self._may_begin.is_set():
+            await self._may_begin.wait()
+        if self._num <= self._most or name in PROBES:
+            return None
+        return Overloaded(
+            f"{self._most} gRPC calls are in progress already, which is the limit; try again later",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    def end(self) -> None:
+        self._num -= 1
 
     async def hold(self) -> bool:
         """Let calls that come wait until `release`. Returns once callers who ask again and again

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages
+from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages, receive_message
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, start_call
 from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
@@ -42,8 +43,11 @@ class MessageReader:
         """Of one message and one response. A message that is refused raises when it is released."""
 
         async def handle(messages: Messages, context: Any) -> Any:
-            async with self.calls.begin(name) as refusal:
-                return await method(await self._only(messages, context, refusal), context)
+            try:
+                refusal = await self.calls.begin(name)
+                return await method(await self._only(context, refusal), context)
+            finally:
+                self.calls.end()
 
         return grpc.stream_unary_rpc_method_handler(handle, RawMessage, _serialise)
 
@@ -51,10 +55,13 @@ class MessageReader:
         """Of one message and many responses."""
 
         async def handle(messages: Messages, context: Any) -> AsyncIterator[Any]:
-            async with self.calls.begin(name) as refusal:
-                message = await self._only(messages, context, refusal)
+            try:
+                refusal = await self.calls.begin(name)
+                message = await self._only(context, refusal)
                 async for response in method(message, context):
                     yield response
+            finally:
+                self.calls.end()
 
         return grpc.stream_stream_rpc_method_handler(handle, RawMessage, _serialise)
 
@@ -63,25 +70,28 @@ class MessageReader:
         catches it."""
 
         async def handle(messages: Messages, context: Any) -> None:
-            async with self.calls.begin(name) as refusal:
+            try:
                 try:
+                    refusal = await self.calls.begin(name)
                     if refusal is not None:
                         raise refusal
-                    await method(self._each(messages, context), context)
+                    await method(self._each(context), context)
                     return
                 except ServingError as error:
                     fault = fault_of(error)
                 await abort(context, fault, start_call(context))
+            finally:
+                self.calls.end()
 
         return grpc.stream_stream_rpc_method_handler(handle, RawMessage)
 
-    async def _only(
-        self, messages: Messages, context: Any, refusal: ServingError | None
-    ) -> RawMessage:
+    async def _only(self, context: Any, refusal: ServingError | None) -> RawMessage:
         if refusal is not None:
             return RawMessage(refusal)
         try:
-            found = await self._arriving.read(messages, lambda: self._caller(context))
+            found: RawMessage | None = await self._arriving.read(
+                partial(receive_message, context), lambda: self._caller(context)
+            )
         except ServingError as error:
             return RawMessage(error)
         if found is not None:
@@ -90,9 +100,9 @@ class MessageReader:
         await asyncio.sleep(AT_ONCE_S)
         return RawMessage(InvalidRequest("the call has no message"))
 
-    async def _each(self, messages: Messages, context: Any) -> Messages:
-        caller = lambda: self._caller(context)  # noqa: E731
-        while (found := await self._arriving.read(messages, caller, may_wait=True)) is not None:
+    async def _each(self, context: Any) -> Messages:
+        given = partial(receive_message, context), lambda: self._caller(context)
+        while (found := await self._arriving.read(*given, may_wait=True)) is not None:
             yield found
 
     def _caller(self, context: Any) -> str:
