@@ -90,7 +90,7 @@ class WarmPlan:
         if is_put_off:
             raise ShapeNotWarm(
                 f"{self._model} does not serve {name} now: its warm-up ran out of memory, and is "
-                "tried once more when no request runs; ask for another size or tier"
+                f"tried once more when no request runs; {self._advice}"
             )
         if name is not None:
             raise ShapeNotWarm(
