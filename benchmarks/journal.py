@@ -12,6 +12,7 @@ from benchmarks.qwen_vl import tables as qwen_vl
 
 MODELS = {
     "flux": flux.ON_PAGES,
+    "flux_energy": flux.ENERGY,
     "qwen_vl": qwen_vl.ON_PAGES,
     "qwen_vl_7b": qwen_vl.OF_SEVEN,
     "prefill_steps": prefill_steps.ON_PAGES,

@@ -59,9 +59,15 @@ class Room:
     engine: ChatEngine
 
     @classmethod
-    def open(cls, checkpoint: Path = CHECKPOINT, compile: str = "off", **given: Any) -> Room:
+    def open(
+        cls,
+        checkpoint: Path = CHECKPOINT,
+        compile: str = "off",
+        device: str = "cpu",
+        **given: Any,
+    ) -> Room:
         """As `make`, loaded and warm."""
-        room = cls.make(checkpoint, compile, **given)
+        room = cls.make(checkpoint, compile, device, **given)
         room.engine.load()
         room.engine.warm(lambda *_: None)
         return room

@@ -63,5 +63,7 @@ class AdaptedOperations:
         gated, narrow = self._ops.gated(ungated), self._ops.narrowed(ungated, layer)
         return gated if narrow is None else GatedRows(narrow, gated)
 
-    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        return self._ops.logits(x, norm, head)
+    def logits(
+        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+    ) -> Tensor:
+        return self._ops.logits(x, norm, head, out)

@@ -82,18 +82,30 @@ def _new_token(
 
 
 @triton.jit
+def _seen_first(q_low, q_high, low, high, value, is_seen, SCALE: tl.constexpr, DIM: tl.constexpr):
+    """Attention to the new token alone if it `is_seen`, else to nothing: largest score and sum
+    (16,), weighted values (16, DIM)."""
+    score = tl.sum(q_low.to(tl.float32) * low.to(tl.float32)[None, :], axis=1)
+    score += tl.sum(q_high.to(tl.float32) * high.to(tl.float32)[None, :], axis=1)
+    most = tl.where(is_seen, score * (SCALE * LOG2E), -float("inf"))
+    mass = tl.where(is_seen, 1.0, tl.zeros((16,), tl.float32))
+    mixed = tl.zeros((16, DIM), tl.float32) + value.to(tl.float32)[None, :]
+    return most, mass, tl.where(is_seen, mixed, 0.0)
+
+
+@triton.jit
 def _over_keys(
     q_low,
     q_high,
     new_low,
     new_high,
     new_value,
+    is_new_seen,
     cache,
     table,
     group,
     first,
     end,
-    length,
     to_values,
     SCALE: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -101,29 +113,25 @@ def _over_keys(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attention to tokens first .. end, number `length` being the new one, which no page is asked
-    for: largest score and sum (16,), weighted values (16, DIM)."""
+    """Attention to the tokens first .. end of a sequence's pages, and to the new one if it
+    `is_new_seen`: largest score and sum (16,), weighted values (16, DIM)."""
     HALF: tl.constexpr = DIM // 2
     half, dims = tl.arange(0, HALF), tl.arange(0, DIM)
-    most = tl.full((16,), -float("inf"), tl.float32)
-    mass = tl.zeros((16,), tl.float32)
-    mixed = tl.zeros((16, DIM), tl.float32)
+    most, mass, mixed = _seen_first(
+        q_low, q_high, new_low, new_high, new_value, is_new_seen, SCALE, DIM
+    )
     for start in tl.range(first, end, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
-        old = tokens < tl.minimum(length, end)
-        places = _rows_of_pages(table, tokens, old, PAGE) * KV_HEADS + group
+        there = tokens < end
+        places = _rows_of_pages(table, tokens, there, PAGE) * KV_HEADS + group
         keys = cache + places[:, None] * DIM + half[None, :]
-        low = tl.load(keys, old[:, None], other=0.0)
-        high = tl.load(keys + HALF, old[:, None], other=0.0)
+        low = tl.load(keys, there[:, None], other=0.0)
+        high = tl.load(keys + HALF, there[:, None], other=0.0)
         values = cache + to_values + places[:, None] * DIM + dims[None, :]
-        value = tl.load(values, old[:, None], other=0.0)
-        is_new = (tokens == length)[:, None]
-        low = tl.where(is_new, new_low[None, :], low)
-        high = tl.where(is_new, new_high[None, :], high)
-        value = tl.where(is_new, new_value[None, :], value)
+        value = tl.load(values, there[:, None], other=0.0)
         scores = tl.dot(q_low, low.T, input_precision="ieee")
         scores = tl.dot(q_high, high.T, scores, input_precision="ieee") * (SCALE * LOG2E)
-        scores = tl.where((tokens < end)[None, :], scores, -float("inf"))
+        scores = tl.where(there[None, :], scores, -float("inf"))
         higher = tl.maximum(most, tl.max(scores, axis=1))
         shrink, share = tl.exp2(most - higher), tl.exp2(scores - higher[:, None])
         mass = mass * shrink + tl.sum(share, axis=1)
@@ -172,6 +180,15 @@ def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
 
 
 @triton.jit
+def _is_last_arrival(arrivals, parts):
+    """Count this program among those that have written their part; true if it is the last."""
+    tl.debug_barrier()  # all of this program has written before it says so
+    arrived = tl.atomic_add(arrivals, 1, sem="acq_rel")
+    tl.debug_barrier()
+    return arrived == parts - 1
+
+
+@triton.jit
 def _store_heads(
     out, result, row, group, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr
 ):
@@ -208,6 +225,7 @@ def decode_attention_kernel(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
+    LEAST: tl.constexpr,
     EPS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     IS_CHAINED: tl.constexpr,
@@ -217,18 +235,17 @@ def decode_attention_kernel(
     qkv (rows, (HEADS + 2 KV_HEADS) DIM); cos, sin (any, DIM) float32 are looked up at positions
     (rows,); q_norm, k_norm (DIM,) are read if HAS_NORM; cache (2, tokens, KV_HEADS, DIM) with
     values `to_values` further; lengths (rows,): keys before the new one. A sequence's keys are cut
-    in at most SPLITS parts; the program that finishes last joins them. Scratch are partial (rows,
-    KV_HEADS, SPLITS, 16, DIM) and weights (rows, KV_HEADS, SPLITS, 2, 16) float32; arrivals (rows,
-    KV_HEADS) int32 are zero before and after.
+    in at most SPLITS parts of LEAST keys or more; the program that finishes last joins them.
+    Scratch are partial (rows, KV_HEADS, SPLITS, 16, DIM) and weights (rows, KV_HEADS, SPLITS, 2,
+    16) float32; arrivals (rows, KV_HEADS) int32 are zero before and after.
     """
     _begin(IS_CHAINED)
     row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
-    total = length + 1
-    per = tl.cdiv(tl.cdiv(total, SPLITS), BLOCK) * BLOCK
-    first = split * per
-    if first < total:
-        end = tl.minimum(first + per, total)
+    per = tl.cdiv(tl.maximum(tl.cdiv(length + 1, SPLITS), LEAST), BLOCK) * BLOCK
+    parts = tl.cdiv(length + 1, per)
+    if split < parts:
+        first = split * per
         table = tables + tl.load(slots + row) * table_stride
         angle = tl.load(positions + row)
         _until_written(IS_CHAINED)
@@ -236,23 +253,23 @@ def decode_attention_kernel(
         q_low, q_high, low, high, value = _new_token(
             mine, cos, sin, q_norm, k_norm, angle, group, HEADS, KV_HEADS, DIM, EPS, HAS_NORM
         )
-        if end == total:
+        is_last = split == parts - 1  # the new token is its; no page is asked for that one
+        if is_last:
             place = _rows_of_pages(table, length, True, PAGE) * KV_HEADS + group
             _store_token(cache, place, low, high, value, to_values, DIM)
         most, mass, mixed = _over_keys(
-            q_low, q_high, low, high, value, cache, table, group, first, end, length, to_values,
-            SCALE, KV_HEADS, DIM, PAGE, BLOCK,
+            q_low, q_high, low, high, value, is_last, cache, table, group, first,
+            tl.minimum(first + per, length), to_values, SCALE, KV_HEADS, DIM, PAGE, BLOCK,
         )  # fmt: skip
-        cell = (row * KV_HEADS + group) * SPLITS
-        _store_part(partial, weights, cell + split, most, mass, mixed, DIM)
-        tl.debug_barrier()  # all of this program has written before it says so
-        parts = tl.cdiv(total, per)
-        arrival = arrivals + row * KV_HEADS + group
-        if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
-            tl.debug_barrier()
-            result = _joined(partial, weights, cell, parts, DIM)
-            _store_heads(out, result, row, group, HEADS, KV_HEADS, DIM)
-            tl.store(arrival, 0)
+        if parts == 1:
+            _store_heads(out, mixed / mass[:, None], row, group, HEADS, KV_HEADS, DIM)
+        else:
+            cell = row * KV_HEADS + group
+            _store_part(partial, weights, cell * SPLITS + split, most, mass, mixed, DIM)
+            if _is_last_arrival(arrivals + cell, parts):
+                result = _joined(partial, weights, cell * SPLITS, parts, DIM)
+                _store_heads(out, result, row, group, HEADS, KV_HEADS, DIM)
+                tl.store(arrivals + cell, 0)
 
 
 @triton.jit

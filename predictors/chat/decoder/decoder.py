@@ -127,6 +127,6 @@ class Decoder(nn.Module):
                 x = x + added[i]
         return x
 
-    def logits(self, stream: Tensor, ops: Operations) -> Tensor:
-        """Logits (rows, vocab) fp32 of rows of the stream."""
-        return ops.logits(stream, self.norm, self.head)
+    def logits(self, stream: Tensor, ops: Operations, out: Tensor | None = None) -> Tensor:
+        """Logits (rows, vocab) fp32 of rows of the stream, written to `out` if it is given."""
+        return ops.logits(stream, self.norm, self.head, out)

@@ -18,6 +18,7 @@ from predictors.chat.decoder.attention_kernels import (
     prompt_attention_kernel,
     rotate_kernel,
 )
+from predictors.chat.decoder.few_rows import MOST_ROWS, FewRowsLinears, SplitScratch
 from predictors.chat.decoder.fused_linears import (
     OneRowLinears,
     RowsLinears,
@@ -29,6 +30,8 @@ from predictors.chat.decoder.operations import Angles, HeadNorms
 from predictors.chat.decoder.paged import TILE
 
 PROMPT_BLOCK = 64
+RESIDENT = 400
+"""Programs of decode attention over 128 keys at a time that an H200 holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class DecodeScratch:
     partial: Tensor
     weights: Tensor
     arrivals: Tensor
+    linears: SplitScratch
 
     @classmethod
     def of(cls, rows: int, kv_heads: int, head_dim: int, device: torch.device) -> DecodeScratch:
@@ -56,6 +60,7 @@ class DecodeScratch:
             torch.empty(cells, 16, head_dim, device=device),
             torch.empty(cells, 2, 16, device=device),
             torch.zeros(rows * kv_heads, dtype=torch.int32, device=device),
+            SplitScratch.of(device),
         )
 
 
@@ -64,8 +69,12 @@ def splits_for(rows: int) -> int:
     return min(32, max(2, 128 // rows))
 
 
-def _keys_at_once(rows: int) -> int:
-    return 128 if rows <= 8 else 64
+def _tiling(rows: int, kv_heads: int) -> dict[str, int]:
+    """Keys that a program of decode attention reads at a time (BLOCK), the keys from which on a
+    sequence is cut in parts (LEAST), and the loads under way: the fastest on an H200."""
+    if rows * kv_heads * splits_for(rows) > RESIDENT:
+        return {"BLOCK": 64, "LEAST": 256, "num_stages": 2}
+    return {"BLOCK": 128, "LEAST": 256 if rows >= 32 else 128, "num_stages": 3}
 
 
 class _DecodeAttention:
@@ -101,12 +110,12 @@ class _DecodeAttention:
             KV_HEADS=kv_heads,
             DIM=head_dim,
             PAGE=cache.shape[2],
-            BLOCK=_keys_at_once(rows),
             SPLITS=splits,
             EPS=0.0 if norms is None else norms.query.eps,
             HAS_NORM=norms is not None,
             IS_CHAINED=is_chained(),
             num_warps=4,
+            **_tiling(rows, kv_heads),
             **chained(),
         )
         return out
@@ -116,8 +125,27 @@ class FusedDecodeOne(OneRowLinears, _DecodeAttention):
     """A decode step of one sequence."""
 
 
+class FusedDecodeFew(FewRowsLinears, _DecodeAttention):
+    """A decode step of 2 to `MOST_ROWS` sequences."""
+
+    def __init__(self, places: DecodePlaces, scratch: DecodeScratch) -> None:
+        FewRowsLinears.__init__(self, scratch.linears)
+        _DecodeAttention.__init__(self, places, scratch)
+
+
 class FusedDecodeMany(RowsLinears, _DecodeAttention):
     """A decode step of several sequences."""
+
+
+def decode_operations(
+    places: DecodePlaces, scratch: DecodeScratch
+) -> FusedDecodeOne | FusedDecodeFew | FusedDecodeMany:
+    """The operations for as many rows as `places` has."""
+    rows = len(places.slots)
+    if rows == 1:
+        return FusedDecodeOne(places, scratch)
+    kind = FusedDecodeFew if rows <= MOST_ROWS else FusedDecodeMany
+    return kind(places, scratch)
 
 
 @dataclass(frozen=True, slots=True)

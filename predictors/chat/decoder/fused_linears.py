@@ -19,7 +19,11 @@ from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
 SKINNY_BLOCK = 1024
 WIDE = 2**16
 GATE_BLOCK = 1024
-FP8_ROWS = 16  # cuBLAS multiplies e4m3 in multiples of it
+FP8_ROWS = 16
+"""cuBLAS multiplies e4m3 in multiples of it."""
+LEAST_FP8_ROWS = 64
+"""With fewer it has no algorithm for the widest inputs: of 48 rows for 11,008 features, of 32 for
+18,944 (torch 2.11, H200)."""
 
 
 class RowsLinears:
@@ -47,8 +51,15 @@ class RowsLinears:
             return gated_narrow(_scaled(_narrow(x, norm), layer, len(x)))
         return gated(torch.mm(_normed(x, norm), layer.weight.t()))
 
-    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        return torch.mm(_normed(x, norm), head.weight.t()).to(torch.float32)
+    def logits(
+        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+    ) -> Tensor:
+        normed, weight = _normed(x, norm), head.weight.t()
+        if out is None:
+            out = torch.empty(len(x), weight.shape[1], device=x.device)
+        if x.is_cuda and x.dtype != torch.float32:  # cuBLAS sums and writes float32
+            return torch.mm(normed, weight, out_dtype=torch.float32, out=out)
+        return out.copy_(torch.mm(normed, weight))
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         return _normed(x, norm)
@@ -73,8 +84,12 @@ class OneRowLinears:
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         return skinny(x, layer, norm=norm, is_gated=True)
 
-    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        return skinny(x, head, norm=norm, dtype=torch.float32)
+    def logits(
+        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+    ) -> Tensor:
+        if out is None:
+            out = torch.empty(1, len(head.weight), device=x.device)
+        return skinny(x, head, norm=norm, out=out)
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         return _normed(x, norm)
@@ -93,14 +108,16 @@ def skinny(
     norm: RMSNorm | None = None,
     residual: Tensor | None = None,
     is_gated: bool = False,
-    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """layer(norm(x)) + residual, or the gated product, for x (1, features): one kernel."""
+    """layer(norm(x)) + residual, or the gated product, for x (1, features): one kernel. Written to
+    `out` (1, width), of any dtype, if it is given."""
     features = x.shape[1]
     weight, bias = layer.weight, None if is_gated else layer.bias
     scales = layer.weight_scale if isinstance(layer, Fp8Linear) else None
     width = len(weight) // 2 if is_gated else len(weight)
-    out = torch.empty(1, width, dtype=dtype or x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(1, width, dtype=x.dtype, device=x.device)
     block, warps = _tiling(width, is_gated)
     row_kernel[(-(-width // block),)](
         x,
@@ -190,7 +207,7 @@ def gated_narrow(wide: Tensor) -> RowScaled:
 
 
 def _empty_rows(like: Tensor, width: int) -> RowScaled:
-    rows = -(-len(like) // FP8_ROWS) * FP8_ROWS
+    rows = max(LEAST_FP8_ROWS, -(-len(like) // FP8_ROWS) * FP8_ROWS)
     values = torch.empty(rows, width, dtype=E4M3, device=like.device)
     return RowScaled(values, torch.empty(rows, 1, device=like.device))
 

@@ -75,8 +75,10 @@ class Operations(Protocol):
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         """silu(gate) * up of the packed layer's (gate, up) of norm(x)."""
 
-    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        """head(norm(x)) in float32."""
+    def logits(
+        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+    ) -> Tensor:
+        """head(norm(x)) in float32, written to `out` (rows, vocab) if it is given."""
 
 
 class PlainOperations:
@@ -120,9 +122,11 @@ class PlainOperations:
     def narrowed(self, wide: Tensor, layer: Layer) -> None:
         return None
 
-    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        out: Tensor = head(norm(x)).to(torch.float32)
-        return out
+    def logits(
+        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+    ) -> Tensor:
+        found: Tensor = head(norm(x)).to(torch.float32)
+        return found if out is None else out.copy_(found)
 
 
 def _linear(x: Tensor, layer: Layer) -> Tensor:

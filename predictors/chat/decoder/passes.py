@@ -147,18 +147,17 @@ class DecoderPasses:
         number of the newest token in its answer. The token itself comes from the slot's state.
         With adapters, `weights` (rows, their slots) float32. Writes and returns
         `logits[:rows]`."""
-        from predictors.chat.decoder.fused import DecodePlaces, FusedDecodeMany, FusedDecodeOne
+        from predictors.chat.decoder.fused import DecodePlaces, decode_operations
         from predictors.chat.decoder.fused_tokens import embed_newest
 
         slots, lengths, positions, numbers = ints.unbind()
         places = DecodePlaces(slots, lengths, positions, self._state.tables)
-        kind = FusedDecodeOne if len(slots) == 1 else FusedDecodeMany
-        ops = self._adapted(kind(places, self._scratch), weights)
+        ops = self._adapted(decode_operations(places, self._scratch), weights)
         decoder = self._decoder
         x = embed_newest(self._state, slots, numbers, decoder.embedding.weight)
         assert self._everywhere is not None
         stream = decoder(x, self._everywhere, self.caches, ops)
-        return self.logits[: len(slots)].copy_(decoder.logits(stream, ops))
+        return decoder.logits(stream, ops, self.logits[: len(slots)])
 
     def _adapted(self, ops: StepwiseOperations, weights: Tensor | None) -> Operations:
         """`ops` with the adapters of each row, if there are any."""
@@ -194,7 +193,7 @@ class DecoderPasses:
         angles = decoder.angles(positions.view(3, rows))
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)
-        return self.logits[:PACK_PROMPTS].copy_(decoder.logits(ended, ops))
+        return decoder.logits(ended, ops, self.logits[:PACK_PROMPTS])
 
     def fused_choice(self, sampler: str, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The choice of tokens over `logits[:rows]`, as a function of its ints and floats."""

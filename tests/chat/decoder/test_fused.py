@@ -32,6 +32,7 @@ from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
 from tests import triton_interpreter
 
 fused = pytest.importorskip("predictors.chat.decoder.fused")
+few_rows = pytest.importorskip("predictors.chat.decoder.few_rows")
 linears = pytest.importorskip("predictors.chat.decoder.fused_linears")
 tokens_in_and_out = pytest.importorskip("predictors.chat.decoder.fused_tokens")
 assert triton_interpreter
@@ -210,6 +211,26 @@ def test_fp8_linears_over_one_row_and_over_many_equal_their_reference(
     true = exact.blocks[0].attention.qkv(exact.blocks[0].norm1(stream[:1].double()))
     assert distance(alone, true) < 0.04  # its weight is rounded, its row is not
     assert distance(rows[:1], true) < 0.06
+
+
+@pytest.mark.parametrize("rows", [2, 16, 21])
+@pytest.mark.parametrize("features", [192, 1280])
+def test_few_rows_through_an_fp8_weight_are_not_quantised(rows: int, features: int) -> None:
+    """The last tile of features is not full; the sum of 1280 is cut, and one part is shorter."""
+    torch.manual_seed(rows)
+    assert few_rows.tiling(16, 100, features)[1] == (2 if features == 1280 else 1)
+    layer = Fp8Linear.of(nn.Linear(features, 100).requires_grad_(False))
+    x, stream = torch.randn(rows, features), torch.randn(rows, 100)
+    exact = x.double() @ (layer.weight.double() * layer.weight_scale.double()).T
+    scratch = few_rows.SplitScratch.of(torch.device("cpu"))
+    scratch.partial.fill_(float("nan"))
+    for _ in range(2):
+        assert_near(
+            few_rows.few_rows(x, layer, scratch, bias=layer.bias), exact + layer.bias.double()
+        )
+        wanted = exact + stream.double()
+        assert_near(few_rows.few_rows(x, layer, scratch, residual=stream.clone()), wanted)
+    assert not scratch.arrivals.any()
 
 
 def distance(found: Tensor, exact: Tensor) -> float:
