@@ -85,12 +85,16 @@ def _new_token(
 def _seen_first(q_low, q_high, low, high, value, is_seen, SCALE: tl.constexpr, DIM: tl.constexpr):
     """Attention to the new token alone if it `is_seen`, else to nothing: largest score and sum
     (16,), weighted values (16, DIM)."""
-    score = tl.sum(q_low.to(tl.float32) * low.to(tl.float32)[None, :], axis=1)
-    score += tl.sum(q_high.to(tl.float32) * high.to(tl.float32)[None, :], axis=1)
-    most = tl.where(is_seen, score * (SCALE * LOG2E), -float("inf"))
-    mass = tl.where(is_seen, 1.0, tl.zeros((16,), tl.float32))
-    mixed = tl.zeros((16, DIM), tl.float32) + value.to(tl.float32)[None, :]
-    return most, mass, tl.where(is_seen, mixed, 0.0)
+    most = tl.full((16,), -float("inf"), tl.float32)
+    mass = tl.zeros((16,), tl.float32)
+    mixed = tl.zeros((16, DIM), tl.float32)
+    if is_seen:
+        most = tl.sum(q_low.to(tl.float32) * low.to(tl.float32)[None, :], axis=1)
+        most += tl.sum(q_high.to(tl.float32) * high.to(tl.float32)[None, :], axis=1)
+        most *= SCALE * LOG2E
+        mass += 1.0
+        mixed += value.to(tl.float32)[None, :]
+    return most, mass, mixed
 
 
 @triton.jit
