@@ -210,6 +210,17 @@ def test_a_folder_whose_film_processor_is_another_is_served_without_films(tmp_pa
     assert "video_processor_type is 'LlavaOnevision" in model.no_films
 
 
+@pytest.mark.parametrize("fps", [0.003, 1e-18, 5e-324])
+def test_pictures_that_last_longer_than_a_film_may_are_refused(
+    inputs: ChatPreparer, fps: float
+) -> None:
+    slow = Film(SIX, is_frames=True, options=FilmOptions(fps=fps))
+    with pytest.raises(InvalidRequest, match=r"lasts .* s; at most 1800 are taken") as refused:
+        inputs.prepare(film_chat(slow, "what?"))
+    assert refused.value.param == "video"
+    inputs.prepare(film_chat(Film(SIX, is_frames=True, options=FilmOptions(fps=0.004)), "what?"))
+
+
 def test_films_are_refused_beside_an_adapter_of_the_patches(inputs: ChatPreparer) -> None:
     adapter = SimpleNamespace(name="eyes", changes={"visual.patch_embed.proj": None})
     mix: Any = SimpleNamespace(scales=((adapter, 1.0),))
