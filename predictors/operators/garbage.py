@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def collections_paused() -> Iterator[None]:
-    """Collect nothing inside, and exclude what was made there from collections until
-    `freeze_loaded_objects`. For imports, on the main thread; holds for all threads."""
+    """Collect nothing inside, and exclude all objects that there are at its end from collections.
+    For imports, on the main thread; holds for all threads."""
     gc.disable()
     try:
         yield
