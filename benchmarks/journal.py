@@ -9,6 +9,7 @@ from benchmarks import prefill_steps
 from benchmarks.common import journal, paths
 from benchmarks.flux import tables as flux
 from benchmarks.qwen_vl import tables as qwen_vl
+from benchmarks.serving import start_tables
 
 MODELS = {
     "flux": flux.ON_PAGES,
@@ -16,6 +17,7 @@ MODELS = {
     "qwen_vl": qwen_vl.ON_PAGES,
     "qwen_vl_7b": qwen_vl.OF_SEVEN,
     "prefill_steps": prefill_steps.ON_PAGES,
+    "image_starts": start_tables.ON_PAGES,
 }
 PAGES = (paths.ROOT / "docs" / "performance.md", paths.ROOT / "README.md")
 

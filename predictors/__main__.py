@@ -34,6 +34,7 @@ from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import logs
 from predictors.operators import given_adapters
+from predictors.operators.garbage import collections_paused, freeze_loaded_objects
 from predictors.operators.sharing import check_memory_shares
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
@@ -91,7 +92,7 @@ def serve(arguments: argparse.Namespace) -> int:
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    with refusal_events(names, identity, settings.cluster):
+    with collections_paused(), refusal_events(names, identity, settings.cluster):
         named, make, verification = _read_models(arguments, settings)
         from predictors.operators.serve import serve_models  # files are hashed meanwhile
 
@@ -134,7 +135,7 @@ def profile(arguments: argparse.Namespace) -> int:
     from predictors.compute.profiling.profiler import Profiler
     from predictors.operators.admin import read_profile_parameters
     from predictors.operators.offline import offline_request, record_steps, warm_model
-    from predictors.operators.starting import follow_start, freeze_loaded_objects
+    from predictors.operators.starting import follow_start
 
     # everything that can be refused is refused before minutes of loading
     steps = read_profile_parameters({"model": name, "steps": arguments.steps}).steps

@@ -21,7 +21,8 @@ Tables = Mapping[str, Table]
 
 MISSING = "Not measured yet."
 PLACE = re.compile(
-    r"<!-- (flux|flux_energy|qwen_vl|qwen_vl_7b|prefill_steps) (\w+) -->\n.*?<!-- end -->",
+    r"<!-- (flux|flux_energy|qwen_vl|qwen_vl_7b|prefill_steps|image_starts) (\w+) -->"
+    r"\n.*?<!-- end -->",
     re.DOTALL,
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import paths
+from benchmarks.common.later_warm_ups import warm_the_rest
 from benchmarks.qwen_vl import random_weights
 from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.ours import Ours, Timed, captured
@@ -27,22 +28,25 @@ SETTINGS = {"QWEN_VL_DETERMINISTIC": "off"}
 
 
 def later_passes(one: Ours) -> list[dict[str, Any]]:
-    """Warm what is left, each pass while answers are decoded. Of each: name, seconds, and the
-    answers beside it that were others than those of a warm model, asked alone."""
+    """Warm what is left, each pass while answers are decoded. Of each also the answers beside it
+    that were others than those of a warm model, asked alone."""
     works = [one.prepare(f"question number {i}", tokens=TOKENS) for i in range(ROWS)]
-    plan, found = one.engine.plan, []
-    answers = []
-    while plan is not None and not plan.is_over:
-        waiting: Any = plan.describe()["waiting"]
+    answers: list[list[list[int]]] = []
+
+    def begin() -> list[Timed]:
         jobs = [Timed(work) for work in works]
         one.admit(jobs)
         for _ in range(TOKENS // 2):
             one.engine.step(one.engine.active)
-        seconds, _ = one.clock.seconds(plan.warm_next)
+        return jobs
+
+    def finish(jobs: list[Timed]) -> None:
         while one.engine.busy:
             one.engine.step(one.engine.active)
-        found.append({"pass": waiting[0], "seconds": seconds})
         answers.append([job.tokens for job in jobs])
+
+    plan = one.engine.plan
+    found = [] if plan is None else warm_the_rest(plan, one.clock, begin, finish)
     alone = [one.answers([work])[0].tokens for work in works]
     for each, tokens in zip(found, answers, strict=True):
         each["others"] = sum(a != b for a, b in zip(tokens, alone, strict=True))

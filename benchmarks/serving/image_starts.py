@@ -2,8 +2,8 @@
 of each room alone and of both, with the files read from the disk (cold) or from memory (warm).
 
 `python -m benchmarks.serving.image_starts` (as root, after `make e2e` or `python -m
-tests.e2e.image build`) starts servers in the image of the e2e suite and writes
-benchmarks/results/image_starts.json. A container of its own is removed at the end.
+tests.e2e.image build`) starts servers in the image of the e2e suite, in turn with those of another
+image if `--before` names one, and writes benchmarks/results/image_starts.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tests.product.test_imports import OF_OTHERS, PROGRAM, UNUSED
 
 ROOMS = {"flux": ("flux",), "qwen-vl": ("qwen-vl",), "both": ("flux", "qwen-vl")}
 CACHES = ("cold", "warm")
+STARTS, BEFORE = "starts", "before"
+"""Names of images in the results."""
 SERVED = "/checkpoints"
 VOLUMES = (f"{places.ROOT / 'checkpoints'}:{SERVED}:ro",)
 ASKED: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -120,11 +123,11 @@ def medians(runs: Sequence[StartSeconds]) -> dict[str, Any]:
 
 # -- the image -----------------------------------------------------------------------------------
 @contextmanager
-def container() -> Iterator[tuple[str, Path]]:
-    """A container of the server's image and the folder where its files are, gone afterwards."""
-    if not builder.exists(places.SERVER):
-        raise SystemExit("the image is not there: python -m tests.e2e.image build (as root)")
-    made = builder.buildah_says("from", "--pull-never", places.SERVER).strip()
+def container(image: str) -> Iterator[tuple[str, Path]]:
+    """A container of a server's image and the folder where its files are, gone afterwards."""
+    if not builder.exists(image):
+        raise SystemExit(f"{image} is not there: python -m tests.e2e.image build (as root)")
+    made = builder.buildah_says("from", "--pull-never", image).strip()
     try:
         yield made, Path(builder.buildah_says("mount", made).strip())
     finally:
@@ -214,39 +217,45 @@ def imports(made: str, model: str) -> dict[str, Any]:
     }
 
 
-def measure(num_runs: int) -> dict[str, Any]:
-    found: dict[str, dict[str, list[StartSeconds]]] = {room: {} for room in ROOMS}
+def measure(num_runs: int, images: Mapping[str, str]) -> dict[str, Any]:
+    """Starts of each image, by its name in the results, in turn."""
+    runs: dict[tuple[str, str, str], list[StartSeconds]] = {}
     loads = []
-    for number in range(num_runs):
-        for room, models in ROOMS.items():
-            with container() as (made, files):
-                for cache in CACHES:
-                    if cache == "cold":
-                        forget_files(files / "opt", files / "usr", places.ROOT / "checkpoints")
-                    started = one_start(made, models)
-                    found[room].setdefault(cache, []).append(started)
-                    loads.append(os.getloadavg()[0])
-                    print(number, room, cache, started, flush=True)
-    with container() as (made, _):
-        of_imports = {model: imports(made, model) for model in ROOMS["both"]}
-    return {
+    for number, (room, models), (name, image) in product(
+        range(num_runs), ROOMS.items(), images.items()
+    ):
+        with container(image) as (made, files):
+            for cache in CACHES:
+                if cache == "cold":
+                    forget_files(files / "opt", files / "usr", places.ROOT / "checkpoints")
+                started = one_start(made, models)
+                runs.setdefault((name, room, cache), []).append(started)
+                loads.append(os.getloadavg()[0])
+                print(number, name, room, cache, started, flush=True)
+    found: dict[str, Any] = {
         "machine": machine(()),
         "load_average": [round(min(loads), 1), round(max(loads), 1)],
         "niceness": os.nice(0),
-        "starts": {
-            room: {cache: medians(runs) for cache, runs in by_cache.items()}
-            for room, by_cache in found.items()
-        },
-        "imports": of_imports,
     }
+    for name, image in images.items():
+        found[name] = {
+            room: {cache: medians(runs[name, room, cache]) for cache in CACHES} for room in ROOMS
+        }
+        with container(image) as (made, _):
+            of_models = {model: imports(made, model) for model in ROOMS["both"]}
+        found["imports" if name == STARTS else f"imports {name}"] = of_models
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--image", default=places.SERVER)
+    parser.add_argument("--before", help="another image, whose starts are in turn with these")
     parser.add_argument("--results", type=Path, default=RESULTS / "image_starts.json")
     options = parser.parse_args()
-    found = measure(options.runs)
+    before = {BEFORE: options.before} if options.before else {}
+    found = measure(options.runs, {**before, STARTS: options.image})
     options.results.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

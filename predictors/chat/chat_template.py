@@ -20,16 +20,21 @@ MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
-    """Compiled at its first use. Any thread. `special` are tokens that it may use by name."""
+    """Compiled once, at its first use. Any thread. `special` are tokens that it may use by name."""
 
-    def __init__(self, text: str | None, special: Mapping[str, str]) -> None:
-        self.text, self._special = text, special
+    def __init__(
+        self,
+        text: str | None,
+        special: Mapping[str, str],
+        kind: type[ImmutableSandboxedEnvironment] = ImmutableSandboxedEnvironment,
+    ) -> None:
+        self.text, self._special, self._kind = text, special, kind
 
     @cached_property
     def _compiled(self) -> Template:
         if self.text is None:
             raise TemplateError("the checkpoint has no chat template")
-        return template_environment().from_string(self.text)
+        return template_environment(self._kind).from_string(self.text)
 
     def render(
         self,

@@ -30,7 +30,13 @@ from predictors.chat.vision.films import (
 )
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
-from predictors.protocol.films.decode import FilmFacts, FilmFrames, decode_frames, probe_frames
+from predictors.protocol.films.decode import (
+    FilmFacts,
+    FilmFrames,
+    check_duration,
+    decode_frames,
+    probe_frames,
+)
 from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.settings import FilmLimits, ImageLimits
 
@@ -107,6 +113,7 @@ class FilmPreparer:
                 raise InvalidRequest(
                     f"is a film of {facts.frames} frames; at most {limits.max_frames} are taken"
                 )
+            check_duration(facts.frames, facts.fps, limits)
             return tuple(range(facts.frames))
         # frames that are held together in memory
         held = limits.max_pixels // (facts.width * facts.height) // FRAMES * FRAMES

@@ -84,9 +84,9 @@ def _add_span(
     span = span_at(len(prompt.tokens), film, number, merge)
     length = span.rows * span.columns
     prompt.spans.append(span)
-    for i, step in enumerate(film.steps[first : first + span.steps]):
-        start = span.start + i * length
-        prompt.pictures.append(PlacedPicture(start, length, step, i * span.interval))
+    steps = film.steps[first : first + span.steps]
+    for i, (step, time) in enumerate(zip(steps, span.times().tolist(), strict=True)):
+        prompt.pictures.append(PlacedPicture(span.start + i * length, length, step, time))
     prompt.tokens += [token] * (span.steps * length)
 
 

@@ -12,7 +12,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from predictors.chat.bounded_work import MOST_CHARACTERS, TooMuchWork, limited_work
-from predictors.chat.chat_template import template_environment
+from predictors.chat.chat_template import ChatTemplate
 from predictors.chat.chat_tokenizer import read_chat_tokenizer
 from predictors.chat.request import Message
 from predictors.chat.template_checks import check_template
@@ -26,25 +26,18 @@ def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> None:
     template = read_template(checkpoint)
     found = read_chat_tokenizer(checkpoint)
     tokenizer = found.tokenizer
+    bounded = ChatTemplate(template, found.special, BoundedEnvironment)
 
     def tokens_of(messages: Sequence[Message]) -> list[int]:
         with limited_work():
-            text = _render(template or "", messages, found.special)
+            turns = [{"role": each.role, "content": _content(each)} for each in messages]
+            text = bounded.render(turns, add_generation_prompt=True)
         if len(text) > MOST_CHARACTERS:
             raise TooMuchWork
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     check_template(template, tokens_of, tokenizer, tokens[NAMED_TOKENS["image_token_id"]])
-
-
-def _render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
-    turns = [{"role": each.role, "content": _content(each)} for each in messages]
-    return (
-        template_environment(BoundedEnvironment)
-        .from_string(template)
-        .render(**special, messages=turns, tools=None, documents=None, add_generation_prompt=True)
-    )
 
 
 def _content(message: Message) -> str | list[dict[str, str]]:

@@ -21,6 +21,7 @@ from predictors.compute.profiling.profiler import Profiler
 from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
+from predictors.operators.garbage import collections_paused, freeze_loaded_objects
 from predictors.operators.page_routes import page_routes
 from predictors.operators.sharing import share_card
 from predictors.operators.starting import (
@@ -28,7 +29,6 @@ from predictors.operators.starting import (
     ReadyLine,
     address_of,
     follow_start,
-    freeze_loaded_objects,
     report_state,
 )
 from predictors.protocol.http.connection_limits import raise_file_limit
@@ -62,7 +62,8 @@ def serve_models(
     keep_code(settings.compute, environ)
     workers = make_workers(settings.server)
     workers.start()  # they import while the models are built
-    models = [build(name, path, settings, workers) for name, path in named]
+    with collections_paused():  # its imports
+        models = [build(name, path, settings, workers) for name, path in named]
     share_card(models, settings)
     logs.redirect_library_handlers()
     environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")

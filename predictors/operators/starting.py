@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 from collections.abc import Callable, Collection
@@ -47,16 +46,6 @@ def address_of(host: str, port: int, *, is_secure: bool) -> str:
 def follow_start(model: Predictor, events: LifecycleEvents | None = None) -> None:
     """Report each shape that `model` warms: as a line of the log, and to `events`."""
     model.host.events.subscribe(on_progress=partial(_report_progress, model.name, events))
-
-
-def freeze_loaded_objects() -> None:
-    """Exclude all objects that are loaded by now from garbage collection. Any thread.
-
-    A full collection visits every object of torch and transformers and holds the interpreter for a
-    third of a second, in which no token is sent and no step is launched.
-    """
-    gc.collect()  # or the present garbage would be kept for ever
-    gc.freeze()
 
 
 def _report_progress(model: str, events: LifecycleEvents | None, progress: StartProgress) -> None:

@@ -1,7 +1,7 @@
 """The only import of the KServe SDK: the modules of its server, without its Kubernetes client.
 
 `kserve/__init__.py` imports that client and 100 classes of its resources as well, which nothing
-here uses: it runs when a name is asked of the package `kserve` itself (ADR 0055).
+here uses: it runs when a name is asked of the package `kserve` itself (ADR 0055). So does pandas.
 `kserve/model_server.py` reads the command line, with abbreviations, so that a flag of ours could
 change its ports or end the process: `sys.argv` is empty during the import and restored after it.
 """
@@ -12,25 +12,33 @@ import importlib
 import logging
 import sys
 from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec, module_from_spec
-from types import ModuleType
+from types import CodeType, ModuleType
+from typing import Any
 
 REPLACED = ("constants", "utils")
 """Submodules whose names in the package are other modules' once its file has run."""
+WITH_PANDAS = ("kserve.protocol.infer_type", "kserve.utils.utils")
+"""Files that import pandas for two functions, and annotate with its classes."""
 
 
 class PackageFile(Loader):
     """Finder and loader of a module whose import runs the file of a package. Python's own lock of
     that import sees threads that wait for each other; one of ours would not."""
 
-    def __init__(self, package: ModuleType, loader: Loader) -> None:
+    def __init__(self, package: ModuleType, loader: Loader, *, comes_first: bool) -> None:
         self.name = f"{package.__name__} (its file)"
         self._package = package
         self._loader = loader
+        self._submodules = f"{package.__name__}." if comes_first else self.name
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name == self.name else None
+        if name == self.name:
+            return ModuleSpec(name, self)
+        if name.startswith(self._submodules):
+            __import__(self.name)
+        return None
 
     def create_module(self, spec: ModuleSpec) -> None: ...
 
@@ -38,14 +46,15 @@ class PackageFile(Loader):
         self._loader.exec_module(self._package)
 
 
-def put_off(spec: ModuleSpec) -> ModuleType:
-    """The package of `spec` before its file has run, with its real path, so that its submodules
-    can be imported. The file runs once, when a name is missing for the first time. Any thread; one
-    that another's import waits for may find the name missing still, as in a circular import."""
+def put_off(spec: ModuleSpec, *, comes_first: bool = False) -> ModuleType:
+    """The package of `spec` before its file has run, with its real path. The file runs once, when a
+    name is missing for the first time, and with `comes_first` before the first submodule. Any
+    thread; one that another's import waits for may find the name missing still, as in a circular
+    import."""
     package = module_from_spec(spec)
     assert spec.loader is not None
-    file = PackageFile(package, spec.loader)
-    sys.meta_path.append(file)
+    file = PackageFile(package, spec.loader, comes_first=comes_first)
+    sys.meta_path.insert(0, file)
 
     def run_file_for(name: str) -> object:
         if not name.startswith("__"):  # Python asks for names of its own
@@ -58,12 +67,41 @@ def put_off(spec: ModuleSpec) -> ModuleType:
     return package
 
 
-_is_put_off = "kserve" not in sys.modules
-if _is_put_off:
-    _spec = find_spec("kserve")
-    assert _spec is not None
-    sys.modules["kserve"] = put_off(_spec)
+class UnreadAnnotations(SourceFileLoader):
+    """Compiles a file as if it began with `from __future__ import annotations`, which Python 3.14
+    does to all: what its functions are annotated with is not asked for. Keeps no bytecode, since
+    the file's own has its place."""
 
+    def get_code(self, fullname: str) -> CodeType:
+        source, flag = self.get_data(self.path), annotations.compiler_flag
+        code: CodeType = compile(source, self.path, "exec", flags=flag, dont_inherit=True)
+        return code
+
+
+class FilesWithPandas:
+    """Finder of `WITH_PANDAS`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in WITH_PANDAS else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = UnreadAnnotations(name, spec.loader.path)
+        return spec
+
+
+def _put_off_package(name: str, *, comes_first: bool) -> bool:
+    """False if it is imported already, or not installed."""
+    spec = None if name in sys.modules else find_spec(name)
+    if spec is None:
+        return False
+    sys.modules[name] = put_off(spec, comes_first=comes_first)
+    return True
+
+
+_is_put_off = _put_off_package("kserve", comes_first=False)
+_put_off_package("pandas", comes_first=True)
+
+sys.meta_path.insert(0, FilesWithPandas)
 _argv, sys.argv = sys.argv, sys.argv[:1]
 try:
     # first, since `from . import` would ask the package for them
@@ -77,6 +115,7 @@ try:
     from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, InferResponse
 finally:
     sys.argv = _argv
+    sys.meta_path.remove(FilesWithPandas)
 
 if _is_put_off:
     for _name in REPLACED:

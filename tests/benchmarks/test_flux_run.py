@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common.distances import distance
 from benchmarks.flux import __main__ as flux
-from benchmarks.flux import accuracy, goals
+from benchmarks.flux import accuracy, goals, warm
 from benchmarks.flux.cases import Case
 from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer
@@ -23,6 +23,24 @@ from predictors.models.flux.config import read_checkpoint
 
 CPU = torch.device("cpu")
 CASE = Case("dev", 64, 64, steps=4)
+
+
+# -- a start with shapes left for later -----------------------------------------------------------
+def test_a_minimal_start_times_every_shape_beside_a_picture(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "dev", TOY)
+    found = warm.measure(folder, "minimal", "64x64,96x64", "lossless", 4, "cpu")
+    assert found["shapes_at_ready"][0] == 1
+    assert len(found["later"]) > 1
+    assert all(each["seconds"] > 0 and each["beside_requests"] for each in found["later"])
+    assert found["pictures_beside"] == len(found["later"])
+    assert (found["other_pictures"], found["failed"], found["unplanned"]) == (0, [], (0, 0))
+
+
+def test_a_full_start_leaves_nothing_for_later(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "dev", TOY)
+    found = warm.measure(folder, "all", "64x64", "lossless", 4, "cpu")
+    assert "later" not in found
+    assert found["default_picture_s"] > 0
 
 
 # -- both sides ------------------------------------------------------------------------------------

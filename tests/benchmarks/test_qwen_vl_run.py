@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks.common.distances import distance
 from benchmarks.common.run import PartialResults
-from benchmarks.qwen_vl import accuracy, fp8, http, ours, peer, random_weights
+from benchmarks.qwen_vl import accuracy, fp8, http, ours, peer, random_weights, warm
 from benchmarks.qwen_vl.cases import Pictures
 from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.ours import Ours
@@ -117,3 +118,10 @@ def test_fp8_is_compared_with_base_weights_over_scenes(tmp_path: Path) -> None:
     assert report["shares"]["auto"]["right"] == 2, "the checkpoint can describe"
     low, high = report["difference_interval_95"]
     assert low <= report["difference_points"] <= high
+
+
+def test_a_minimal_start_times_every_pass_beside_answers(options: QwenVLOptions) -> None:
+    found = warm.measure(replace(options, slots=8, settings=warm.SETTINGS), "minimal")
+    assert found["later"]
+    assert all(each["seconds"] > 0 and each["others"] == 0 for each in found["later"])
+    assert (found["failed"], found["unplanned"]) == ([], (0, 0))

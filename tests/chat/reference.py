@@ -1,4 +1,6 @@
-"""transformers' own model and processor, called as its documentation shows."""
+"""transformers' own model and processor, called as its documentation shows. Films of Qwen2.5-VL
+have the positions of Qwen's training instead of the library's, which differ (ADR 0065).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
@@ -25,15 +25,9 @@ from predictors.chat.request import (
 )
 from predictors.chat.work import ChatWork
 from tests.chat.room import Room
+from tests.chat.trained_positions import TrainedPositions
 
 MAX_PIXELS = 1_003_520
-# transformers 5.17 spaces a film's steps by whole seconds, and so does this engine; 5.24 keeps the
-# rest, so films that are not read at 2, 1, 2/3 ... frames per second have other positions there
-whole_seconds = pytest.mark.xfail(
-    tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24),
-    reason="transformers keeps fractions of seconds",
-    strict=True,
-)
 
 
 @dataclass
@@ -52,6 +46,8 @@ class Reference:
                 checkpoint, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
             )
             parts = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+        if model.config.model_type == "qwen2_5_vl":
+            model.model.get_rope_index = TrainedPositions(model.model)
         return cls(model.eval(), parts)
 
     def inputs(self, request: ChatRequest) -> Any:
@@ -157,7 +153,7 @@ def _assert_equal_films(
 def assert_equal_positions(
     room: Room, reference: Reference, requests: Sequence[ChatRequest]
 ) -> None:
-    """Rotary positions, and the one that comes next, are those of `get_rope_index`."""
+    """Rotary positions, and the one that comes next, are those of the reference."""
     for request in requests:
         work, given = room.inputs.prepare(request), reference.inputs(request)
         theirs, delta = reference.model.model.get_rope_index(

@@ -17,6 +17,8 @@ PATIENCE_S = 300.0
 UNUSED = (
     # KServe's client of Kubernetes, which its package imports, with 100 classes of resources
     "kserve.api", "kserve.api_client", "kserve.models", "kubernetes", "requests", "jsonschema",
+    # for two functions of KServe's that make frames
+    "pandas.core", "pytz",
     # defaults of configs are a table of ours
     "diffusers",
     # imported by what is turned on: traces, TLS, signed pictures, films, reports to the cluster

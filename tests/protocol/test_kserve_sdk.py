@@ -1,4 +1,4 @@
-"""KServe's package is the real one, and its file runs when a name is asked of it."""
+"""KServe's package and pandas are the real ones, and run when a name is asked of them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ assert issubclass(kserve_sdk.ModelServer, kserve.ModelServer)
 assert (kserve.constants.__name__, kserve.utils.__name__) == (
     "kserve.constants.constants", "kserve.utils.utils"
 )
+"""
+
+
+PANDAS = """
+import sys
+from predictors.protocol.kserve_sdk import InferInput, InferRequest
+assert "pandas.core" not in sys.modules
+import kserve.protocol.infer_type as given
+assert given.InferRequest is InferRequest and given.__file__.endswith("infer_type.py")
+"""
+FRAMES = """
+request = InferRequest("m", [InferInput("a", [2], "FP32", [1.0, 2.0])])
+frame = request.as_dataframe()
+import pandas, typing
+from kserve.utils.utils import get_predict_input, get_predict_response
+assert type(frame) is pandas.DataFrame and frame["a"].tolist() == [1.0, 2.0]
+assert typing.get_type_hints(InferRequest.as_dataframe) == {"return": pandas.DataFrame}
+row = {"instances": [{"a": [1]}]}
+assert get_predict_response(row, get_predict_input(row), "m") == {"predictions": [{"a": 1}]}
 """
 
 
@@ -117,6 +136,30 @@ def test_threads_that_wait_for_each_others_imports_both_go_on(
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert package.VALUE == 3
+
+
+def test_a_part_waits_for_a_package_that_comes_first(package: ModuleType) -> None:
+    del sys.modules[NAME]
+    spec = find_spec(NAME)
+    assert spec is not None
+    sys.modules[NAME] = whole = put_off(spec, comes_first=True)
+    assert importlib.import_module(f"{NAME}.other").__name__ == f"{NAME}.other"
+    assert (whole.runs, whole.VALUE, whole.other) == (1, 3, sys.modules[f"{NAME}.other"])
+    importlib.import_module(f"{NAME}.part")
+    assert whole.runs == 1
+
+
+@pytest.mark.parametrize("before", ["", "import pandas.core.frame", "from pandas import DataFrame"])
+def test_pandas_is_imported_for_kserves_frames_and_whole(before: str) -> None:
+    program = f"{PANDAS}{before}\n{FRAMES}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_kserve_is_given_pandas_that_is_imported_before_it() -> None:
+    program = f"import pandas{PANDAS.replace('not in', 'in')}{FRAMES}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_kserves_other_names_are_there_when_they_are_asked_for() -> None:

@@ -82,7 +82,7 @@ class PreparedFilm:
     plan: FilmPlan
     steps: tuple[PreparedPicture, ...] = field(repr=False)
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, float], ...]
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +144,7 @@ class FilmPreparation(ABC):
         for sizes that the processor refuses."""
 
     @abstractmethod
-    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, int], ...]]:
+    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, float], ...]]:
         """`text` and `spans` of a prepared film."""
 
     def step(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from predictors.chat.template_checks import VIDEO_TOKEN
@@ -51,7 +52,6 @@ class SpacedFilms(FilmPreparation):
         factor = self.patch * self.merge
         return fitted_size(height, width, factor, least, max(most, int(least * ROOM)))
 
-    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, int], ...]]:
-        # in 32 bits, and without what is left of a whole second, as transformers has it
-        seconds = torch.tensor(FRAMES / plan.fps, dtype=torch.float32)
-        return VIDEO_TOKEN, ((plan.steps, self._positions_per_second * int(seconds)),)
+    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, float], ...]]:
+        interval = np.float32(FRAMES / plan.fps) * np.float32(self._positions_per_second)
+        return VIDEO_TOKEN, ((plan.steps, float(interval)),)  # in 32 bits, as transformers has it

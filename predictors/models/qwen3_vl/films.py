@@ -46,9 +46,9 @@ class TimedFilms(FilmPreparation):
             height, width = int(height * scale), int(width * scale)
         return fitted_film_size(frames, height, width, FRAMES, factor, least, max(most, room))
 
-    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, int], ...]]:
+    def telling(self, plan: FilmPlan) -> tuple[str, tuple[tuple[int, float], ...]]:
         times = [i / plan.facts.fps for i in plan.indices]
         times += times[-1:] * (FRAMES * plan.steps - len(times))
         means = ((times[i] + times[i + 1]) / 2 for i in range(0, len(times), FRAMES))
         text = "".join(f"<{mean:.1f} seconds>{STEP}" for mean in means)
-        return text, ((1, 0),) * plan.steps
+        return text, ((1, 0.0),) * plan.steps

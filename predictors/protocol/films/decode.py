@@ -76,6 +76,14 @@ class FilmFrames:
     decoded: int = 0
 
 
+def check_duration(frames: int, fps: float, limits: FilmLimits) -> None:
+    """Raise `InvalidRequest` for a film of so many frames that lasts too long."""
+    if frames / fps > limits.max_duration_s:
+        raise InvalidRequest(
+            f"lasts {frames / fps:.5g} s; at most {limits.max_duration_s:g} are taken"
+        )
+
+
 def probe_frames(
     raw: bytes, limits: FilmLimits, *, param: str = "video", row: int | None = None
 ) -> FilmFacts:
@@ -86,10 +94,7 @@ def probe_frames(
         with _opened(kind, raw, limits) as (container, stream):
             times, unit = _times(container, stream, kind)
             fps = _rate(times, unit, stream.average_rate, kind)
-            if len(times) / fps > limits.max_duration_s:
-                raise InvalidRequest(
-                    f"lasts {len(times) / fps:.0f} s; at most {limits.max_duration_s:g} are taken"
-                )
+            check_duration(len(times), fps, limits)
         with _opened(kind, raw, limits) as (container, stream):
             first = next(_frames(container, stream, kind, limits), None)
             if first is None:

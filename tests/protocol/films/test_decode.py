@@ -191,7 +191,7 @@ def test_a_film_that_is_not_read_is_refused_by_name(name: str) -> None:
 
 
 BOUNDS: list[tuple[FilmLimits, str]] = [
-    (FilmLimits(max_duration_s=1.0), r"lasts 2 s; at most 1 are taken"),
+    (FilmLimits(max_duration_s=1.0), r"lasts 1\.5 s; at most 1 are taken"),
     (FilmLimits(max_frame_pixels=1000), "has frames of 48x32 pixels, 1536; at most 1000"),
 ]
 
