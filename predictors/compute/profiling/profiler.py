@@ -7,6 +7,7 @@ and stopped on the thread that it records; its report may be made on another.
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ STEP = "engine_step"
 NUM_SHOWN = 30  # rows of the table
 NICENESS = 15  # the report may take longer, requests should not
 REPORT_TIMEOUT_S = 120.0  # 20 steps of FLUX.1 take seconds
+NO_KINETO_LINES = "5"  # one above the level of its errors
 STAGES: set[str] = {STEP}
 """Names passed to `staged`."""
 
@@ -64,6 +66,8 @@ class Profiler:
 
     def __init__(self) -> None:
         self._is_cuda = torch.cuda.is_available()
+        if not self._is_cuda:  # Kineto looks for a GPU all the same and writes an error to stderr
+            os.environ.setdefault("KINETO_LOG_LEVEL", NO_KINETO_LINES)
         # not `torch.profiler.profile`, which would write and parse the trace on the engine thread;
         # without Kineto the trace of a GPU has no kernels, only times between events
         self._profile = profile(use_device="cuda" if self._is_cuda else None, use_kineto=True)
