@@ -74,7 +74,7 @@ def serve_models(
         server = PredictorServer(
             models,
             settings,
-            routes=page_routes(settings.server),
+            routes=page_routes(settings),
             on_drain=events.draining,
             admin_routes=partial(admin_routes, make_profiler=Profiler),
             workers=workers,

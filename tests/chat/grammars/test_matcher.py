@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,7 +16,6 @@ from predictors.chat.detokenize import Vocabulary
 from predictors.chat.grammars import matcher as matcher_module
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.grammars.matcher import (
-    STACK_BYTES,
     GrammarTooComplex,
     Matcher,
     mask_threads,
