@@ -6,11 +6,15 @@ The predictor of a folder is chosen by its checkpoint: `model_index.json` names 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take long
+    from predictors.cli import program
+
+    program.end_at_interrupts()
+
 import argparse
 import importlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -381,4 +385,4 @@ VERBS: Mapping[str, Verb] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.end_process(main())
