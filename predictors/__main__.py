@@ -39,6 +39,7 @@ from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import logs
 from predictors.operators import given_adapters
 from predictors.operators.sharing import check_memory_shares
+from predictors.operators.surroundings import prepare_surroundings
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -299,6 +300,7 @@ def _read_models(
     """The models' folders by name, `build` with the given components, and the comparison of files
     with digests, which goes on. Raises `ServingError` for all that can be refused without importing
     torch, which takes seconds."""
+    prepare_surroundings(os.environ)
     paths = named_paths(arguments.model)
     check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
