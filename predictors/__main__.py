@@ -136,7 +136,7 @@ def profile(arguments: argparse.Namespace) -> int:
     [(name, path)], make, verification = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
-    from predictors.compute.profiling.profiler import Profiler
+    from predictors.compute.profiling.profiler import Profiler, silence_kineto
     from predictors.operators.admin import read_profile_parameters
     from predictors.operators.offline import offline_request, record_steps, warm_model
     from predictors.operators.starting import follow_start, freeze_loaded_objects
@@ -148,6 +148,7 @@ def profile(arguments: argparse.Namespace) -> int:
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     verification.finish()
     keep_code(settings.compute, os.environ)
+    silence_kineto(os.environ)
     model, profiler = make(name, path, settings), Profiler()
     logs.redirect_library_handlers()
     model.decode_v2(request)

@@ -7,11 +7,10 @@ and stopped on the thread that it records; its report may be made on another.
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,15 @@ def staged(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def silence_kineto(environ: MutableMapping[str, str]) -> None:
+    """Without a GPU, keep Kineto, which looks for one all the same, from writing to stderr.
+
+    `environ` is the process's environment. Called before the first profile.
+    """
+    if not torch.cuda.is_available():
+        environ.setdefault("KINETO_LOG_LEVEL", NO_KINETO_LINES)
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedProfile:
     """`table` holds JSON values, `trace` is gzipped Chrome trace JSON."""
@@ -66,8 +74,6 @@ class Profiler:
 
     def __init__(self) -> None:
         self._is_cuda = torch.cuda.is_available()
-        if not self._is_cuda:  # Kineto looks for a GPU all the same and writes an error to stderr
-            os.environ.setdefault("KINETO_LOG_LEVEL", NO_KINETO_LINES)
         # not `torch.profiler.profile`, which would write and parse the trace on the engine thread;
         # without Kineto the trace of a GPU has no kernels, only times between events
         self._profile = profile(use_device="cuda" if self._is_cuda else None, use_kineto=True)
