@@ -38,7 +38,11 @@ $(STAMP): pyproject.toml constraints.txt hashes.txt
 	@# uv's own entry: pip ignores hashes of constraints, but not of requirements
 	sed -n '/^uv==/,/[^\]$$/p' hashes.txt >$(VENV)/uv.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python -c hashes.txt -b hashes.txt -e '.[dev,deploy]'
+	@# uv stops where its cache can't be written: for a user whose HOME is missing or read-only
+	@home=~; cache="$${UV_CACHE_DIR:-$${XDG_CACHE_HOME:-$$home/.cache}/uv}"; \
+	  mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || \
+	  { echo "$$cache can't be written: nothing is kept of the downloads"; export UV_NO_CACHE=1; }; \
+	  set -x; $(BIN)/uv pip install -q --python $(BIN)/python -c hashes.txt -b hashes.txt -e '.[dev,deploy]'
 	@# compile the bytecode of a server's imports: without it the first start takes twice as long
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.models.qwen2_5_vl.model'
 	@touch $@

@@ -6,11 +6,15 @@ The predictor of a folder is chosen by its checkpoint: `model_index.json` names 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take long
+    from predictors.cli import program
+
+    program.end_at_interrupts()
+
 import argparse
 import importlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,6 +40,7 @@ from predictors.observe import logs
 from predictors.operators import given_adapters
 from predictors.operators.garbage import collections_paused, freeze_loaded_objects
 from predictors.operators.sharing import check_memory_shares
+from predictors.operators.surroundings import prepare_surroundings
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -132,7 +137,7 @@ def profile(arguments: argparse.Namespace) -> int:
     [(name, path)], make, verification = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
-    from predictors.compute.profiling.profiler import Profiler
+    from predictors.compute.profiling.profiler import Profiler, silence_kineto
     from predictors.operators.admin import read_profile_parameters
     from predictors.operators.offline import offline_request, record_steps, warm_model
     from predictors.operators.starting import follow_start
@@ -144,6 +149,7 @@ def profile(arguments: argparse.Namespace) -> int:
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     verification.finish()
     keep_code(settings.compute, os.environ)
+    silence_kineto(os.environ)
     model, profiler = make(name, path, settings), Profiler()
     logs.redirect_library_handlers()
     model.decode_v2(request)
@@ -296,6 +302,7 @@ def _read_models(
     """The models' folders by name, `build` with the given components, and the comparison of files
     with digests, which goes on. Raises `ServingError` for all that can be refused without importing
     torch, which takes seconds."""
+    prepare_surroundings(os.environ)
     paths = named_paths(arguments.model)
     check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
@@ -382,4 +389,4 @@ VERBS: Mapping[str, Verb] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.end_process(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def targets() -> set[str]:
 
 def test_every_generated_file_is_current() -> None:
     assert stale(generated()) == [], "run `make docs`"
+
+
+def test_every_place_names_the_pythons_that_the_package_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["project"]["requires-python"])
+    assert wanted
+    first, last = int(wanted[1]), int(wanted[2]) - 1
+    for page in ("README.md", "docs/index.md", "CONTRIBUTING.md", "Makefile", "Dockerfile"):
+        assert f"3.{first} to 3.{last}" in (ROOT / page).read_text(), page
+    assert f"(3, {first}) <= v[:2] <= (3, {last})" in (ROOT / "Makefile").read_text()
+    assert project["tool"]["ruff"]["target-version"] == f"py3{first}"
+    for name in ("ci", "nightly"):
+        text = (ROOT / f".github/workflows/{name}.yaml").read_text()
+        assert f'python: ["3.{first}", "3.{last}"]' in text, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

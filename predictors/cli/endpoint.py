@@ -26,6 +26,8 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 512 * 2**20
 MAX_SHOWN = 500
 """Characters of a server's own words."""
+OLD_AUTHORITY = ("Key Identifier", "key usage extension")
+"""In OpenSSL's words for certificates that only a strict client refuses."""
 PLAIN_ANSWER = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure")
 """OpenSSL's names for an answer that is no TLS, by its releases."""
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -204,6 +206,11 @@ def connection_words(error: Exception, url: str) -> str:
             return f"{where} does not answer in time; --timeout gives it longer"
         case httpx.ConnectError() if any(word in text for word in PLAIN_ANSWER):
             return f"{where} does not speak TLS: is its address http://?"
+        case httpx.ConnectError() if any(word in text for word in OLD_AUTHORITY):
+            return (
+                f"{where} can't be trusted: its certificate or authority lacks an extension that "
+                "RFC 5280 wants, and Python from 3.13 on"
+            )
         case httpx.ConnectError() if any(isinstance(each, ssl.SSLError) for each in causes):
             return f"{where} can't be trusted: its certificate or TLS version is refused"
         case httpx.ConnectError() if "refused" in text or "Errno 111" in text:

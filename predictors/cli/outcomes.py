@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from predictors.cli.program import INTERRUPTED, raise_interrupts
 from predictors.errors import ServingError
 from predictors.observe import logs
 
@@ -19,7 +20,7 @@ log = logging.getLogger("predictors")
 DONE, FAILED, REFUSED, NO_ROOM, NO_SERVER = 0, 1, 2, 3, 4
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors of a disk without room, and of a quota."""
-ENGINE_DIED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
+ENGINE_DIED, PIPE_CLOSED = 70, 141
 EXIT_CODES: Mapping[int, str] = {
     DONE: "done, and all is well",
     FAILED: "a server refused or failed a request, a check of `smoke` failed, or a model of "
@@ -46,6 +47,7 @@ class VerbFailed(Exception):
 
 def run_verb(arguments: argparse.Namespace) -> int:
     """Run `arguments.run`; returns the exit code. A failure is one line, and no traceback."""
+    raise_interrupts()
     try:
         return int(arguments.run(arguments))
     except ServingError as error:

@@ -9,6 +9,7 @@ a second with the interpreter's lock and 22 MB while engines load.
 from __future__ import annotations
 
 import json
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from predictors.cluster.identity import HOST, PORT, PodIdentity
@@ -38,9 +39,14 @@ class KubernetesApi:
 
     def __init__(self, configuration: Configuration, timeout_s: float) -> None:
         from kubernetes.client.api_client import ApiClient
+        from urllib3.util.ssl_ import create_urllib3_context
 
         configuration.retries = False  # urllib3 neither retries nor logs retries
         self._client = ApiClient(configuration)
+        # From Python 3.13 on, urllib3's own context refuses authorities without the extensions of
+        # RFC 5280. Those of EKS, MicroK8s and older clusters are such, and kubectl takes them.
+        context = create_urllib3_context(verify_flags=ssl.VERIFY_X509_PARTIAL_CHAIN)
+        self._client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = context
         self._timeout_s = timeout_s
 
     @classmethod

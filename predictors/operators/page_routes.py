@@ -8,19 +8,24 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
 from predictors.protocol.addresses import is_loopback
+from predictors.protocol.http.access import is_offered
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.responses import Response, json_response
 from predictors.protocol.http.static_files import INDEX, StaticPage
-from predictors.settings import ServerSettings
+from predictors.settings import ServerSettings, Settings
 
 HTML = "text/html"
+DOCS_LINK = b'href="docs"'
+"""In the line of the page that leads to `/docs`, which some servers do not have."""
 
 
-def page_routes(settings: ServerSettings) -> list[BaseRoute]:
+def page_routes(settings: Settings) -> list[BaseRoute]:
     """None where the page is off. `/` stays the liveness message for who accepts no HTML."""
-    if not is_page_on(settings):
+    if not is_page_on(settings.server):
         return []
-    page = StaticPage("/playground", files("predictors.playground").joinpath("page"))
+    folder = files("predictors.playground").joinpath("page")
+    has_docs = is_offered(settings.server.docs, settings)
+    page = StaticPage("/playground", folder, b"" if has_docs else DOCS_LINK)
 
     async def root(request: Request) -> Response:
         vary = ("vary", "accept")

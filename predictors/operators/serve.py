@@ -17,7 +17,7 @@ from pathlib import Path
 from predictors.cluster.identity import PodIdentity
 from predictors.cluster.lifecycle_events import lifecycle_events
 from predictors.compute.device.placement import keep_code
-from predictors.compute.profiling.profiler import Profiler
+from predictors.compute.profiling.profiler import Profiler, silence_kineto
 from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
@@ -60,6 +60,7 @@ def serve_models(
     raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, environ)
+    silence_kineto(environ)
     workers = make_workers(settings.server)
     workers.start()  # they import while the models are built
     with collections_paused():  # its imports
@@ -75,7 +76,7 @@ def serve_models(
         server = PredictorServer(
             models,
             settings,
-            routes=page_routes(settings.server),
+            routes=page_routes(settings),
             on_drain=events.draining,
             admin_routes=partial(admin_routes, make_profiler=Profiler),
             workers=workers,

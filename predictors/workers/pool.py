@@ -300,6 +300,7 @@ class Workers:
             [sys.executable, "-c", _START, *arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            process_group=0,  # of its own: a terminal's Ctrl-C reaches the server's whole group
         )
         with self._lock:
             self._processes[index] = process

@@ -12,7 +12,6 @@ import ctypes
 import importlib
 import os
 import resource
-import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +46,6 @@ class Outcome:
 
 def run_worker(fd: int, modules: Sequence[str], memory_bytes: int) -> None:
     """Run tasks of `modules` from the socket `fd` until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     loaded = {name: importlib.import_module(name) for name in modules}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,14 @@ def vllm_like(method: str, path: str, body: Any) -> Answer | None:
     return events(*said, *([usage] if asked else []))
 
 
+class _Server(ThreadingHTTPServer):
+    """Prints nothing about clients that leave before they have read an answer."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def foreign_server(respond: Respond = vllm_like) -> Iterator[str]:
     """The address of a server that answers as `respond` says."""
@@ -73,7 +82,7 @@ def foreign_server(respond: Respond = vllm_like) -> Iterator[str]:
 
         do_GET = do_POST = _answer  # noqa: N815
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

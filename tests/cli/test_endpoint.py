@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.__main__ import main
 from predictors.cli.child import held_ports
-from predictors.cli.endpoint import base_url, error_words, plain, request_headers
+from predictors.cli.endpoint import base_url, connection_words, error_words, plain, request_headers
 from predictors.cli.event_reader import EventReader
 from predictors.cli.outcomes import FAILED, NO_SERVER, REFUSED, VerbFailed
 from tests.cli.foreign import Answer, Respond, chunk, events, foreign_server, json_answer, vllm_like
+from tests.cluster.apiserver import State, api_server, mounted
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
 
@@ -104,6 +107,20 @@ def test_https_to_a_server_without_tls_says_so(
         assert main(["ask", str(picture), "what?", "--url", secure]) == NO_SERVER
     assert capsys.readouterr().err == (
         f"error: {secure} does not speak TLS: is its address http://?\n"
+    )
+
+
+def test_an_authority_that_only_a_strict_client_refuses_is_named(tmp_path: Path) -> None:
+    folder = mounted(tmp_path / "api")
+    strict = ssl.create_default_context(cafile=folder / "ca.crt")
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT  # as from Python 3.13 on
+    with api_server(folder, State()) as port:
+        url = f"https://127.0.0.1:{port}"
+        with httpx.Client(verify=strict) as client, pytest.raises(httpx.ConnectError) as refused:
+            client.get(url)
+    assert connection_words(refused.value, url) == (
+        f"{url} can't be trusted: its certificate or authority lacks an extension that RFC 5280 "
+        "wants, and Python from 3.13 on"
     )
 
 

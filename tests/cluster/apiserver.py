@@ -195,31 +195,34 @@ def _status(code: int, message: str) -> tuple[int, dict[str, Any]]:
     return code, {"kind": "Status", "apiVersion": "v1", "code": code, "message": message}
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
+def certificate(folder: Path) -> Path:
+    """An authority like that of EKS, without key usage and key identifiers; and `server.pem`, its
+    certificate for 127.0.0.1 with the key. Returns the authority."""
+    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    is_ca = x509.BasicConstraints(ca=True, path_length=None)
+    made = _builder("kubernetes", authority).add_extension(is_ca, critical=True)
+    alone = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    leaf = _builder("kube-apiserver", server).add_extension(alone, critical=False)
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(made.sign(authority, hashes.SHA256()).public_bytes(pem))
+    private = serialization.PrivateFormat.PKCS8
+    key = server.private_bytes(pem, private, serialization.NoEncryption())
+    signed = leaf.sign(authority, hashes.SHA256()).public_bytes(pem)
+    (folder / "server.pem").write_bytes(signed + key)
+    return folder / "ca.crt"
+
+
+def _builder(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    made = (
+    return (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
     )
-    pem = serialization.Encoding.PEM
-    (folder / "ca.crt").write_bytes(made.public_bytes(pem))
-    private = serialization.PrivateFormat.PKCS8
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
-    return folder / "ca.crt", folder / "key.pem"
 
 
 def mounted(folder: Path) -> Path:
@@ -269,7 +272,7 @@ def api_server(folder: Path, state: State, port: int = 0) -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "ca.crt", folder / "key.pem")
+    context.load_cert_chain(folder / "server.pem")
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=False
     )

@@ -290,7 +290,7 @@ def test_a_server_with_another_ca_is_not_trusted(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    foreign, _ = certificate(elsewhere)
+    foreign = certificate(elsewhere)
     (folder / "ca.crt").write_bytes(foreign.read_bytes())
     reporter = reporting(port)
     reporter.annotate("text")

@@ -34,10 +34,14 @@ class Authority:
     def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(self._name, self._key, 3650)
-        constraints = x509.BasicConstraints(ca=True, path_length=None)
-        self._cert = builder.add_extension(constraints, critical=True).sign(
-            self._key, hashes.SHA256()
+        self._cert = (
+            self._builder(self._name, self._key, 3650)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
         )
         self.pem = self._cert.public_bytes(serialization.Encoding.PEM)
 
@@ -51,9 +55,12 @@ class Authority:
             x509.DNSName(name),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         )
-        builder = self._builder(subject, key, days)
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        cert = builder.sign(self._key, hashes.SHA256())
+        cert = (
+            self._builder(subject, key, days)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(self._key_identifier(), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
         return Pair(cert.public_bytes(serialization.Encoding.PEM), key_pem(key))
 
     def issue_signer(
@@ -68,13 +75,11 @@ class Authority:
         key = key or ec.generate_private_key(ec.SECP256R1())
         names = [(NameOID.COMMON_NAME, "signer"), (NameOID.ORGANIZATION_NAME, "test operator")]
         subject = x509.Name([x509.NameAttribute(*name) for name in names])
-        signs = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = (
             self._builder(subject, key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(signs, critical=True)
-            .add_extension(issuer, critical=False)
+            .add_extension(key_usage(digital_signature=True), critical=True)
+            .add_extension(self._key_identifier(), critical=False)
         )
         if usage is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -92,15 +97,34 @@ class Authority:
             .not_valid_after(NOW + datetime.timedelta(days=days))
         )
 
+    def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
     def client_context(self, files: Path | None = None, pair: Pair | None = None) -> ssl.SSLContext:
-        """A client that trusts this authority, and presents `pair`, which is written to `files`."""
+        """A client that trusts this authority, and presents `pair`, which is written to `files`.
+
+        It demands all of RFC 5280, as the default context does from Python 3.13 on.
+        """
         context = ssl.create_default_context(cadata=self.pem.decode())
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
         if pair is not None:
             assert files is not None
             path = files / "client.pem"
             path.write_bytes(pair.cert + pair.key)
             context.load_cert_chain(path)
         return context
+
+
+def key_usage(**allowed: bool) -> x509.KeyUsage:
+    """The extension that allows these uses, named as `x509.KeyUsage` does, and no others."""
+    uses = dict.fromkeys(
+        (
+            "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+            "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+        ),
+        False,
+    )  # fmt: skip
+    return x509.KeyUsage(**{**uses, **allowed})
 
 
 def key_pem(key: SigningKey, password: bytes = b"") -> bytes:

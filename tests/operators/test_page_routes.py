@@ -15,7 +15,7 @@ import pytest
 from predictors.operators.page_routes import is_page_on, page_routes
 from predictors.protocol.http.static_files import INDEX, POLICY, TYPES
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
-from predictors.settings import AccessSettings, ServerSettings
+from predictors.settings import AccessSettings, ServerSettings, Settings
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -29,7 +29,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     file.write_bytes(write_keys([ApiKey("ann", digest_of(KEY))]))
     own = replace(small_settings(), access=AccessSettings(keys_file=str(file)))
-    with serving(echo("echo", own), settings=own, routes=page_routes(own.server)) as running:
+    with serving(echo("echo", own), settings=own, routes=page_routes(own)) as running:
         yield running
 
 
@@ -39,10 +39,16 @@ def http(keyed: Running) -> Iterator[httpx.Client]:
         yield client
 
 
+def without_docs(page: bytes) -> bytes:
+    """The page without its link to `/docs`, which is off where a key is needed."""
+    (line,) = [line for line in page.splitlines(keepends=True) if b'href="docs"' in line]
+    return page.replace(line, b"")
+
+
 @pytest.mark.parametrize("path", ["/", "/playground"])
 def test_a_browser_gets_the_page_without_a_key(http: httpx.Client, path: str) -> None:
     reply = http.get(path, headers=BROWSER)
-    assert (reply.status_code, reply.content) == (200, FILES[INDEX])
+    assert (reply.status_code, reply.content) == (200, without_docs(FILES[INDEX]))
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert reply.headers["content-security-policy"] == POLICY
 
@@ -137,13 +143,32 @@ def test_it_is_on_where_only_this_machine_asks_or_by_the_setting(
 ) -> None:
     own = ServerSettings(**settings)
     assert is_page_on(own) is is_on
-    assert bool(page_routes(own)) is is_on
+    assert bool(page_routes(Settings(server=own))) is is_on
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_linked"),
+    [({}, True), ({"docs": "off"}, False), ({"host": "::", "playground": "on"}, False)],
+    ids=str,
+)
+def test_the_page_leads_to_the_docs_where_they_are_served(
+    settings: dict[str, Any], is_linked: bool
+) -> None:
+    own = small_settings(server=settings)
+    with (
+        serving(echo("echo", own), settings=own, routes=page_routes(own)) as running,
+        running.client() as client,
+    ):
+        page = client.get("/playground").text
+        assert ('<a href="docs">' in page) is is_linked
+        assert "</footer>" in page
+        assert (client.get("/docs").status_code == 200) is is_linked
 
 
 def test_without_it_everything_is_as_it_was() -> None:
     own = small_settings(server={"playground": "off"})
     with (
-        serving(echo("echo", own), settings=own, routes=page_routes(own.server)) as running,
+        serving(echo("echo", own), settings=own, routes=page_routes(own)) as running,
         running.client() as client,
     ):
         assert client.get("/", headers=BROWSER).json() == {"status": "alive"}

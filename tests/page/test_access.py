@@ -53,7 +53,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     file.write_bytes(write_keys([ApiKey("ann", digest_of(KEY), requests_per_minute=1.0)]))
     own = replace(small_settings(), access=AccessSettings(keys_file=str(file)))
     models: list[Any] = [Painter("artist", EchoEngine(), own), Teller("writer", words(), own)]
-    with serving(*models, settings=own, routes=page_routes(own.server)) as running:
+    with serving(*models, settings=own, routes=page_routes(own)) as running:
         yield running
 
 
@@ -133,7 +133,7 @@ async def test_a_model_that_is_not_served_has_no_panel(browser: Browser) -> None
         (Teller("writer", words(), own), "#chat", "#draw"),
         (Painter("artist", EchoEngine(), own), "#draw", "#chat"),
     ):
-        with serving(model, settings=own, routes=page_routes(own.server)) as running:  # type: ignore[arg-type]
+        with serving(model, settings=own, routes=page_routes(own)) as running:  # type: ignore[arg-type]
             async with opened(browser, f"{running.url}/") as page:
                 await expect(page.locator(shown)).to_be_visible()
                 await expect(page.locator(hidden)).to_be_hidden()

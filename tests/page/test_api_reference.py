@@ -41,7 +41,7 @@ def keyed(tmp_path: Path) -> Iterator[str]:
     own = replace(own, access=AccessSettings(keys_file=str(file)))
     models: list[Any] = [Painter("artist", EchoEngine(), own), Teller("writer", words(), own)]
     with (
-        serving(*models, settings=own, routes=page_routes(own.server)) as running,
+        serving(*models, settings=own, routes=page_routes(own)) as running,
         behind_nginx(running, tmp_path) as url,
     ):
         yield url
@@ -87,6 +87,24 @@ async def test_every_route_is_listed_and_found_by_words(
         await expect(fields).to_contain_text("messages (required)")
         await expect(fields).to_contain_text("max_tokens")
         await expect(box.locator("table").last).to_contain_text("429")
+
+
+@pytest.mark.parametrize("has_grpc", [True, False], ids=["with gRPC", "without gRPC"])
+async def test_the_playground_leads_to_it_and_it_leads_to_what_the_server_has(
+    browser: Browser, has_grpc: bool
+) -> None:
+    own = small_settings(server={} if has_grpc else {"grpc_port": -1})
+    with serving(Teller("writer", words(), own), settings=own, routes=page_routes(own)) as running:  # type: ignore[arg-type]
+        async with opened(browser, f"{running.url}/") as page:
+            await page.get_by_role("link", name="API", exact=True).click()
+            await listed(page)
+            assert page.url == f"{running.url}/docs"
+            await expect(page.get_by_role("link", name="gRPC .proto")).to_have_count(int(has_grpc))
+            for link in await page.get_by_role("link").all():
+                address = str(await link.get_attribute("href"))
+                if not address.startswith("#"):
+                    answer = await page.request.get(f"{running.url}/{address}")
+                    assert answer.status == 200, address
 
 
 async def test_a_request_is_sent_and_its_picture_shown(

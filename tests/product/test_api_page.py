@@ -121,7 +121,7 @@ def names(title: str) -> set[str]:
 
 
 def playground(registry: Registry) -> list[BaseRoute]:
-    return page_routes(ServerSettings(playground="on"))
+    return page_routes(Settings(server=ServerSettings(playground="on")))
 
 
 def test_every_route_is_in_the_list_and_none_besides() -> None:

@@ -71,6 +71,7 @@ async def test_a_task_runs_in_another_process(workers: Workers) -> None:
     found = await workers.run(f"{TASKS}:process")
     assert found != os.getpid()
     assert found in process_ids(workers)
+    assert os.getpgid(found) == found  # no Ctrl-C of the server's terminal reaches it
 
 
 async def test_results_are_each_their_own_while_their_memory_is_used_again(

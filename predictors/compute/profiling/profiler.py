@@ -10,7 +10,7 @@ import functools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ STEP = "engine_step"
 NUM_SHOWN = 30  # rows of the table
 NICENESS = 15  # the report may take longer, requests should not
 REPORT_TIMEOUT_S = 120.0  # 20 steps of FLUX.1 take seconds
+NO_KINETO_LINES = "5"  # one above the level of its errors
 STAGES: set[str] = {STEP}
 """Names passed to `staged`."""
 
@@ -48,6 +49,15 @@ def staged(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return wrapper
 
     return decorate
+
+
+def silence_kineto(environ: MutableMapping[str, str]) -> None:
+    """Without a GPU, keep Kineto, which looks for one all the same, from writing to stderr.
+
+    `environ` is the process's environment. Called before the first profile.
+    """
+    if not torch.cuda.is_available():
+        environ.setdefault("KINETO_LOG_LEVEL", NO_KINETO_LINES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,16 @@ class StaticPage:
     """`INDEX` of `folder` at `path`, such as `/docs`, and its other files below it, without
     subfolders. Event loop only."""
 
-    def __init__(self, path: str, folder: Traversable) -> None:
+    def __init__(self, path: str, folder: Traversable, left_out: bytes = b"") -> None:
+        """`left_out`: lines of `INDEX` with this text are not served."""
         self._path = path
-        files = {entry.name: entry for entry in folder.iterdir() if entry.is_file()}
+        files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+        if left_out:
+            lines = files[INDEX].splitlines(keepends=True)
+            files[INDEX] = b"".join(line for line in lines if left_out not in line)
         self._found: Mapping[str, tuple[bytes, str, str]] = {
-            name: (body := entry.read_bytes(), kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
-            for name, entry in files.items()
+            name: (body, kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+            for name, body in files.items()
             if (kind := TYPES.get(name[name.rfind(".") :])) is not None
         }
 

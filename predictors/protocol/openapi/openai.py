@@ -19,7 +19,6 @@ from predictors.protocol.openai import (
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null, said
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.routes import PREFIXES
-from predictors.protocol.openai.text_routes import KEPT_RESPONSES
 from predictors.protocol.openapi.answers import (
     chat_answer_schemas,
     completion_schemas,
@@ -153,7 +152,9 @@ def openai_paths(
             schemas["EditsForm"] = _form_schema(fields, route.required)
             post["requestBody"]["content"][FORM_MEDIA] = {"schema": schema_ref("EditsForm")}
         paths[path] = {"post": post}
-    paths |= _openai_listing(names) | _kept_responses()
+    paths |= _openai_listing(names)
+    if has_urls and any(isinstance(model, ServesImages | ServesEdits) for model in models):
+        paths |= _picture_files()
     for path, item in paths.items():
         item["servers"] = _servers(path)
     return paths
@@ -237,25 +238,7 @@ def body_schema(
     return schema
 
 
-def _kept_responses() -> Json:
-    """Routes of what OpenAI keeps, which are answered with 404."""
-    found: Json = {}
-    parameter = path_parameter("response_id", _STRING, "Id of a response.")
-    for path, methods in KEPT_RESPONSES:
-        item = found.setdefault(f"/v1{path}".replace("{response}", "{response_id}"), {})
-        for method in methods:
-            end = path.rpartition("}")[2].strip("/")
-            item[method.lower()] = {
-                "operationId": "_".join(filter(None, (method.lower(), "response", end))),
-                "summary": "Answers are not kept: always 404",
-                "deprecated": True,
-                "parameters": [parameter],
-                "responses": error_answers("OpenAIError", 404),
-            }
-    return found
-
-
-def _openai_listing(names: Mapping[str, Served]) -> Json:
+def _picture_files() -> Json:
     file = path_parameter("file", _STRING, "What the address of the picture ends with.")
     types = ("image/png", "image/jpeg", "image/webp")
     picture = {"description": "The file", "content": {kind: {"schema": {}} for kind in types}}
@@ -265,6 +248,10 @@ def _openai_listing(names: Mapping[str, Served]) -> Json:
         "parameters": [file],
         "responses": {"200": picture, **error_answers("OpenAIError", 404, 410)},
     }
+    return {f"/v1{FILES_ROUTE}/{{file}}": {"get": fetch}}
+
+
+def _openai_listing(names: Mapping[str, Served]) -> Json:
     one = probe_operation("openai_model", "One model", schema_ref("ModelCard"))
     one["parameters"] = [model_parameter(names)]
     one["responses"] |= error_answers("OpenAIError", 404)
@@ -272,5 +259,4 @@ def _openai_listing(names: Mapping[str, Served]) -> Json:
     return {
         "/v1/models": {"get": listed},
         "/v1/models/{model}": {"get": one},
-        f"/v1{FILES_ROUTE}/{{file}}": {"get": fetch},
     }

@@ -22,7 +22,10 @@ class Certificate:
     def extensions(self) -> str:
         """The extensions that openssl puts into the certificate."""
         names = ",".join(self.alternative_names)
-        return f"subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n"
+        return (
+            f"subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n"
+            "authorityKeyIdentifier=keyid\n"
+        )
 
 
 def leaves(node_address: str, api_address: str) -> tuple[Certificate, ...]:
@@ -56,7 +59,8 @@ def write_certificates(folder: Path, wanted: tuple[Certificate, ...]) -> None:
     make_key(folder / "ca.key")
     openssl(
         "req", "-x509", "-new", "-key", folder / "ca.key", "-days", DAYS,
-        "-subj", "/CN=e2e-ca", "-out", folder / "ca.crt",
+        "-subj", "/CN=e2e-ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+        "-out", folder / "ca.crt",
     )  # fmt: skip
     openssl("genrsa", "-traditional", "-out", folder / "sa.key", "2048")
     for certificate in wanted:

@@ -299,6 +299,7 @@ async function load() {
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
     spec = await response.json();
     document.getElementById("key").hidden = !spec.components.securitySchemes;
+    document.getElementById("proto").hidden = !spec.paths["/proto"]; // where gRPC is off
     render();
     state.textContent = "";
   } catch (error) {
