@@ -68,7 +68,8 @@ class ServerSettings(SettingsGroup):
     open files less 64 or a quarter of it, whichever is more, and at most 8192."""
     write_timeout_s: float = 30.0
     """A connection whose client reads less than 1 KiB per second of its response, averaged over
-    this time, is closed, and its request is cancelled. 0 never closes it."""
+    this time, is closed, and its request is cancelled. Over gRPC a message may take this time and
+    its size by 256 KiB per second. 0 never closes it."""
     stream_comment_s: float = 15.0
     """A streamed chat that has nothing to send for this long sends a comment line, which clients
     skip, so that no proxy takes it for dead. 0 sends none."""

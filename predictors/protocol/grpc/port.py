@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 
 from predictors.protocol.certificates import Certificates
+from predictors.protocol.grpc.connections import end_connections, refuse_connections
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.http.listening import grpc_fault
 from predictors.settings import ServerSettings
 
-TOLD_S = 0.05  # until the callers know
+CLOSE_S = 1.0  # for gRPC to see that its connections have ended
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class GrpcListener:
         calls: OpenCalls,
     ) -> None:
         """`on_lost` is called if the server ends without `stop`. `calls` are its own."""
-        self.port = port
+        self.port = calls.answers.port = port
         self._server = server
         self._on_lost = on_lost
         self._calls = calls
@@ -43,12 +44,13 @@ class GrpcListener:
     async def stop(self, grace_s: float) -> None:
         """Close the port and the connections. Calls that are open have so many seconds to end."""
         self._is_stopping = True
-        # gRPC cancels what a caller sends before it has come to know that the server stops
-        told_s = TOLD_S if await self._calls.hold() else 0.0
-        stopping = asyncio.create_task(self._server.stop(grace_s))
-        await asyncio.sleep(told_s)
-        self._calls.release()
-        await stopping
+        await self._calls.wait_answered(grace_s)
+        # `Server.stop` cancels the calls that come until the callers know that it stops, and nobody
+        # repeats a cancelled call. Those of a connection that has ended are UNAVAILABLE.
+        await asyncio.to_thread(refuse_connections, self.port)
+        await asyncio.to_thread(end_connections, self.port)
+        await self._calls.wait_none(CLOSE_S)
+        await self._server.stop(None)
         await self._watching
 
     async def _watch(self) -> None:
