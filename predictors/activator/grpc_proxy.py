@@ -195,7 +195,7 @@ async def start_grpc_proxy(
     server = grpc.aio.server(
         handlers=[handler],
         options=[
-            *server_options(own.max_message_bytes, own.linger_s, most),
+            *server_options(own, most),
             ("grpc.http2.bdp_probe", 0),  # windows stay small: calls are held by the hundred
         ],
     )

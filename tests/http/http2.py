@@ -46,6 +46,7 @@ class Connection:
         self._file = sock.makefile("rb")
         self.settings: dict[int, int] = {}
         self.answers_pings = True
+        self.is_sent_away = False
         self.trailers = b""
         sock.sendall(PREFACE)
         self.send(SETTINGS)
@@ -70,6 +71,8 @@ class Connection:
             pairs = struct.iter_unpack(">HI", frame.payload)
             self.settings |= dict(pairs)
             self.send(SETTINGS, flags=ACK)
+        elif kind == GOAWAY:
+            self.is_sent_away = True
         elif kind == PING and not flags & ACK and self.answers_pings:
             self.send(PING, frame.payload, ACK)
         return frame

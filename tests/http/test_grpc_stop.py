@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 import threading
 from collections import Counter
@@ -108,5 +109,26 @@ def test_a_stop_waits_for_no_watch_and_logs_nothing() -> None:
         while connection.receive().kind != HEADERS:  # it has begun
             pass
         running.server.stop()
+        assert connection.is_ended()
+        assert running.join() == 0
+
+
+def test_a_server_lingers_on_until_the_connections_from_before_were_sent_away() -> None:
+    """Each of their calls is answered up to then, long after the linger."""
+    settings = small_settings(server={"linger_s": 0.01, "grpc_connection_s": 1.0})
+    with (
+        serving(echo("echo", settings), settings=settings) as running,
+        connect(running.server.grpc_port) as connection,
+    ):
+        loop = running.server._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(running.server._signalled, signal.SIGTERM)
+        number = 1
+        while not connection.is_sent_away:
+            connection.open(INFER, number)
+            connection.part(framed(message()), number, END_STREAM)
+            assert pb.ModelInferResponse.FromString(connection.answer(number)).model_name == "echo"
+            number += 2
+        assert number > 3
         assert connection.is_ended()
         assert running.join() == 0

@@ -29,7 +29,7 @@ async def start_grpc(
     calls = OpenCalls(MOST_CALLS, own.write_timeout_s)
     server = grpc.aio.server(
         interceptors=key_checks(registry.callers, calls),
-        options=server_options(own.max_message_bytes, own.linger_s),
+        options=server_options(own),
     )
     reader = MessageReader(registry.arriving, registry.callers, calls)
     add_inference(server, reader, registry)

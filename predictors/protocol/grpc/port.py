@@ -13,11 +13,18 @@ from typing import Any
 import grpc
 
 from predictors.protocol.certificates import Certificates
-from predictors.protocol.grpc.connections import end_connections, refuse_connections
+from predictors.protocol.grpc.connection_options import AGE_SPREAD, connection_age_s
+from predictors.protocol.grpc.connections import (
+    Peer,
+    connected_peers,
+    end_connections,
+    refuse_connections,
+)
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.http.listening import grpc_fault
 from predictors.settings import ServerSettings
 
+LOOK_S = 0.25
 CLOSE_S = 1.0  # for gRPC to see that its connections have ended
 
 log = logging.getLogger(__name__)
@@ -53,6 +60,14 @@ class GrpcListener:
         await self._server.stop(None)
         await self._watching
 
+    async def wait_gone(self, peers: set[Peer], longest_s: float) -> None:
+        """Wait until the connections of these peers have ended."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + longest_s
+        while peers and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
+            peers = peers & await asyncio.to_thread(connected_peers, self.port)
+
     async def _watch(self) -> None:
         waiting = self._server.wait_for_termination()
         ended: Sequence[Any] = await asyncio.gather(waiting, return_exceptions=True)
@@ -60,6 +75,19 @@ class GrpcListener:
             reason = ended[0] if isinstance(ended[0], Exception) else None
             log.critical("the gRPC server ended by itself, the process ends", exc_info=reason)
             self._on_lost()
+
+
+async def linger(own: ServerSettings, listener: GrpcListener | None) -> None:
+    """Wait for `linger_s`, and on while gRPC connections that are open now have not yet reached the
+    age at which they are sent away."""
+    if listener is None:
+        await asyncio.sleep(own.linger_s)
+        return
+    peers = await asyncio.to_thread(connected_peers, listener.port)
+    await asyncio.sleep(own.linger_s)
+    longest_s = AGE_SPREAD * connection_age_s(own) - own.linger_s
+    if longest_s > 0:
+        await listener.wait_gone(peers, longest_s + CLOSE_S)
 
 
 async def start_listening(
