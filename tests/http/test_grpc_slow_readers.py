@@ -111,7 +111,6 @@ def test_the_connection_of_a_caller_who_does_not_read_is_closed(path: str) -> No
         connect(running.server.grpc_port) as connection,
     ):
         ask(connection, path, "paint")
-        read_the_window(connection)
         assert connection.is_ended()
         running.wait_idle()
     assert lines.text == ""
@@ -131,7 +130,10 @@ def test_the_request_of_a_stream_that_is_not_read_is_cancelled() -> None:
 
 
 @pytest.mark.usefixtures("at_any_speed")
-def test_a_call_that_is_served_on_the_connection_is_answered_before_it_closes() -> None:
+def test_a_call_that_is_served_on_the_connection_is_answered_before_it_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_answers, "PATIENT_TIMEOUTS", 10_000)
     with (
         hearing("a gRPC caller did not read") as unread,
         painting() as (running, engine),
