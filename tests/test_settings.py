@@ -36,6 +36,7 @@ DEFAULTS = {
     "server.lora_root": "",
     "server.admin_host": "127.0.0.1",
     "server.linger_s": 0.0,
+    "server.grpc_connection_s": 0.0,
     "server.drain_timeout_s": 300.0,
     "server.keep_alive_s": 65.0,
     "server.max_connections": 0,

@@ -28,6 +28,7 @@ from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_opti
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
+from predictors.protocol.grpc.unread_answers import UnreadAnswers
 from predictors.protocol.http.bodies import BytesInFlight
 from predictors.settings import Settings
 
@@ -84,7 +85,9 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self._proxying = proxying
         self._upstream = upstream
-        self.calls = OpenCalls(most)  # each takes a connection to the model
+        self.calls = OpenCalls(
+            most, settings.server.write_timeout_s
+        )  # each takes a connection to the model
         places = settings.server.max_arriving_messages
         self._arriving = ArrivingMessages(places, most_of_one=places)  # one gateway sends all
         self._bytes = BytesInFlight(settings.activator.max_held_bytes, lambda used: None)
@@ -97,15 +100,15 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = start_call(context)
         fault = None
         try:
-            refusal = await self.calls.begin("")
+            refusal = self.calls.begin("", context)
             with self._proxying.request("v2_grpc"):
                 if refusal is not None:
                     raise refusal
-                await self._pass_on(method, context, call)
+                async with self.calls.answers.limited(context):
+                    await self._pass_on(method, context, call)
+                self.calls.answers.begin(context)  # its status
         except ServingError as error:
             fault = fault_of(error, request_id=call.request_id)
-        finally:
-            self.calls.end()
         if fault is not None:
             await abort(context, fault, call)
 
@@ -132,7 +135,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         as `ArrivingMessages.read` and `BytesInFlight.add`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
-            await first_of(_answer(call, context), self._send(call, context))
+            answer = _answer(call, context, self.calls.answers)
+            await first_of(answer, self._send(call, context))
         finally:
             call.cancel()
 
@@ -165,13 +169,13 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._bytes.remove(len(message))
 
 
-async def _answer(call: Any, context: Any) -> None:
+async def _answer(call: Any, context: Any, answers: UnreadAnswers) -> None:
     """Pass the model's answer on. Raises `UpstreamFailed`."""
     first = passed_metadata(await call.initial_metadata() or ())
     await context.send_initial_metadata(first)
     with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
         async for message in call:
-            await context.write(message)
+            await answers.write(context, message)
     code = await call.code()
     trailing = passed_metadata(await call.trailing_metadata() or ())
     if code in BROKEN_CODES and not trailing:
@@ -191,7 +195,7 @@ async def start_grpc_proxy(
     server = grpc.aio.server(
         handlers=[handler],
         options=[
-            *server_options(own.max_message_bytes, own.linger_s, most),
+            *server_options(own, most),
             ("grpc.http2.bdp_probe", 0),  # windows stay small: calls are held by the hundred
         ],
     )

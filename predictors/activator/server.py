@@ -25,7 +25,7 @@ from predictors.activator.http_proxy import HttpAddress, HttpProxy, HttpUpstream
 from predictors.activator.proxying import Proxying
 from predictors.activator.waking import WaitingRoom
 from predictors.errors import Draining
-from predictors.protocol.grpc.port import GrpcListener
+from predictors.protocol.grpc.port import GrpcListener, linger
 from predictors.protocol.http.app import CLOSE_TIMEOUT_S, HttpServer, PlainEndpoint, RestApp
 from predictors.protocol.http.connection_limits import proxied_requests
 from predictors.protocol.http.listening import listen, loop_factory, port_of
@@ -193,9 +193,8 @@ class ActivatorServer:
     async def _end(self, proxying: Proxying, grpc_listener: GrpcListener | None) -> None:
         own = self._settings.server
         metrics.draining.set(1)
-        linger_s = own.linger_s if self._lingers else 0.0
-        if linger_s > 0:  # gRPC's connections reach the age at which they are closed
-            await asyncio.sleep(linger_s)
+        if self._lingers:
+            await linger(own, grpc_listener)
         proxying.is_draining = True
         log.info("draining %d requests", proxying.num_in_progress)
         if not await proxying.wait_idle(own.drain_timeout_s):

@@ -112,6 +112,7 @@ def _parse_hop(text: str) -> Address | None:
     return parse_address(text) if len(text) <= 45 and "%" not in text else None
 
 
+@lru_cache(_KNOWN)
 def peer_address(peer: str) -> str:
     """The address in gRPC's name of a peer: `ipv4:10.0.0.1:5000`, `ipv6:%5B::1%5D:5000`. Empty for
     a socket without addresses."""

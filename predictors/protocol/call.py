@@ -6,9 +6,9 @@ That is its headers, request id, deadline, log fields and trace, and the parsing
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -189,4 +189,4 @@ def clean_request_id(raw: str | None) -> str:
     """The caller's id if it is short printable ASCII without spaces, else a new one."""
     if raw and len(raw) <= 128 and raw.isascii() and raw.isprintable() and " " not in raw:
         return raw
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()

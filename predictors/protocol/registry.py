@@ -74,6 +74,7 @@ class Registry:
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trims = HeapTrims(self._start_trim)
         self._models: dict[str, Served] = {}
+        self.startable: list[Startable] = []
         self._room_checks: dict[str, Callable[[Call], None]] = {}
         self._adapted: dict[str, ServesAdapters] = {}
         self._aliases = read_aliases(settings.server.aliases)
@@ -99,7 +100,10 @@ class Registry:
             raise InvalidRequest(f"the model name {model.name!r} is given twice")
         check_name(model.name)
         self._models[model.name] = model
-        if isinstance(model, Queued):  # which costs more than the check itself: asked once
+        # asked once: it costs more than a probe's answer, or the check of a queue
+        if isinstance(model, Startable) and model not in self.startable:
+            self.startable.append(model)
+        if isinstance(model, Queued):
             self._room_checks[model.name] = model.check_room
         if isinstance(model, ServesAdapters):
             self._adapted[model.name] = model
@@ -118,10 +122,6 @@ class Registry:
             for adapter in model.adapter_names:
                 found.setdefault(f"{name}:{adapter}", self._models[name])
         return found
-
-    @property
-    def startable(self) -> list[Startable]:
-        return [model for model in self._models.values() if isinstance(model, Startable)]
 
     def models_for(self, call: Call | None) -> Collection[Served]:
         """The models of which this caller may use a name."""

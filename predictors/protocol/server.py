@@ -26,7 +26,7 @@ from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
-from predictors.protocol.grpc.port import GrpcListener
+from predictors.protocol.grpc.port import GrpcListener, linger
 from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
@@ -172,7 +172,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 "serving %s on %s: %s", ", ".join(self.registry.models), own.host, self._ports()
             )
             await self._ending.wait()
-            await self._linger()
+            await self._linger(grpc_listener)
             await self._drain(http_server)
             http_server.should_exit = True
             await http_task
@@ -269,15 +269,18 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         for model in self.registry.startable:
             model.start(self._engine_failed)
 
-    async def _linger(self) -> None:
+    async def _linger(self, grpc_listener: GrpcListener | None) -> None:
         """Serve on for `linger_s`, closing each HTTP connection with its response. gRPC's reach the
         age at which they are closed."""
         own = self.settings.server
         if self.registry.is_draining:
             return
         log.info("serving requests that still come for %g s", own.linger_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), own.linger_s)
+        waits = [linger(own, grpc_listener), self._draining.wait()]
+        tasks = [asyncio.ensure_future(each) for each in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
         self._refuse()
 
     async def _drain(self, http_server: HttpServer) -> None:

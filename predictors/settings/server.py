@@ -56,6 +56,11 @@ class ServerSettings(SettingsGroup):
     """After SIGTERM readiness is false at once, but new requests are still served for this long.
     Their connections are closed (`Connection: close`, GOAWAY), because clients that keep
     connections open learn of the shutdown in no other way. The chart sets it."""
+    grpc_connection_s: float = 0.0
+    """With `linger_s`, the age at which gRPC connections are sent away (GOAWAY), since gRPC can do
+    that in no other way without losing calls. 0: 0.8 of `linger_s`. A larger one makes clients
+    connect less often. After SIGTERM the server then lingers on while gRPC connections from before
+    are open, for at most 1.1 times this; in a pod its grace period has to be longer by that."""
     drain_timeout_s: float = 300.0
     """After SIGTERM and `linger_s`, accepted work may take this long to finish. What is left then
     fails with 503."""
@@ -68,7 +73,8 @@ class ServerSettings(SettingsGroup):
     open files less 64 or a quarter of it, whichever is more, and at most 8192."""
     write_timeout_s: float = 30.0
     """A connection whose client reads less than 1 KiB per second of its response, averaged over
-    this time, is closed, and its request is cancelled. 0 never closes it."""
+    this time, is closed, and its request is cancelled. Over gRPC a message may take this time and
+    its size by 256 KiB per second. 0 never closes it."""
     stream_comment_s: float = 15.0
     """A streamed chat that has nothing to send for this long sends a comment line, which clients
     skip, so that no proxy takes it for dead. 0 sends none."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tests.http.echo import PATIENCE_S
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+WINDOW_UPDATE, CONTINUATION = 8, 9
 ACK = END_STREAM = 1
 END_HEADERS = 4
 MAX_FRAME = 16_384
@@ -44,6 +45,8 @@ class Connection:
         self._sock = sock
         self._file = sock.makefile("rb")
         self.settings: dict[int, int] = {}
+        self.answers_pings = True
+        self.is_sent_away = False
         self.trailers = b""
         sock.sendall(PREFACE)
         self.send(SETTINGS)
@@ -68,7 +71,9 @@ class Connection:
             pairs = struct.iter_unpack(">HI", frame.payload)
             self.settings |= dict(pairs)
             self.send(SETTINGS, flags=ACK)
-        elif kind == PING and not flags & ACK:
+        elif kind == GOAWAY:
+            self.is_sent_away = True
+        elif kind == PING and not flags & ACK and self.answers_pings:
             self.send(PING, frame.payload, ACK)
         return frame
 
@@ -110,6 +115,18 @@ class Connection:
     def part(self, raw: bytes, stream: int, flags: int = 0) -> None:
         """Send a part of a call's messages, their five bytes of length included."""
         self.send(DATA, raw, flags, stream)
+
+    def allow(self, num_bytes: int, stream: int = 0) -> None:
+        """Let the server send more on a stream, or on all of them together (0). It may send 65,535
+        bytes on each, and on all together, without that."""
+        self.send(WINDOW_UPDATE, struct.pack(">I", num_bytes), stream=stream)
+
+    def is_ended(self) -> bool:
+        """Read on until the server ends the connection."""
+        with suppress(ConnectionError):
+            while self._file.read(9):
+                pass
+        return True
 
     def reset(self, stream: int) -> None:
         """Cancel a call."""

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from predictors.protocol.grpc import arriving, reading
+from predictors.protocol.grpc import arriving, listening
 from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.kserve_sdk import pb
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
@@ -213,7 +213,7 @@ def test_what_still_arrives_at_a_shutdown_is_refused_and_may_be_sent_again(
 def test_calls_beyond_the_limit_are_refused_and_probes_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_CALLS", 3)
+    monkeypatch.setattr(listening, "MOST_CALLS", 3)
     heads: list[Frame] = []
     watched = health_pb2.HealthCheckRequest().SerializeToString()
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:

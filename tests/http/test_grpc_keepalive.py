@@ -11,6 +11,7 @@ import pytest
 
 from predictors.protocol.grpc import connection_options
 from predictors.protocol.kserve_sdk import pb, pb_grpc
+from predictors.settings import ServerSettings
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, echo, held, serving, small_settings
 from tests.http.http2 import GOAWAY, MAX_CONCURRENT_STREAMS, connect
@@ -191,11 +192,8 @@ def test_two_hundred_calls_at_once_on_a_new_connection_are_all_answered() -> Non
 
 
 def test_a_connection_is_sent_away_within_the_linger_and_its_calls_go_on() -> None:
-    assert "grpc.max_connection_age_ms" not in dict(connection_options.server_options(1, 0.0))
-    linger_s = 0.25
-    assert dict(connection_options.server_options(1, linger_s))["grpc.max_connection_age_ms"] == 200
     engine = ScriptedEngine()
-    settings = small_settings(server={"linger_s": linger_s})
+    settings = small_settings(server={"linger_s": 0.25})
     with (
         held(engine, settings) as (running, model),
         connect(running.server.grpc_port) as connection,
@@ -206,3 +204,15 @@ def test_a_connection_is_sent_away_within_the_linger_and_its_calls_go_on() -> No
             pass
         engine.open()
         assert pb.ModelInferResponse.FromString(connection.answer()).model_name == "echo"
+
+
+@pytest.mark.parametrize(
+    ("linger_s", "connection_s", "age_ms"),
+    [(0.0, 0.0, None), (0.0, 60.0, None), (5.0, 0.0, 4_000), (5.0, 60.0, 60_000)],
+)
+def test_the_age_of_a_connection_follows_the_linger_or_a_setting_of_its_own(
+    linger_s: float, connection_s: float, age_ms: int | None
+) -> None:
+    own = ServerSettings(linger_s=linger_s, grpc_connection_s=connection_s)
+    options = dict(connection_options.server_options(own))
+    assert options.get("grpc.max_connection_age_ms") == age_ms

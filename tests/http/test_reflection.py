@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from predictors.protocol.grpc.health import HealthMethods
 from predictors.protocol.grpc.methods import RawMessage
+from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.reflection import NEWER, OLDER, ReflectionMethod
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.proto_file import proto_text
@@ -151,6 +152,8 @@ class Context:
 
     def set_trailing_metadata(self, pairs: object) -> None: ...
 
+    def add_done_callback(self, callback: object) -> None: ...
+
     async def abort(self, *_: object) -> None:
         self.handled.append(sys.exc_info()[1])
         raise EndedCall
@@ -160,7 +163,9 @@ def reflected(context: Context, raw: bytes) -> Awaitable[object]:
     async def requests() -> AsyncIterator[RawMessage]:
         yield RawMessage(raw)
 
-    return ReflectionMethod([]).server_reflection_info(requests(), context)
+    async def write(response: bytes) -> None: ...
+
+    return ReflectionMethod([]).server_reflection_info(requests(), context, write)
 
 
 def watched(context: Context, raw: bytes) -> Awaitable[object]:
@@ -174,6 +179,7 @@ async def test_a_refused_message_is_not_kept_by_the_frame_that_grpc_keeps(
     method: Callable[[Context, bytes], Awaitable[object]], raw: bytes
 ) -> None:
     context = Context()
+    OpenCalls(1, 0.0).begin("", context)
     with pytest.raises(EndedCall):
         await method(context, raw)
     assert context.handled == [None]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from predictors.errors import DeadlineExceeded, Overloaded, QuotaExceeded, ServingError
+from predictors.protocol.grpc.unread_answers import take_error
 from predictors.protocol.http.bodies import BODY_TIMEOUT_S, RETRY_AFTER_S
 
 AT_ONCE_S = 0.25
@@ -37,6 +38,9 @@ class ArrivingMessages:
         self.most = most
         self._most_of_one = most_of_one or max(1, most // 2)
         self._places: dict[_Place, None] = {}  # the longest held first
+        # of messages that may still come at once, until when; one timer for all of them
+        self._new: dict[asyncio.Future[None], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -60,14 +64,26 @@ class ArrivingMessages:
         reading = loop.create_task(receive())
         over = loop.create_future()
         reading.add_done_callback(partial(_look_at, over))
-        timer = loop.call_later(AT_ONCE_S, _set, over)
+        self._new[over] = loop.time() + AT_ONCE_S
+        if self._timer is None:
+            self._timer = loop.call_later(AT_ONCE_S, self._look_at_new)
         try:
             await over  # as `asyncio.wait` with a timeout, in half of its time
         finally:
-            timer.cancel()
+            del self._new[over]
         if not reading.done():
             await self._wait(reading, _Place(name_caller(), may_wait))
         return reading.result()
+
+    def _look_at_new(self) -> None:
+        """Timer: end the first wait of messages that did not come at once."""
+        loop = asyncio.get_running_loop()
+        self._timer, now = None, loop.time()
+        for over, until in self._new.items():  # the oldest first
+            if until > now:
+                self._timer = loop.call_at(until, self._look_at_new)
+                return
+            _set(over)
 
     async def _wait(self, reading: asyncio.Future[T | None], place: _Place) -> None:
         """Return once the message is there."""
@@ -153,5 +169,4 @@ def _set(over: asyncio.Future[None]) -> None:
 def _look_at(over: asyncio.Future[None], reading: asyncio.Future[Any]) -> None:
     """Set `over`, and take the error of a reading whose call has ended, which asyncio would log."""
     _set(over)
-    if not reading.cancelled():
-        reading.exception()
+    take_error(reading)

@@ -5,6 +5,7 @@ activator alike. Imports no service.
 from __future__ import annotations
 
 from predictors.protocol.http.connection_limits import max_grpc_connections
+from predictors.settings import ServerSettings
 
 # A client that pings every 10 s is sometimes early; the third early ping ends its connection.
 MIN_PING_INTERVAL_MS = 5_000
@@ -13,20 +14,26 @@ MAX_STREAMS = 256
 """Concurrent calls of one connection. gRPC refuses those beyond, and some at the limit, instead of
 leaving them in the client: it counts calls that have ended until their memory is free."""
 LINGER_SHARE = 0.8
-"""Of `server.linger_s`, the age at which a connection is sent away. gRPC varies it by a tenth."""
+"""Of `server.linger_s`, the age at which a connection is sent away."""
+AGE_SPREAD = 1.1  # gRPC varies the age by a tenth
 
 
-def server_options(
-    max_message_bytes: int, linger_s: float, max_streams: int = MAX_STREAMS
-) -> list[tuple[str, int]]:
-    """Arguments of `grpc.aio.server`: `max_message_bytes` bounds what is received.
+def connection_age_s(own: ServerSettings) -> float:
+    """The age at which a connection is sent away; 0 if it never is."""
+    if own.linger_s <= 0:
+        return 0.0
+    return own.grpc_connection_s or LINGER_SHARE * own.linger_s
 
-    With `linger_s` a connection is sent away (GOAWAY) while it is younger than that, so that none
-    from before a SIGTERM is left when the server stops. Its calls go on, and no new one is lost:
-    `Server.stop` also sends GOAWAY, but cancels what a caller sends until it has come to know.
+
+def server_options(own: ServerSettings, max_streams: int = MAX_STREAMS) -> list[tuple[str, int]]:
+    """Arguments of `grpc.aio.server`.
+
+    A connection is sent away (GOAWAY) before the server stops to serve, so that none from before a
+    SIGTERM is left then. Its calls go on, and no new one is lost: `Server.stop` also sends GOAWAY,
+    but cancels what a caller sends until it has come to know.
     """
     options = [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", own.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
         ("grpc.max_concurrent_streams", max_streams),
@@ -35,6 +42,6 @@ def server_options(
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ]
-    if linger_s > 0:
-        options.append(("grpc.max_connection_age_ms", max(1, int(LINGER_SHARE * linger_s * 1e3))))
+    if (age_s := connection_age_s(own)) > 0:
+        options.append(("grpc.max_connection_age_ms", max(1, int(age_s * 1e3))))
     return options

@@ -14,6 +14,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.methods import abort, start_call
+from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.key_file import ApiKey
 from predictors.protocol.keys import KEY_HEADERS, ApiKeys
 from predictors.protocol.outcomes import log_refused_key
@@ -26,9 +27,9 @@ _key: ContextVar[ApiKey | None] = ContextVar("key", default=None)
 """The key of the call that the current task serves."""
 
 
-def key_checks(callers: Callers) -> Sequence[grpc.aio.ServerInterceptor]:
+def key_checks(callers: Callers, calls: OpenCalls) -> Sequence[grpc.aio.ServerInterceptor]:
     """The interceptors of a server; none where no key is needed."""
-    return () if callers.keys is None else (KeyCheck(callers, callers.keys),)
+    return () if callers.keys is None else (KeyCheck(callers, callers.keys, calls),)
 
 
 def adopt_key(callers: Callers, call: Call) -> None:
@@ -43,8 +44,9 @@ def adopt_key(callers: Callers, call: Call) -> None:
 class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuses calls without a valid key. Event loop only."""
 
-    def __init__(self, callers: Callers, keys: ApiKeys) -> None:
+    def __init__(self, callers: Callers, keys: ApiKeys, calls: OpenCalls) -> None:
         self._callers = callers
+        self._calls = calls
         self._keys = keys
 
     async def intercept_service(
@@ -66,6 +68,7 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _refusing(self, error: Unauthorized) -> Any:
         # a handler of streams is called before any message is read
         async def refuse(messages: object, context: Any) -> AsyncIterator[Any]:
+            self._calls.begin("", context)
             call = start_call(context)
             self._callers.name(call, peer_address(context.peer()))
             log_refused_key(call, "v2_grpc")

@@ -10,6 +10,7 @@ from predictors.protocol.certificates import Certificates
 from predictors.protocol.grpc.connection_options import server_options
 from predictors.protocol.grpc.health import add_health
 from predictors.protocol.grpc.key_check import key_checks
+from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
 from predictors.protocol.grpc.reading import MessageReader
 from predictors.protocol.grpc.reflection import add_reflection
@@ -25,13 +26,14 @@ async def start_grpc(
     """The started server, with TLS where there are `certificates`. `on_lost` is that of
     `GrpcListener`. Raises `InvalidSetting` if it can't listen."""
     own = registry.settings.server
+    calls = OpenCalls(MOST_CALLS, own.write_timeout_s)
     server = grpc.aio.server(
-        interceptors=key_checks(registry.callers),
-        options=server_options(own.max_message_bytes, own.linger_s),
+        interceptors=key_checks(registry.callers, calls),
+        options=server_options(own),
     )
-    reader = MessageReader(registry.arriving, registry.callers)
+    reader = MessageReader(registry.arriving, registry.callers, calls)
     add_inference(server, reader, registry)
     add_health(server, reader, registry, SERVICE)
     if is_offered(own.grpc_reflection, registry.settings):
         add_reflection(server, reader, inference_file())
-    return await start_listening(server, own, on_lost, reader.calls, certificates)
+    return await start_listening(server, own, on_lost, calls, certificates)

@@ -18,6 +18,7 @@ from predictors.errors import InvalidRequest, ServingError, TooLarge
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.grpc.unread_answers import answers_of_task
 from predictors.protocol.outcomes import result_or_error
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -90,6 +91,7 @@ async def abort(context: Any, fault: Fault, call: Call) -> None:
     if fault.retry_after_s is not None:
         trailing.append((RETRY_KEY, str(fault.retry_after_s)))
         trailing.append((DETAILS_KEY, status_details(fault)))
+    answers_of_task.get().begin(context)
     await context.abort(fault.grpc_code, fault.message, tuple(trailing))
 
 

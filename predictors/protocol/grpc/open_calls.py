@@ -1,58 +1,63 @@
-"""The open gRPC calls: how many there may be, and how a server stops without losing one."""
+"""The open gRPC calls of one server: how many there may be, and the wait for their end."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from predictors.errors import Overloaded
+from predictors.protocol.grpc.unread_answers import ENDLESS, UnreadAnswers, answers_of_task
 from predictors.protocol.http.bodies import RETRY_AFTER_S
 
 MOST_CALLS = 4096
 """Calls that are open at a time, of all connections. Each takes about 60 KiB and its messages."""
-HOLD_S = 0.1
-"""Callers who ask more often than this wait while a server tells them to go away."""
 PROBES = frozenset({"ServerLive", "ServerReady", "ModelReady", "Check"})
-"""Methods that are answered at that limit too, and at once."""
+"""Methods that are answered at that limit too."""
 
 
 class OpenCalls:
     """The calls of one server, `most` at a time. Event loop only."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, write_timeout_s: float) -> None:
         self._most = most
-        self._num = 0
-        self._began_at = -math.inf
-        self._may_begin = asyncio.Event()
-        self._may_begin.set()
+        self._open: dict[Any, str] = {}  # the names of their methods, by their contexts
+        self.answers = UnreadAnswers(write_timeout_s, self._open)
+        self._ended: asyncio.Event | None = None  # at the next end of a call, where somebody waits
 
-    async def begin(self, name: str) -> Overloaded | None:
-        """Count a call; the reason to refuse it, if there is one. `end` belongs to it, also if this
-        is cancelled."""
-        self._num += 1
-        self._began_at = time.monotonic()
-        if not self._may_begin.is_set():
-            await self._may_begin.wait()
-        if self._num <= self._most or name in PROBES:
+    def begin(self, name: str, context: Any) -> Overloaded | None:
+        """Count a call until its last byte is sent or its caller has left; the reason to refuse it,
+        if there is one."""
+        self._open[context] = name
+        context.add_done_callback(self._end)
+        answers_of_task.set(self.answers)
+        if len(self._open) <= self._most or name in PROBES:
             return None
         return Overloaded(
             f"{self._most} gRPC calls are in progress already, which is the limit; try again later",
             retry_after_s=RETRY_AFTER_S,
         )
 
-    def end(self) -> None:
-        self._num -= 1
+    async def wait_answered(self, longest_s: float) -> None:
+        """Wait until the calls that are open now have ended, except endless ones."""
+        asked = {each for each, name in self._open.items() if name not in ENDLESS}
+        await self._wait(lambda: asked.isdisjoint(self._open), longest_s)
 
-    async def hold(self) -> bool:
-        """Let calls that come wait until `release`. Returns once callers who ask again and again
-        have one that waits, so that they send nothing while the server tells them to go away. False
-        if there are none."""
-        self._may_begin.clear()
-        is_asked = time.monotonic() - self._began_at < HOLD_S
-        if is_asked:
-            await asyncio.sleep(HOLD_S)
-        return is_asked
+    async def wait_none(self, longest_s: float) -> None:
+        """Wait until no call is open."""
+        await self._wait(lambda: not self._open, longest_s)
 
-    def release(self) -> None:
-        self._may_begin.set()
+    async def _wait(self, is_over: Callable[[], bool], longest_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while not is_over():
+                    self._ended = asyncio.Event()
+                    await self._ended.wait()
+        self._ended = None
+
+    def _end(self, context: Any) -> None:
+        del self._open[context]
+        self.answers.end(context)
+        if self._ended is not None:
+            self._ended.set()

@@ -13,11 +13,19 @@ from typing import Any
 import grpc
 
 from predictors.protocol.certificates import Certificates
+from predictors.protocol.grpc.connection_options import AGE_SPREAD, connection_age_s
+from predictors.protocol.grpc.connections import (
+    Peer,
+    connected_peers,
+    end_connections,
+    refuse_connections,
+)
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.http.listening import grpc_fault
 from predictors.settings import ServerSettings
 
-TOLD_S = 0.05  # until the callers know
+LOOK_S = 0.25
+CLOSE_S = 1.0  # for gRPC to see that its connections have ended
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +41,7 @@ class GrpcListener:
         calls: OpenCalls,
     ) -> None:
         """`on_lost` is called if the server ends without `stop`. `calls` are its own."""
-        self.port = port
+        self.port = calls.answers.port = port
         self._server = server
         self._on_lost = on_lost
         self._calls = calls
@@ -43,13 +51,22 @@ class GrpcListener:
     async def stop(self, grace_s: float) -> None:
         """Close the port and the connections. Calls that are open have so many seconds to end."""
         self._is_stopping = True
-        # gRPC cancels what a caller sends before it has come to know that the server stops
-        told_s = TOLD_S if await self._calls.hold() else 0.0
-        stopping = asyncio.create_task(self._server.stop(grace_s))
-        await asyncio.sleep(told_s)
-        self._calls.release()
-        await stopping
+        await self._calls.wait_answered(grace_s)
+        # `Server.stop` cancels the calls that come until the callers know that it stops, and nobody
+        # repeats a cancelled call. Those of a connection that has ended are UNAVAILABLE.
+        await asyncio.to_thread(refuse_connections, self.port)
+        await asyncio.to_thread(end_connections, self.port)
+        await self._calls.wait_none(CLOSE_S)
+        await self._server.stop(None)
         await self._watching
+
+    async def wait_gone(self, peers: set[Peer], longest_s: float) -> None:
+        """Wait until the connections of these peers have ended."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + longest_s
+        while peers and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
+            peers = peers & await asyncio.to_thread(connected_peers, self.port)
 
     async def _watch(self) -> None:
         waiting = self._server.wait_for_termination()
@@ -58,6 +75,19 @@ class GrpcListener:
             reason = ended[0] if isinstance(ended[0], Exception) else None
             log.critical("the gRPC server ended by itself, the process ends", exc_info=reason)
             self._on_lost()
+
+
+async def linger(own: ServerSettings, listener: GrpcListener | None) -> None:
+    """Wait for `linger_s`, and on while gRPC connections that are open now have not yet reached the
+    age at which they are sent away."""
+    if listener is None:
+        await asyncio.sleep(own.linger_s)
+        return
+    peers = await asyncio.to_thread(connected_peers, listener.port)
+    await asyncio.sleep(own.linger_s)
+    longest_s = AGE_SPREAD * connection_age_s(own) - own.linger_s
+    if longest_s > 0:
+        await listener.wait_gone(peers, longest_s + CLOSE_S)
 
 
 async def start_listening(

@@ -18,13 +18,14 @@ from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages, receive_message
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, start_call
-from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
+from predictors.protocol.grpc.open_calls import OpenCalls
 
 Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
 Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
-Duplex = Callable[[AsyncIterator[RawMessage], Any], Awaitable[None]]
-"""Requests and context; it writes serialised responses to the context."""
+Write = Callable[[bytes], Awaitable[None]]
+"""Sends a serialised response. Waits while the caller does not read."""
 Messages = AsyncIterator[RawMessage]
+Duplex = Callable[[Messages, Any, Write], Awaitable[None]]  # requests and context
 
 
 class MessageReader:
@@ -34,54 +35,56 @@ class MessageReader:
     nothing that could end a message that never ends.
     """
 
-    def __init__(self, arriving: ArrivingMessages, callers: Callers) -> None:
+    def __init__(self, arriving: ArrivingMessages, callers: Callers, calls: OpenCalls) -> None:
         self._arriving = arriving
         self._callers = callers
-        self.calls = OpenCalls(MOST_CALLS)
+        self._calls = calls
+        self._answers = calls.answers
 
     def unary(self, name: str, method: Method) -> grpc.RpcMethodHandler:
         """Of one message and one response. A message that is refused raises when it is released."""
 
-        async def handle(messages: Messages, context: Any) -> Any:
-            try:
-                refusal = await self.calls.begin(name)
-                return await method(await self._only(context, refusal), context)
-            finally:
-                self.calls.end()
+        async def handle(messages: object, context: Any) -> bytes:
+            refusal = self._calls.begin(name, context)
+            response = await method(await self._only(context, refusal), context)
+            raw: bytes = response.SerializeToString()
+            self._answers.begin(context, len(raw))
+            return raw
 
-        return grpc.stream_unary_rpc_method_handler(handle, RawMessage, _serialise)
+        return grpc.stream_unary_rpc_method_handler(handle, RawMessage)
 
     def streaming(self, name: str, method: Stream) -> grpc.RpcMethodHandler:
         """Of one message and many responses."""
 
-        async def handle(messages: Messages, context: Any) -> AsyncIterator[Any]:
-            try:
-                refusal = await self.calls.begin(name)
-                message = await self._only(context, refusal)
-                async for response in method(message, context):
-                    yield response
-            finally:
-                self.calls.end()
+        async def work(context: Any, write: Write, refusal: ServingError | None) -> None:
+            message = await self._only(context, refusal)
+            async for response in method(message, context):
+                await write(response.SerializeToString())
 
-        return grpc.stream_stream_rpc_method_handler(handle, RawMessage, _serialise)
+        return self._of_streams(name, work)
 
     def duplex(self, name: str, method: Duplex) -> grpc.RpcMethodHandler:
         """Of many messages and many responses. What reading raises ends the call, unless the method
         catches it."""
 
-        async def handle(messages: Messages, context: Any) -> None:
+        async def work(context: Any, write: Write, refusal: ServingError | None) -> None:
+            if refusal is not None:
+                raise refusal
+            await method(self._each(context), context, write)
+
+        return self._of_streams(name, work)
+
+    def _of_streams(self, name: str, work: Callable[..., Awaitable[None]]) -> grpc.RpcMethodHandler:
+        async def handle(messages: object, context: Any) -> None:
+            refusal = self._calls.begin(name, context)
             try:
-                try:
-                    refusal = await self.calls.begin(name)
-                    if refusal is not None:
-                        raise refusal
-                    await method(self._each(context), context)
-                    return
-                except ServingError as error:
-                    fault = fault_of(error)
-                await abort(context, fault, start_call(context))
-            finally:
-                self.calls.end()
+                async with self._answers.limited(context):
+                    await work(context, partial(self._answers.write, context), refusal)
+                self._answers.begin(context)  # its status
+                return
+            except ServingError as error:
+                fault = fault_of(error)
+            await abort(context, fault, start_call(context))
 
         return grpc.stream_stream_rpc_method_handler(handle, RawMessage)
 
@@ -126,8 +129,3 @@ def add_service(
     handlers |= {name: reader.streaming(name, each) for name, each in (streams or {}).items()}
     handlers |= {name: reader.duplex(name, each) for name, each in (duplex or {}).items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-
-
-def _serialise(message: Any) -> bytes:
-    raw: bytes = message.SerializeToString()
-    return raw

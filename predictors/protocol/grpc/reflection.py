@@ -19,7 +19,7 @@ from predictors.protocol.grpc.methods import (
     run_cheap_method,
     start_call,
 )
-from predictors.protocol.grpc.reading import MessageReader, add_service
+from predictors.protocol.grpc.reading import MessageReader, Write, add_service
 
 OLDER, NEWER = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 """Packages of the service. Their messages are the same to the byte."""
@@ -49,13 +49,13 @@ class ReflectionMethod:
         self._services = [f"{file.package}.{each.name}" for file in files for each in file.service]
 
     async def server_reflection_info(
-        self, requests: AsyncIterator[RawMessage], context: Any
+        self, requests: AsyncIterator[RawMessage], context: Any, write: Write
     ) -> None:
         """One response per request, in order."""
         call = start_call(context)
         async for message in requests:
             answer = await run_cheap_method(self._answer(message), context, call)
-            await context.write(answer.SerializeToString())
+            await write(answer.SerializeToString())
 
     async def _answer(self, message: RawMessage) -> Any:
         request = parse_small(messages.ServerReflectionRequest, message)

@@ -19,6 +19,7 @@ from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_request_id, start_call
+from predictors.protocol.grpc.reading import Write
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import RequestRecord
 from predictors.protocol.registry import Registry
@@ -47,12 +48,14 @@ class StreamMethod:
         self._registry = registry
         self._methods = methods
 
-    async def model_stream_infer(self, messages: AsyncIterator[RawMessage], context: Any) -> None:
+    async def model_stream_infer(
+        self, messages: AsyncIterator[RawMessage], context: Any, write: Write
+    ) -> None:
         """gRPC cancels it when the client leaves or its deadline passes, and with it every request
         of the stream that is not answered."""
         set_request_id(context, start_call(context))
         places, number = asyncio.Semaphore(MOST_REQUESTS), 0
-        responses, refusal = ResponseWriter(context), None
+        responses, refusal = ResponseWriter(write), None
         async with asyncio.TaskGroup() as group:
             while await places.acquire():  # first: a message that is read must count at once
                 try:
@@ -136,8 +139,8 @@ async def _responses(model: Served, values: V2Request, call: Call) -> AsyncGener
 class ResponseWriter:
     """The responses of one stream, which its requests write in any order. Event loop only."""
 
-    def __init__(self, context: Any) -> None:
-        self._context = context
+    def __init__(self, write: Write) -> None:
+        self._write = write
         self._lock = asyncio.Lock()  # gRPC takes one message at a time
 
     async def write(self, response: Any) -> None:
@@ -151,4 +154,4 @@ class ResponseWriter:
 
     async def _send(self, raw: bytes) -> None:
         async with self._lock:
-            await self._context.write(raw)
+            await self._write(raw)
