@@ -28,7 +28,6 @@ from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_opti
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
-from predictors.protocol.http.bodies import BytesInFlight
 from predictors.settings import Settings
 
 PING_MS = 20_000
@@ -87,7 +86,6 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.calls = OpenCalls(most)  # each takes a connection to the model
         places = settings.server.max_arriving_messages
         self._arriving = ArrivingMessages(places, most_of_one=places)  # one gateway sends all
-        self._bytes = BytesInFlight(settings.activator.max_held_bytes, lambda used: None)
 
     def service(self, details: Any) -> Any:
         """Called by gRPC for each call."""
@@ -129,7 +127,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         context: Any,
     ) -> None:
         """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`, and
-        as `ArrivingMessages.read` and `BytesInFlight.add`."""
+        as `ArrivingMessages.read` and `WaitingRoom.charge`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
             await first_of(_answer(call, context), self._send(call, context))
@@ -139,8 +137,11 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _send(self, call: Any, context: Any) -> None:
         """Pass the caller's messages on. Ends by raising or by being cancelled: an end of the call
         is no failure here, its status says why."""
-        caller = lambda: peer_address(context.peer())  # noqa: E731
         receive = partial(receive_message, context)
+
+        def caller() -> str:
+            return peer_address(context.peer())
+
         with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             await call.wait_for_connection()
             while True:
@@ -157,12 +158,13 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _counted(self, message: bytes) -> Iterator[None]:
-        """Count a message until it is sent. Raises `Overloaded`."""
-        self._bytes.add(len(message))
+        """Count a message until it is sent, with the bodies that wait. Raises `Overloaded`."""
+        room = self._proxying.room
+        room.charge(len(message))
         try:
             yield
         finally:
-            self._bytes.remove(len(message))
+            room.release(len(message))
 
 
 async def _answer(call: Any, context: Any) -> None:

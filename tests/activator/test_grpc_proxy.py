@@ -13,7 +13,12 @@ import grpc
 import pytest
 
 from predictors.activator import server as activator_server
+from predictors.activator.grpc_proxy import GrpcProxy, GrpcUpstream
+from predictors.activator.proxying import Proxying
+from predictors.activator.waking import RETRY_SOON_S, WaitingRoom
+from predictors.errors import Overloaded
 from predictors.protocol.grpc import arriving
+from predictors.settings import ActivatorSettings, Settings
 from tests.activator.scripted import (
     BRISK,
     PATIENCE_S,
@@ -246,9 +251,27 @@ def test_messages_are_bounded_in_sum() -> None:
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(bytes(110_000), timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "at most 100000 are taken from all callers together" in refused.value.details()
+        assert "over 100000 bytes, which is the limit" in refused.value.details()
         assert "retry-after" in dict(refused.value.trailing_metadata())
         assert unary(channel, "Echo")(b"again", timeout=PATIENCE_S) == b"again"
+
+
+def test_messages_and_bodies_that_wait_have_one_bound() -> None:
+    settings = Settings(activator=ActivatorSettings(max_held_bytes=100))
+    room = WaitingRoom("one bound", settings.activator, never, never)
+    proxying = Proxying("one bound", settings.activator, room)
+    proxy = GrpcProxy(proxying, GrpcUpstream("", 1.0), 1, settings)
+    room.charge(60)
+    with pytest.raises(Overloaded) as refused, proxy._counted(bytes(50)):
+        pytest.fail("it was taken")
+    assert refused.value.retry_after_s == RETRY_SOON_S  # no start is waited for
+    with proxy._counted(bytes(40)):
+        assert room.num_bytes == 100
+    assert room.num_bytes == 60
+
+
+async def never() -> bool:
+    return False
 
 
 def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(

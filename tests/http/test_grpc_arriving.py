@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import threading
@@ -16,7 +17,8 @@ from grpc_health.v1 import health_pb2
 from predictors.protocol.grpc import arriving, reading
 from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.kserve_sdk import pb
-from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
+from tests.fakes import ScriptedEngine
+from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
 from tests.http.http2 import END_STREAM, HEADERS, Connection, Frame, connect
 from tests.http.log_lines import logged
 
@@ -208,6 +210,33 @@ def test_what_still_arrives_at_a_shutdown_is_refused_and_may_be_sent_again(
             assert b"the server is shutting down; ask another replica" in connection.trailers
             assert b"retry-after" in connection.trailers
     assert running.join() == 0
+
+
+def test_what_begins_to_arrive_during_a_drain_is_refused_at_once(places: Places) -> None:
+    settings, engine = small_settings(), ScriptedEngine()
+    with held(engine, settings) as (running, model), Asking(running) as asking:
+        places.running = running
+        accepted = asking.post("accepted")
+        model.wait_submitted()
+        running.server.stop()
+        until_draining(running)
+        with connect(running.server.grpc_port) as connection:
+            for number, path in ((1, INFER), (3, STREAM), (5, LIVE)):
+                connection.open(path, number)
+                connection.part(PART if path == INFER else b"", number)
+                connection.answer(number)
+                assert b"the server is shutting down; ask another replica" in connection.trailers
+        assert len(places) == 0
+        engine.open()
+        assert accepted.result(PATIENCE_S).status_code == 200
+        assert running.join() == 0
+
+
+def until_draining(running: Running) -> None:
+    loop = running.server._loop
+    assert loop is not None
+    waiting = running.server._draining.wait()
+    asyncio.run_coroutine_threadsafe(waiting, loop).result(PATIENCE_S)
 
 
 def test_calls_beyond_the_limit_are_refused_and_probes_are_not(

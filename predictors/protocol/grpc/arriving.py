@@ -37,12 +37,14 @@ class ArrivingMessages:
         self.most = most
         self._most_of_one = most_of_one or max(1, most // 2)
         self._places: dict[_Place, None] = {}  # the longest held first
+        self._end_reason: ServingError | None = None
 
     def __len__(self) -> int:
         return len(self._places)
 
     def stop_reading(self, reason: ServingError) -> None:
-        """End every wait with `reason`."""
+        """End every wait with `reason`, for good: also those that would begin later."""
+        self._end_reason = reason
         for place in list(self._places):
             self._end(place, reason)
 
@@ -87,11 +89,13 @@ class ArrivingMessages:
         if reading.done():
             return
         if place.stopped.done():
-            raise place.stopped.result()
+            raise place.stopped.result().with_traceback(None)  # it may be that of many
         raise DeadlineExceeded(f"the message took longer than {BODY_TIMEOUT_S:g} s")
 
     def _take(self, place: _Place) -> None:
-        """Raises `Overloaded` or `QuotaExceeded`."""
+        """Raises `Overloaded`, `QuotaExceeded`, and the reason given to `stop_reading`."""
+        if self._end_reason is not None:
+            raise self._end_reason.with_traceback(None)
         of_caller = [each for each in self._places if each.caller == place.caller]
         if len(of_caller) >= self._most_of_one:
             if not self._make_room(of_caller):

@@ -14,7 +14,7 @@ MOST_CALLS = 4096
 HOLD_S = 0.1
 """Callers who ask more often than this wait while a server tells them to go away."""
 PROBES = frozenset({"ServerLive", "ServerReady", "ModelReady", "Check"})
-"""Methods that are answered at that limit too, and at once."""
+"""Methods that are answered at that limit too."""
 
 
 class OpenCalls:
