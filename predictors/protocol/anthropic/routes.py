@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from starlette.routing import Route
 
 from predictors.protocol.anthropic.messages_body import (
-    SPELT,
     MessagesBody,
     decode_count_body,
     decode_messages_body,
@@ -42,7 +41,7 @@ async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> R
     return json_response({"input_tokens": counted["count"]})
 
 
-MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream, SPELT)
+MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream)
 COUNT_TOKENS = Operation(
     name="count_tokens",
     route="/messages/count_tokens",
