@@ -95,6 +95,7 @@ BY_TEMPLATE = [
     (('models.flux.serviceAccount={"create":false,"name":"a","annotations":{"a":"b"}}',),
      'annotations have no effect with serviceAccount.create false: annotate the account "a"'),
     (('models.flux.gpu.nodeSelector={"a":"b"}',), "say models.flux.nodeSelector"),
+    (('models.flux.gpu.tolerations=[{"key":"a"}]',), "say models.flux.tolerations"),
     (('models.flux.storage.uri="s3://a/b"', 'models.flux.env=[{"name":"AWS_ACCESS_KEY_ID"}]'),
      "models.flux.env[0] AWS_ACCESS_KEY_ID is the server's, and s3://a/b is downloaded before"),
     (("models.x.storage.uri=\"pvc://a\"",), "models.x.format is needed"),

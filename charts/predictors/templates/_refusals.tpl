@@ -32,7 +32,7 @@
 {{- define "predictors.refuse.unused" -}}
 {{- $at := index . 0 -}}{{- $said := index . 1 -}}{{- $m := index . 2 -}}
 {{- if not (or (int $m.gpu.count) $m.resourceClaims) -}}
-{{- range $key := list "nodeSelector" "runtimeClassName" -}}
+{{- range $key := list "nodeSelector" "runtimeClassName" "tolerations" -}}
 {{- if dig "gpu" $key "" $said -}}
 {{- include "predictors.fail" (printf "%s.gpu.%s has no effect with gpu.count 0: say %s.%s, which pods without a GPU have as well" $at $key $at $key) -}}
 {{- end -}}
