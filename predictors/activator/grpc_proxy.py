@@ -23,7 +23,7 @@ from predictors.errors import ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import ArrivingMessages, receive_message
+from predictors.protocol.grpc.arriving import ArrivingMessages, StreamMessages, receive_message
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
@@ -32,6 +32,8 @@ from predictors.settings import Settings
 
 PING_MS = 20_000
 """A node that is gone is noticed after about twice this."""
+BETWEEN_PARTS_S = 10.0
+"""Between two parts of an answer at most; then it is taken for whole."""
 BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 
 
@@ -130,24 +132,18 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         as `ArrivingMessages.read` and `WaitingRoom.charge`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
-            await first_of(_answer(call, context), self._send(call, context))
+            receive = partial(receive_message, context)
+            messages = StreamMessages(self._arriving, receive, lambda: peer_address(context.peer()))
+            await first_of(_answer(call, context, messages), self._send(call, messages))
         finally:
             call.cancel()
 
-    async def _send(self, call: Any, context: Any) -> None:
+    async def _send(self, call: Any, messages: StreamMessages) -> None:
         """Pass the caller's messages on. Ends by raising or by being cancelled: an end of the call
         is no failure here, its status says why."""
-        receive = partial(receive_message, context)
-
-        def caller() -> str:
-            return peer_address(context.peer())
-
         with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             await call.wait_for_connection()
-            while True:
-                message = await self._arriving.read(receive, caller, may_wait=True)
-                if message is None:
-                    break
+            async for message in messages:
                 with self._counted(message):
                     # not `call.write`: if the model's server has answered without reading, that
                     # replaces the server's status by "Internal error from Core"
@@ -167,13 +163,14 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             room.release(len(message))
 
 
-async def _answer(call: Any, context: Any) -> None:
-    """Pass the model's answer on. Raises `UpstreamFailed`."""
+async def _answer(call: Any, context: Any, messages: StreamMessages) -> None:
+    """Pass the model's answer to `messages` on. Raises `UpstreamFailed`."""
     first = passed_metadata(await call.initial_metadata() or ())
     await context.send_initial_metadata(first)
     with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
         async for message in call:
             await context.write(message)
+            messages.answered(BETWEEN_PARTS_S)
     code = await call.code()
     trailing = passed_metadata(await call.trailing_metadata() or ())
     if code in BROKEN_CODES and not trailing:

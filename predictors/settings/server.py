@@ -83,8 +83,8 @@ class ServerSettings(SettingsGroup):
     max_arriving_messages: int = bounded(32, least=2)
     """gRPC messages that may take longer than a quarter of a second to arrive, and streams that
     wait for one, at a time; half of them for one caller. Each may take `server.max_message_bytes`.
-    Beyond that the stream that has waited longest ends, or the message is refused with
-    RESOURCE_EXHAUSTED."""
+    Beyond that the stream without a request in progress that has waited longest ends, or the
+    message is refused with RESOURCE_EXHAUSTED."""
     body_timeout_s: float = 10.0
     """Every 64 KiB of a request body must arrive within this time, and the whole body within a
     minute. Otherwise the answer is 504."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ class Model:
         self._target = target
         self.turn = threading.Semaphore(0)
         self.left = threading.Event()
-        self.asked = threading.Event()
+        self.asked = threading.Semaphore(0)
         self.metadata: dict[str, Any] = {}
         self.server: grpc.Server | None = None
 
@@ -78,7 +79,7 @@ class Model:
 
     def wait(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.left.set)
-        self.asked.set()
+        self.asked.release()
         self.left.wait(PATIENCE_S)
         return message
 
@@ -215,7 +216,7 @@ def test_a_call_that_is_cancelled_while_it_is_held_gives_its_place_back() -> Non
 def test_a_call_that_is_cancelled_ends_the_models_call() -> None:
     with grpc_rig() as (_, model, channel):
         call = unary(channel, "Wait").future(b"", timeout=PATIENCE_S)  # type: ignore[attr-defined]
-        assert model.asked.wait(PATIENCE_S)
+        assert model.asked.acquire(timeout=PATIENCE_S)
         assert not model.left.is_set()
         call.cancel()
         assert model.left.wait(PATIENCE_S)
@@ -292,6 +293,38 @@ def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
             assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
 
 
+def test_a_stream_whose_answer_is_not_whole_is_ended_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+    monkeypatch.setattr(arriving, "AGAIN_S", 0.01)
+    with grpc_rig(places=2) as (_, model, channel), ThreadPoolExecutor(5) as pool:
+
+        def ask() -> list[bytes]:
+            is_answered, found = threading.Event(), []
+
+            def requests() -> Iterator[bytes]:
+                yield b"one"
+                assert is_answered.wait(PATIENCE_S)
+
+            call = channel.stream_stream("/test.Model/Wait")(requests(), timeout=PATIENCE_S)
+            try:
+                for answer in call:
+                    found.append(answer)
+                    is_answered.set()
+            finally:
+                is_answered.set()
+            return found
+
+        asking = [pool.submit(ask) for _ in range(5)]
+        for _ in asking:
+            assert model.asked.acquire(timeout=PATIENCE_S)
+        for _ in range(20):  # meanwhile each of them looks for a place
+            assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
+        model.left.set()
+        assert [each.result(PATIENCE_S) for each in asking] == [[b"one"]] * 5
+
+
 @pytest.mark.parametrize("path", ODD_PATHS.values(), ids=ODD_PATHS)
 def test_a_method_whose_name_is_no_text_ends_its_own_call_alone(path: bytes) -> None:
     with grpc_rig() as (rig, _, channel):
@@ -329,7 +362,7 @@ def test_calls_beyond_those_that_have_files_are_refused(monkeypatch: pytest.Monk
     with grpc_rig() as (_, model, channel):
         wait = unary(channel, "Wait")
         waiting = [wait.future(b"", timeout=PATIENCE_S) for _ in range(2)]
-        assert model.asked.wait(PATIENCE_S)
+        assert model.asked.acquire(timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(b"", timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
