@@ -19,7 +19,7 @@ import grpc
 from predictors.activator.fields import Metadata, passed_metadata, request_metadata
 from predictors.activator.http_proxy import broken_off
 from predictors.activator.proxying import Proxying, first_of
-from predictors.errors import ServingError
+from predictors.errors import ServingError, TooLarge
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import fault_of
@@ -88,6 +88,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.calls = OpenCalls(most)  # each takes a connection to the model
         places = settings.server.max_arriving_messages
         self._arriving = ArrivingMessages(places, most_of_one=places)  # one gateway sends all
+        self._most_bytes = settings.activator.max_held_bytes
 
     def service(self, details: Any) -> Any:
         """Called by gRPC for each call."""
@@ -154,8 +155,13 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _counted(self, message: bytes) -> Iterator[None]:
-        """Count a message until it is sent, with the bodies that wait. Raises `Overloaded`."""
+        """Count a message until it is sent, with the bodies that wait. Raises `Overloaded`, and
+        `TooLarge` for one that is over the limit alone."""
         room = self._proxying.room
+        if len(message) > self._most_bytes:
+            raise TooLarge(
+                f"the message has {len(message)} bytes; at most {self._most_bytes} are passed on"
+            )
         room.charge(len(message))
         try:
             yield

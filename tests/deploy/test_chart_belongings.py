@@ -101,6 +101,11 @@ def test_a_claim_is_made_where_none_is_named() -> None:
     assert "annotations" not in claim["metadata"]
 
 
+def test_a_volume_whose_claim_is_an_empty_key_is_passed_on() -> None:
+    volume = {"name": "a", "persistentVolumeClaim": None}
+    render("values-laptop.yaml", sets=(f"models.flux.extraVolumes={json.dumps([volume])}",))
+
+
 @pytest.mark.parametrize("place", ["global.storageClass", "models.qwen-vl.cache.storageClassName"])
 def test_a_dash_is_no_class_as_in_other_charts(place: str) -> None:
     sets = ('models.qwen-vl.cache.storageClassName=""', f'{place}="-"')

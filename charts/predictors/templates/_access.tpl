@@ -168,7 +168,7 @@
 {{- include "predictors.fail" "apiKeys.content is no file of keys: {\"keys\": [{\"name\": ..., \"sha256\": ...}]}" -}}
 {{- end -}}
 {{- range $i, $key := $keys -}}
-{{- if not (regexMatch "^[0-9a-f]{64}$" (dig "sha256" "" $key | toString)) -}}
+{{- if not (regexMatch "^[0-9a-f]{64}$" (get ($key | default dict) "sha256" | toString)) -}}
 {{- include "predictors.fail" (printf "apiKeys.content: keys[%d].sha256 must be 64 hex digits in lower case" $i) -}}
 {{- end -}}
 {{- end -}}
