@@ -114,7 +114,7 @@ class PassWarming:
             progress(unit_name(unit), done, len(first) + len(shapes))
             for each in units[unit]:
                 self._run(each)
-        self._end(conversations)
+        self._end(conversations, (lambda: None) if shapes else (lambda: self.on_over(())))
         plan = WarmPlan(
             model,
             shapes,
@@ -144,7 +144,7 @@ class PassWarming:
         if self.is_deterministic and not self.is_cuda:
             self._runner.fix_width()
 
-    def _end(self, conversations: Conversations, then: Callable[[], object] = lambda: None) -> None:
+    def _end(self, conversations: Conversations, then: Callable[[], object]) -> None:
         if self.is_deterministic and self.is_cuda:
             self._runner.fix_width()  # rows can be compared once their graphs are captured
         for what, work in conversations:

@@ -229,6 +229,14 @@ def test_passes_are_measured_once_all_of_them_are_warm() -> None:
     assert len(later.room.answer(REQUESTS[0])) == 6
 
 
+def test_a_start_that_leaves_no_pass_ends_as_one_that_warms_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    later = LaterRoom("whole", prefill_chunk=256, prefill_steps=1.4)
+    assert later.waiting == []
+    assert "whole: qwen_vl.prefill_steps 1.4 has no effect: prompts share passes" in caplog.text
+
+
 def test_a_pass_that_failed_leaves_no_bound_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
