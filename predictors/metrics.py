@@ -153,7 +153,7 @@ log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines
 activator_requests_total = Counter(f"{P}_activator_requests_total", "Requests to an activator; the model answered those that are `proxied`.", ["model", "protocol", "outcome"])
 activator_requests_in_progress = Gauge(f"{P}_activator_requests_in_progress", "Requests that the activator holds or has passed on. An autoscaler keeps the model for them.", ["model"])
 activator_requests_held = Gauge(f"{P}_activator_requests_held", "Requests that wait in the activator for the model to be ready.", ["model"])
-activator_held_bytes = Gauge(f"{P}_activator_held_bytes", "Bytes of request bodies that wait in the activator.", ["model"])
+activator_held_bytes = Gauge(f"{P}_activator_held_bytes", "Bytes of bodies that wait in the activator, and of gRPC messages on their way.", ["model"])
 activator_wait_seconds = Histogram(f"{P}_activator_wait_duration_seconds", "Time that requests were held by the activator, answered or not.", ["model"], buckets=QUEUE)
 activator_wakes_total = Counter(f"{P}_activator_wakes_total", "Times that the activator set a model's replicas from 0 to 1.", ["model"])
 activator_scale_failures_total = Counter(f"{P}_activator_scale_failures_total", "Calls to the scale API that failed or were refused.", ["model"])

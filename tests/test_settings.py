@@ -295,6 +295,12 @@ def test_a_port_above_the_last_is_refused(name: str) -> None:
         from_env({name: "80000"})
 
 
+@pytest.mark.parametrize("name", ["MAX_MESSAGE_BYTES", "LINGER_S"])
+def test_a_number_that_grpc_can_not_take_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSetting, match=rf"{name} must be from 0 to \d+, not 3000000000"):
+        from_env({f"PREDICTORS_SERVER_{name}": "3000000000"})
+
+
 def test_grpc_is_turned_off_by_port_minus_one() -> None:
     assert from_env({"GRPC_PORT": "-1"}).server.grpc_port == -1
 

@@ -19,21 +19,22 @@ import grpc
 from predictors.activator.fields import Metadata, passed_metadata, request_metadata
 from predictors.activator.http_proxy import broken_off
 from predictors.activator.proxying import Proxying, first_of
-from predictors.errors import ServingError
+from predictors.errors import ServingError, TooLarge
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import ArrivingMessages, receive_message
+from predictors.protocol.grpc.arriving import ArrivingMessages, StreamMessages, receive_message
 from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_options
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
 from predictors.protocol.grpc.unread_answers import UnreadAnswers
-from predictors.protocol.http.bodies import BytesInFlight
 from predictors.settings import Settings
 
 PING_MS = 20_000
 """A node that is gone is noticed after about twice this."""
+BETWEEN_PARTS_S = 10.0
+"""Between two parts of an answer at most; then it is taken for whole."""
 BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 
 
@@ -85,12 +86,11 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self._proxying = proxying
         self._upstream = upstream
-        self.calls = OpenCalls(
-            most, settings.server.write_timeout_s
-        )  # each takes a connection to the model
+        # each takes a connection to the model
+        self.calls = OpenCalls(most, settings.server.write_timeout_s)
         places = settings.server.max_arriving_messages
         self._arriving = ArrivingMessages(places, most_of_one=places)  # one gateway sends all
-        self._bytes = BytesInFlight(settings.activator.max_held_bytes, lambda used: None)
+        self._most_bytes = settings.activator.max_held_bytes
 
     def service(self, details: Any) -> Any:
         """Called by gRPC for each call."""
@@ -132,25 +132,22 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         context: Any,
     ) -> None:
         """Pass messages both ways, then status and trailing metadata. Raises `UpstreamFailed`, and
-        as `ArrivingMessages.read` and `BytesInFlight.add`."""
+        as `ArrivingMessages.read` and `WaitingRoom.charge`."""
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
-            answer = _answer(call, context, self.calls.answers)
-            await first_of(answer, self._send(call, context))
+            receive = partial(receive_message, context)
+            messages = StreamMessages(self._arriving, receive, lambda: peer_address(context.peer()))
+            answer = _answer(call, context, messages, self.calls.answers)
+            await first_of(answer, self._send(call, messages))
         finally:
             call.cancel()
 
-    async def _send(self, call: Any, context: Any) -> None:
+    async def _send(self, call: Any, messages: StreamMessages) -> None:
         """Pass the caller's messages on. Ends by raising or by being cancelled: an end of the call
         is no failure here, its status says why."""
-        caller = lambda: peer_address(context.peer())  # noqa: E731
-        receive = partial(receive_message, context)
         with contextlib.suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             await call.wait_for_connection()
-            while True:
-                message = await self._arriving.read(receive, caller, may_wait=True)
-                if message is None:
-                    break
+            async for message in messages:
                 with self._counted(message):
                     # not `call.write`: if the model's server has answered without reading, that
                     # replaces the server's status by "Internal error from Core"
@@ -161,21 +158,30 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _counted(self, message: bytes) -> Iterator[None]:
-        """Count a message until it is sent. Raises `Overloaded`."""
-        self._bytes.add(len(message))
+        """Count a message until it is sent, with the bodies that wait. Raises `Overloaded`, and
+        `TooLarge` for one that is over the limit alone."""
+        room = self._proxying.room
+        if len(message) > self._most_bytes:
+            raise TooLarge(
+                f"the message has {len(message)} bytes; at most {self._most_bytes} are passed on"
+            )
+        room.charge(len(message))
         try:
             yield
         finally:
-            self._bytes.remove(len(message))
+            room.release(len(message))
 
 
-async def _answer(call: Any, context: Any, answers: UnreadAnswers) -> None:
-    """Pass the model's answer on. Raises `UpstreamFailed`."""
+async def _answer(
+    call: Any, context: Any, messages: StreamMessages, answers: UnreadAnswers
+) -> None:
+    """Pass the model's answer to `messages` on. Raises `UpstreamFailed`."""
     first = passed_metadata(await call.initial_metadata() or ())
     await context.send_initial_metadata(first)
     with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
         async for message in call:
             await answers.write(context, message)
+            messages.answered(BETWEEN_PARTS_S)
     code = await call.code()
     trailing = passed_metadata(await call.trailing_metadata() or ())
     if code in BROKEN_CODES and not trailing:

@@ -24,7 +24,8 @@ RETRY_SOON_S = 2.0
 
 
 class WaitingRoom:
-    """Requests that wait for one model, and the bytes of their bodies. Event loop only.
+    """Requests that wait for one model, the bytes of their bodies, and those of gRPC messages on
+    their way to it. Event loop only.
 
     `is_ready` asks the model; it returns False for every failure. `raise_from_zero` sets the
     replicas to 1 if they are 0, and returns True if it did; it may raise `ApiUnavailable` and
@@ -102,14 +103,14 @@ class WaitingRoom:
                 self._seconds.observe(self._clock() - began)
 
     def charge(self, num_bytes: int) -> None:
-        """Count bytes of a body that waits. Raises `Overloaded` if they would be too many; they are
-        not counted then."""
+        """Count bytes that are held for the model. Raises `Overloaded` if they would be too many;
+        they are not counted then."""
         most = self._settings.max_held_bytes
         if self._num_bytes + num_bytes > most:
             raise Overloaded(
-                f"{self._model} is starting; with {num_bytes} bytes more the bodies that wait for "
-                f"it would have over {most} bytes, which is the limit; try again later",
-                retry_after_s=self.retry_after_s(),
+                f"with {num_bytes} bytes more, what is held for {self._model} would have over "
+                f"{most} bytes, which is the limit; try again later",
+                retry_after_s=self.retry_after_s() if self.is_waking else RETRY_SOON_S,
             )
         self.release(-num_bytes)
 

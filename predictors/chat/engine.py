@@ -193,9 +193,9 @@ class ChatEngine:
         then = self._planner.skip_to, self._measure_passes
         return PassWarming(rehearsal, self.adapters, watch, needs, *kind, *then)
 
-    def _measure_passes(self) -> None:
+    def _measure_passes(self, cold: abc.Sequence[str]) -> None:
         given = self._settings.prefill_steps, self._ready.runner, self._ready.pictures
-        self._planner.keep_to(measured_budget(self._name, *given, self._placement))
+        self._planner.keep_to(measured_budget(self._name, *given, self._placement, cold))
 
     def validate(self, work: ChatWork) -> None:
         """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from predictors.chat.rows import warm_part, warm_rows
@@ -16,6 +17,7 @@ from predictors.chat.step_budget import PassTimes, StepBudget
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.pacing import DeviceSpan
 from predictors.compute.device.placement import Placement
+from predictors.serving.engine import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +28,39 @@ PASS_S = 0.04
 
 
 def measured_budget(
-    name: str, steps: float, runner: ChatRunner, pictures: PictureRunner, placement: Placement
+    name: str,
+    steps: float,
+    runner: ChatRunner,
+    pictures: PictureRunner,
+    placement: Placement,
+    cold: Sequence[str] = (),
 ) -> StepBudget | None:
     """The budget of `steps` decode steps (`qwen_vl.prefill_steps`) for the model `name`, measured
-    on its warm passes. None, without a measurement, for 0 steps, and where prompts do not share
-    passes."""
+    on its passes, of which those called `cold` could not be warmed.
+
+    None, without a measurement, for 0 steps, where prompts do not share passes, where a pass is
+    cold, and where the device has no memory for it. All but the first are told to the log.
+    """
     if not steps:
         return None
+    no_effect = f"{name}: qwen_vl.prefill_steps {steps:g} has no effect"
     if not runner.packs:
-        log.warning(
-            "%s: qwen_vl.prefill_steps %g has no effect: prompts share passes only on a GPU, and "
-            "not with qwen_vl.deterministic",
-            name,
-            steps,
-        )
+        why = "prompts share passes only on a GPU, and not with qwen_vl.deterministic"
+        log.warning("%s: %s", no_effect, why)
+        return None
+    if cold:
+        log.error("%s until the next start: %s could not be warmed", no_effect, ", ".join(cold))
         return None
     began = time.perf_counter()
-    budget = StepBudget(measure_passes(runner, pictures, placement), steps)
+    try:
+        times = measure_passes(runner, pictures, placement)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the engine's tensors
+        log.exception("%s until the next start: no memory to measure passes", no_effect)
+        return None
+    budget = StepBudget(times, steps)
     seconds, rows = time.perf_counter() - began, budget.describe()["rows"]
     log.info(
         "%s: passes were measured in %.2f s; most prompt rows by rows that decode: %s",

@@ -76,8 +76,9 @@ class PassWarming:
     is_deterministic: bool
     on_warmed: Callable[[float], object]
     """Called after each shape of the plan with the time, of `time.perf_counter`."""
-    on_all_warm: Callable[[], object]
-    """Called once every pass is warm: with a plan after its last shape, if none has failed."""
+    on_over: Callable[[Sequence[str]], object]
+    """Called once no pass is left to be warmed, with a plan after its last shape. Gets the names of
+    those that failed."""
     warm: list[str] = field(default_factory=list)
     """Names of the passes that are warm, in order. Any thread may read it."""
 
@@ -94,7 +95,7 @@ class PassWarming:
             progress(each.name, done, len(passes))
             self._run(each)
         progress("ready", len(passes), len(passes))
-        self._end(conversations, self.on_all_warm)
+        self._end(conversations, lambda: self.on_over(()))
 
     def warm_first(
         self, model: str, conversations: Conversations, picture: DefaultPicture, progress: Progress
@@ -113,7 +114,7 @@ class PassWarming:
             progress(unit_name(unit), done, len(first) + len(shapes))
             for each in units[unit]:
                 self._run(each)
-        self._end(conversations)
+        self._end(conversations, (lambda: None) if shapes else (lambda: self.on_over(())))
         plan = WarmPlan(
             model,
             shapes,
@@ -127,9 +128,8 @@ class PassWarming:
 
     def _end_plan(self, plan: WarmPlan) -> None:
         self.watch.start.end_planned()
-        if not plan.describe()["failed"]:
-            self.on_all_warm()
-            self.on_warmed(time.perf_counter())
+        self.on_over(plan.failures)
+        self.on_warmed(time.perf_counter())
 
     def _passes(self) -> list[PromisedPass]:
         """All, of each kind the largest first."""
@@ -144,7 +144,7 @@ class PassWarming:
         if self.is_deterministic and not self.is_cuda:
             self._runner.fix_width()
 
-    def _end(self, conversations: Conversations, then: Callable[[], object] = lambda: None) -> None:
+    def _end(self, conversations: Conversations, then: Callable[[], object]) -> None:
         if self.is_deterministic and self.is_cuda:
             self._runner.fix_width()  # rows can be compared once their graphs are captured
         for what, work in conversations:

@@ -117,8 +117,10 @@ class LaterShapes:
             *self._planned_projection(),
             *self._planned(self._steps[1:], is_wide=True),
         ]
-        plan = WarmPlan(model, shapes, progress, self._end, num_warm=1)
-        progress(self._steps[0].name_by(self._runner), *plan.counts)
+        first = self._steps[0]
+        met = self._provided(first)
+        plan = WarmPlan(model, shapes, progress, self._end, num_warm=1, met=met)
+        progress(first.name_by(self._runner), *plan.counts)
         return plan
 
     def _planned(self, steps: Sequence[PromisedStep], *, is_wide: bool) -> Iterator[PlannedShape]:

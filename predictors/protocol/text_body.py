@@ -8,4 +8,5 @@ from predictors.protocol.openai.completions_body import CompletionsBody
 from predictors.protocol.openai.responses_body import ResponsesBody
 
 TextBody = ChatBody | ResponsesBody | CompletionsBody | MessagesBody
-"""Each has a `model`, `stream`, and `n`, the number of its jobs."""
+"""Each has a `model`, `stream`, `n`, the number of its jobs, and `spelt`, the caller's names of a
+chat's fields."""

@@ -47,11 +47,12 @@ class WarmPlan:
         on_over: Callable[[], object],
         *,
         num_warm: int = 0,
+        met: Collection[Hashable] = (),
         advice: str = "ask for another size or tier",
     ) -> None:
-        """`shapes` in the order of warming; `num_warm` others are warm already. `progress` is
-        called after each, also after one that failed; `on_over` before that of the last. `advice`
-        tells callers what to ask for in place of a shape that failed."""
+        """`shapes` in the order of warming; `num_warm` others are warm already, and meet the needs
+        `met`. `progress` is called after each, also after one that failed; `on_over` before that of
+        the last. `advice` tells callers what to ask for in place of a shape that failed."""
         self._model = model
         self._open = list(shapes)
         self._put_off: list[PlannedShape] = []  # ran out of memory once
@@ -59,6 +60,7 @@ class WarmPlan:
         self._on_over = on_over
         self._advice = advice
         self._total = num_warm + len(shapes)
+        self._met = set(met)
         self._failed: dict[Hashable, str] = {}  # what requests need -> name of the shape
         self._failures: list[str] = []
         self._lock = threading.Lock()
@@ -98,6 +100,11 @@ class WarmPlan:
                 f"failed, and the server's log says why; {self._advice}"
             )
 
+    @property
+    def failures(self) -> list[str]:
+        """Names of the shapes that failed for good."""
+        return list(self._failures)
+
     def describe(self) -> dict[str, object]:
         """Progress, and the names of shapes that wait and that failed, as JSON values."""
         done, total = self.counts
@@ -106,7 +113,7 @@ class WarmPlan:
             "done": done,
             "total": total,
             "waiting": waiting,
-            "failed": list(self._failures),
+            "failed": self.failures,
         }
 
     # -- engine thread ---------------------------------------------------------------------------
@@ -120,7 +127,8 @@ class WarmPlan:
 
     def warm_for(self, needs: Collection[Hashable]) -> None:
         """Warm, before all others, what is not warm yet of `needs`. Raises `ShapeNotWarm` for what
-        can't be warmed, and `StickyDeviceError`. Needs that no shape provides are ignored."""
+        can't be warmed, and `StickyDeviceError`. Needs that are met, or that no shape provides, are
+        ignored."""
         for need in needs:
             while (shape := self._provider(need)) is not None:
                 self._warm(shape)
@@ -129,6 +137,8 @@ class WarmPlan:
         self.check(needs)
 
     def _provider(self, need: Hashable) -> PlannedShape | None:
+        if need in self._met:
+            return None
         return next((shape for shape in self._open if need in shape.provides), None)
 
     def _warm(self, shape: PlannedShape) -> None:
@@ -156,15 +166,16 @@ class WarmPlan:
         self._progress(name, *self.counts)
 
     def _note(self, shape: PlannedShape, outcome: str) -> None:
-        """Take it off the plan, or to its end. Another shape may provide the same as one that
-        failed."""
+        """Take it off the plan, or to its end. What it provides may be met by another that is warm,
+        or that will be."""
         held = self._open if shape in self._open else self._put_off
         with self._lock:
             if outcome == "ok":
+                self._met |= shape.provides
                 for need in shape.provides:
                     self._failed.pop(need, None)
             else:
-                self._failed |= dict.fromkeys(shape.provides, shape.name)
+                self._failed |= dict.fromkeys(shape.provides - self._met, shape.name)
             if outcome == "failed":
                 self._failures.append(shape.name)
             elif outcome == _PUT_OFF:  # before it leaves the others: the plan is not over meanwhile

@@ -20,9 +20,10 @@ class ActivatorSettings(SettingsGroup):
     """Requests that may wait for the model to start, of all protocols together. The next one is
     refused with 503 and `Retry-After`."""
     max_held_bytes: int = 256 * 2**20
-    """Bytes of request bodies that waiting HTTP requests may hold together. A request beyond that
-    is refused with 503. Waiting gRPC calls hold at most a flow-control window of 64 KiB each, which
-    is not counted."""
+    """Bytes that bodies of waiting HTTP requests and gRPC messages on their way to the model may
+    have together. A request beyond that is refused with 503, over gRPC with RESOURCE_EXHAUSTED. Not
+    counted: a flow-control window of 64 KiB of each waiting gRPC call, and messages that still
+    arrive (`server.max_arriving_messages`)."""
     max_wait_s: float = bounded(300.0, least=0.1)
     """Longest time that a request waits for the model. After it the answer is 504 with
     `Retry-After`; the start goes on. It should be longer than a cold start."""

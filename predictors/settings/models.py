@@ -218,12 +218,12 @@ class QwenVLSettings(SettingsGroup):
     """Prompt tokens per prefill step. Running sequences decode between the chunks. 0 takes 256 on
     the CPU and 1536 on a GPU, where several prompts share a step."""
     prefill_steps: float = 0.0
-    """Most decode steps that a pass over prompts may take while sequences decode, by times that are
-    measured at the start, with the vision tower of its pictures. Smaller values shorten the gaps
-    between tokens and delay first tokens; prompts then get at most k / (1 + k) of the device. A
-    pass that costs about one reading of the weights always runs. 0: `prefill_chunk` alone cuts the
-    passes. Without effect where prompts do not share a step: on the CPU, and with `deterministic`.
-    """
+    """Most decode steps that a pass over prompts may take while sequences decode, with the vision
+    tower of its pictures, by times that are measured at the start: with `warm` minimal once all
+    passes are warm. Smaller values shorten the gaps between tokens and delay first tokens; prompts
+    then get at most k / (1 + k) of the device. A pass that costs about one reading of the weights
+    always runs. 0: `prefill_chunk` alone cuts the passes. Without effect where prompts do not share
+    a step: on the CPU, and with `deterministic`."""
     default_max_tokens: int = 0
     """`max_tokens` of a request that names none, limited to what the context leaves. 0 takes all
     that it leaves."""

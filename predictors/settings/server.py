@@ -52,7 +52,7 @@ class ServerSettings(SettingsGroup):
     admin_host: str = "127.0.0.1"
     """Address on which the admin port listens. Anyone who can reach it sees request ids, can slow
     the server down by profiling it, and can add and remove adapters."""
-    linger_s: float = 0.0
+    linger_s: float = bounded(0.0, most=86_400)
     """After SIGTERM readiness is false at once, but new requests are still served for this long.
     Their connections are closed (`Connection: close`, GOAWAY), because clients that keep
     connections open learn of the shutdown in no other way. The chart sets it."""
@@ -80,7 +80,7 @@ class ServerSettings(SettingsGroup):
     skip, so that no proxy takes it for dead. 0 sends none."""
     max_body_bytes: int = 64 * 2**20
     """Largest HTTP request body, as sent and inflated. A larger one is answered with 413."""
-    max_message_bytes: int = 32 * 2**20
+    max_message_bytes: int = bounded(32 * 2**20, most=2**31 - 1)  # gRPC's own limit
     """Largest gRPC message after decompression. A larger one is answered with RESOURCE_EXHAUSTED.
     gRPC copies a message as a whole, which blocks the process for about a millisecond per MiB."""
     max_bytes_in_flight: int = 256 * 2**20
@@ -89,8 +89,8 @@ class ServerSettings(SettingsGroup):
     max_arriving_messages: int = bounded(32, least=2)
     """gRPC messages that may take longer than a quarter of a second to arrive, and streams that
     wait for one, at a time; half of them for one caller. Each may take `server.max_message_bytes`.
-    Beyond that the stream that has waited longest ends, or the message is refused with
-    RESOURCE_EXHAUSTED."""
+    Beyond that the stream without a request in progress that has waited longest ends, or the
+    message is refused with RESOURCE_EXHAUSTED."""
     body_timeout_s: float = 10.0
     """Every 64 KiB of a request body must arrive within this time, and the whole body within a
     minute. Otherwise the answer is 504."""

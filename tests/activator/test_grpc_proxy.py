@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,12 @@ import grpc
 import pytest
 
 from predictors.activator import server as activator_server
+from predictors.activator.grpc_proxy import GrpcProxy, GrpcUpstream
+from predictors.activator.proxying import Proxying
+from predictors.activator.waking import RETRY_SOON_S, WaitingRoom
+from predictors.errors import Overloaded
 from predictors.protocol.grpc import arriving
+from predictors.settings import ActivatorSettings, Settings
 from tests.activator.scripted import (
     BRISK,
     PATIENCE_S,
@@ -33,7 +39,7 @@ class Model:
         self._target = target
         self.turn = threading.Semaphore(0)
         self.left = threading.Event()
-        self.asked = threading.Event()
+        self.asked = threading.Semaphore(0)
         self.metadata: dict[str, Any] = {}
         self.server: grpc.Server | None = None
 
@@ -73,7 +79,7 @@ class Model:
 
     def wait(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.left.set)
-        self.asked.set()
+        self.asked.release()
         self.left.wait(PATIENCE_S)
         return message
 
@@ -210,7 +216,7 @@ def test_a_call_that_is_cancelled_while_it_is_held_gives_its_place_back() -> Non
 def test_a_call_that_is_cancelled_ends_the_models_call() -> None:
     with grpc_rig() as (_, model, channel):
         call = unary(channel, "Wait").future(b"", timeout=PATIENCE_S)  # type: ignore[attr-defined]
-        assert model.asked.wait(PATIENCE_S)
+        assert model.asked.acquire(timeout=PATIENCE_S)
         assert not model.left.is_set()
         call.cancel()
         assert model.left.wait(PATIENCE_S)
@@ -240,15 +246,33 @@ def test_a_large_message_arrives_whole_and_one_beyond_the_limit_is_refused() -> 
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_messages_are_bounded_in_sum() -> None:
+def test_a_message_that_never_fits_is_not_to_be_sent_again() -> None:
     with grpc_rig(max_held_bytes=100_000) as (_, _, channel):
         assert unary(channel, "Echo")(bytes(90_000), timeout=PATIENCE_S) == bytes(90_000)
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(bytes(110_000), timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "at most 100000 are taken from all callers together" in refused.value.details()
-        assert "retry-after" in dict(refused.value.trailing_metadata())
+        assert "110000 bytes; at most 100000 are passed on" in refused.value.details()
+        assert "retry-after" not in dict(refused.value.trailing_metadata())
         assert unary(channel, "Echo")(b"again", timeout=PATIENCE_S) == b"again"
+
+
+def test_messages_and_bodies_that_wait_have_one_bound() -> None:
+    settings = Settings(activator=ActivatorSettings(max_held_bytes=100))
+    room = WaitingRoom("one bound", settings.activator, never, never)
+    proxying = Proxying("one bound", settings.activator, room)
+    proxy = GrpcProxy(proxying, GrpcUpstream("", 1.0), 1, settings)
+    room.charge(60)
+    with pytest.raises(Overloaded) as refused, proxy._counted(bytes(50)):
+        pytest.fail("it was taken")
+    assert refused.value.retry_after_s == RETRY_SOON_S  # no start is waited for
+    with proxy._counted(bytes(40)):
+        assert room.num_bytes == 100
+    assert room.num_bytes == 60
+
+
+async def never() -> bool:
+    return False
 
 
 def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
@@ -267,6 +291,38 @@ def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
                 ended = connection.receive()
             assert b"has waited longest" in ended.payload
             assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
+
+
+def test_a_stream_whose_answer_is_not_whole_is_ended_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+    monkeypatch.setattr(arriving, "AGAIN_S", 0.01)
+    with grpc_rig(places=2) as (_, model, channel), ThreadPoolExecutor(5) as pool:
+
+        def ask() -> list[bytes]:
+            is_answered, found = threading.Event(), []
+
+            def requests() -> Iterator[bytes]:
+                yield b"one"
+                assert is_answered.wait(PATIENCE_S)
+
+            call = channel.stream_stream("/test.Model/Wait")(requests(), timeout=PATIENCE_S)
+            try:
+                for answer in call:
+                    found.append(answer)
+                    is_answered.set()
+            finally:
+                is_answered.set()
+            return found
+
+        asking = [pool.submit(ask) for _ in range(5)]
+        for _ in asking:
+            assert model.asked.acquire(timeout=PATIENCE_S)
+        for _ in range(20):  # meanwhile each of them looks for a place
+            assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
+        model.left.set()
+        assert [each.result(PATIENCE_S) for each in asking] == [[b"one"]] * 5
 
 
 @pytest.mark.parametrize("path", ODD_PATHS.values(), ids=ODD_PATHS)
@@ -306,7 +362,7 @@ def test_calls_beyond_those_that_have_files_are_refused(monkeypatch: pytest.Monk
     with grpc_rig() as (_, model, channel):
         wait = unary(channel, "Wait")
         waiting = [wait.future(b"", timeout=PATIENCE_S) for _ in range(2)]
-        assert model.asked.wait(PATIENCE_S)
+        assert model.asked.acquire(timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(b"", timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -107,14 +106,13 @@ def test_a_slow_pass_is_run_less_often(
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_passes_are_measured_within_seconds_and_without_captures(
+def test_on_a_gpu_passes_are_measured_without_captures(
     wild_checkpoint: Path,
 ) -> None:
     room = Room.open(wild_checkpoint, "auto", "cuda")
     request = chat(png(1), "and this", max_tokens=9)
-    before, began = room.answer(request), time.perf_counter()
+    before = room.answer(request)
     budget = measured_budget("test", 1.4, room.runner, room.pictures, room.engine._placement)
-    assert time.perf_counter() - began < 60  # about one
     assert budget is not None
     assert_whole(budget.times, room)
     room.engine._planner.keep_to(budget)

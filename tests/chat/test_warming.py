@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors import metrics
+from predictors.chat import pass_timing
 from predictors.chat.rehearsal import conversations
 from predictors.chat.request import Controls, Sampling
 from predictors.errors import ShapeNotWarm
@@ -211,6 +212,55 @@ def test_no_caller_is_charged_for_a_pass_that_is_warmed_beside_a_step_in_flight(
     assert planner._done_at > launched.started_at
     later.room.finish()
     assert len(tokens_of(job)) == 6
+
+
+# -- times of passes -------------------------------------------------------------------------------
+PACKED: dict[str, Any] = {"packs": True, "deterministic": "off", "prefill_steps": 1.4}
+
+
+def test_passes_are_measured_once_all_of_them_are_warm() -> None:
+    later = LaterRoom("timed", **PACKED)
+    planner = later.room.engine._planner
+    assert later.room.engine.describe()["step_budget"] is None
+    later.finish()
+    budget: Any = later.room.engine.describe()["step_budget"]
+    assert list(budget["decode_ms"]) == ["1", "2", "4"]
+    assert planner._done_at > 0  # no caller pays for it
+    assert len(later.room.answer(REQUESTS[0])) == 6
+
+
+def test_a_start_that_leaves_no_pass_ends_as_one_that_warms_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    later = LaterRoom("whole", prefill_chunk=256, prefill_steps=1.4)
+    assert later.waiting == []
+    assert "whole: qwen_vl.prefill_steps 1.4 has no effect: prompts share passes" in caplog.text
+
+
+def test_a_pass_that_failed_leaves_no_bound_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    later = LaterRoom("unbound", broken=["decode x4"], **PACKED)
+    later.finish()
+    assert later.room.engine.describe()["step_budget"] is None
+    told = "unbound: qwen_vl.prefill_steps 1.4 has no effect until the next start: decode x4 could"
+    assert told in caplog.text
+
+
+def test_no_memory_to_measure_passes_beside_answers_is_told_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = LaterRoom("cramped", **PACKED)
+
+    def cramped(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory beside running answers")
+
+    monkeypatch.setattr(pass_timing, "measure_passes", cramped)
+    later.finish()
+    assert later.room.engine.describe()["step_budget"] is None
+    assert "cramped: qwen_vl.prefill_steps 1.4 has no effect until the next start" in caplog.text
+    assert later.reported[-1][1:] == later.plan.counts
+    assert len(later.room.answer(REQUESTS[0])) == 6
 
 
 # -- compilations ----------------------------------------------------------------------------------

@@ -101,6 +101,20 @@ def test_a_claim_is_made_where_none_is_named() -> None:
     assert "annotations" not in claim["metadata"]
 
 
+def test_a_volume_whose_claim_is_an_empty_key_is_passed_on() -> None:
+    volume = {"name": "a", "persistentVolumeClaim": None}
+    render("values-laptop.yaml", sets=(f"models.flux.extraVolumes={json.dumps([volume])}",))
+
+
+@pytest.mark.parametrize("place", ["global.storageClass", "models.qwen-vl.cache.storageClassName"])
+def test_a_dash_is_no_class_as_in_other_charts(place: str) -> None:
+    sets = ('models.qwen-vl.cache.storageClassName=""', f'{place}="-"')
+    (claim,) = of_kind(
+        render("ci/precompile-values.yaml", sets=sets), "PersistentVolumeClaim"
+    ).values()
+    assert claim["spec"]["storageClassName"] == ""
+
+
 def test_the_job_compiles_before_the_rollout_where_its_claim_is_there_and_else_after() -> None:
     jobs = of_kind(render("ci/precompile-values.yaml"), "Job")
     assert {name: job["metadata"]["annotations"]["helm.sh/hook"] for name, job in jobs.items()} == {

@@ -117,6 +117,9 @@ def test_a_container_without_a_request_is_a_warning() -> None:
     bare = f"models.flux.extraContainers={json.dumps([beside])}"
     (warning,) = warnings(TWO, ON, CPU, bare)
     assert "models.flux.extraContainers[0] requests no cpu" in warning
+    for empty in ({"resources": None}, {"resources": {"requests": None}}):  # keys without a value
+        text = json.dumps([beside | empty])
+        assert warnings(TWO, ON, CPU, f"models.flux.extraContainers={text}") == [warning]
     asks = {**beside, "resources": {"requests": {"cpu": "1"}}}
     assert warnings(TWO, ON, CPU, f"models.flux.extraContainers={json.dumps([asks])}") == []
     assert warnings(bare) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,35 @@ ROOT = CHART.parents[1]
 FILES = [*PROFILES, *CASES]
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 SECTIONS = SCHEMA["definitions"]["settings"]["properties"]
+
+
+NAMED = (
+    "nameOverride", "namespaceOverride", "global.storageClass", "apiKeys.secretName",
+    "tls.secretName", "c2pa.secretName", "dashboard.namespace", "prepull.priorityClassName",
+    "models.flux.storage.secretName", "models.flux.storage.containerName",
+    "models.flux.priorityClassName", "models.flux.serviceAccount.name", "models.q.cache.claim",
+    "models.q.serviceAccount.name",
+)  # fmt: skip
+"""Values that are names in the cluster."""
+
+
+@pytest.mark.parametrize("name", ["12345", "on"])
+def test_a_name_that_yaml_takes_for_a_number_or_a_truth_value_stays_a_text(name: str) -> None:
+    def others(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            for each in value:
+                yield from others(each)
+        elif value == yaml.safe_load(name) and type(value) is type(yaml.safe_load(name)):
+            yield value
+
+    file = Path(__file__).parent / "everything.yaml"
+    plain, named = (
+        render(file, sets=tuple(f'{each}="{text}"' for each in NAMED)) for text in ("usual", name)
+    )
+    assert len(list(others(named))) == len(list(others(plain)))
+    assert {each["metadata"].get("namespace", name) for each in named} == {name}
 
 
 @pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)

@@ -120,6 +120,16 @@ def test_a_request_waits_for_the_shapes_that_it_needs_alone() -> None:
     ]  # fmt: skip
 
 
+def test_a_default_picture_waits_for_nothing_though_another_tier_has_its_size() -> None:
+    tiers = {"tiers": "lossless,high", "default_tier": "high"}
+    driver, progress = minimal_driver("default", **tiers, lora_max_active=0)
+    for seed in (1, 2):
+        driver.draw(replace(IMAGE, seed=seed))
+    assert [name for name, _, _ in progress] == ["64x64 fp8 x1"]
+    driver.draw(replace(IMAGE, tier="lossless"))
+    assert [name for name, _, _ in progress] == ["64x64 fp8 x1", "64x64 base x1"]
+
+
 def test_planned_shapes_are_compiled_uncounted_and_traffic_compiles_nothing_more() -> None:
     driver, _ = minimal_driver("planned", compiler="aot_eager")
     start = metrics.start_compilations.labels("planned", "compiled")._value

@@ -402,6 +402,19 @@ async def test_a_prompt_that_does_not_fit_has_openais_code_and_both_numbers() ->
     )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_limit_by_its_newer_name_is_refused_by_that_name(stream: bool) -> None:
+    chatter = Chatter()
+    chatter.error = PromptTooLong.of(4096, 5000, 512)
+    body = CHAT | {"model": "qwen-vl", "max_completion_tokens": 512, "stream": stream}
+    wire = await post(CHAT_ROUTE, body).run(application(chatter))
+    assert (wire.status, wire.error["param"]) == (400, "max_completion_tokens")
+    body |= {"max_tokens": 512}
+    chatter.error = PromptTooLong.of(4096, 5000, 512)
+    wire = await post(CHAT_ROUTE, body).run(application(chatter))
+    assert wire.error["param"] == "max_tokens"
+
+
 def test_a_prompt_that_alone_does_not_fit_says_so() -> None:
     error = PromptTooLong.of(4096, 5000, share="4900 of them for 1 picture")
     assert "maximum context length is 4096 tokens. However, your messages" in error.message

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +18,8 @@ from grpc_health.v1 import health_pb2
 from predictors.protocol.grpc import arriving, listening
 from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.kserve_sdk import pb
-from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
+from tests.fakes import ScriptedEngine
+from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
 from tests.http.http2 import END_STREAM, HEADERS, Connection, Frame, connect
 from tests.http.log_lines import logged
 
@@ -99,13 +102,18 @@ def is_live(running: Running) -> bool:
         return bool(pb.ServerLiveResponse.FromString(other.answer()).live)
 
 
-def small(running: Running) -> bytes:
-    """The prompt of a whole message of another caller, as it comes back."""
+def infer_message() -> bytes:
     request = pb.ModelInferRequest(model_name="echo")
     tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(b"hello")
+    raw: bytes = request.SerializeToString()
+    return raw
+
+
+def small(running: Running) -> bytes:
+    """The prompt of a whole message of another caller, as it comes back."""
     with grpc.insecure_channel(running.grpc_target) as channel:
-        raw = channel.unary_unary(INFER)(request.SerializeToString(), timeout=PATIENCE_S)
+        raw = channel.unary_unary(INFER)(infer_message(), timeout=PATIENCE_S)
     return bytes(pb.ModelInferResponse.FromString(raw).raw_output_contents[0][4:])
 
 
@@ -172,6 +180,65 @@ def test_streams_that_send_nothing_give_way_to_messages(running: Running, places
         places.wait(2)
 
 
+def num_answers(channel: grpc.Channel) -> int:
+    """Of a stream with one request, which ends once that is answered, as most clients' do. Raises
+    `RpcError` if the server ends it otherwise."""
+    is_answered, found = threading.Event(), 0
+
+    def requests() -> Iterator[bytes]:
+        yield infer_message()
+        assert is_answered.wait(PATIENCE_S)
+
+    try:
+        for _ in channel.stream_stream(STREAM)(requests(), timeout=PATIENCE_S):
+            found += 1
+            is_answered.set()
+    finally:
+        is_answered.set()
+    return found
+
+
+def test_streams_whose_requests_are_in_progress_end_none_of_each_other(places: Places) -> None:
+    settings, engine = small_settings(server={"max_arriving_messages": MOST}), ScriptedEngine()
+    with held(engine, settings) as (running, model), ThreadPoolExecutor(2 * MOST) as pool:
+        places.running = running
+        with grpc.insecure_channel(running.grpc_target) as channel:
+            asking = [pool.submit(num_answers, channel) for _ in range(2 * MOST)]
+            model.wait_submitted(2 * MOST)
+            places.wait(MOST // 2)
+            with connect(running.server.grpc_port) as connection:  # nor does one give way
+                connection.open(INFER, 1)
+                connection.part(PART, 1)
+                connection.answer(1)
+                told = b"2 gRPC messages of this caller are arriving already"
+                assert told in connection.trailers
+            engine.open()
+            assert [each.result(PATIENCE_S) for each in asking] == [1] * (2 * MOST)
+        places.wait(0)
+
+
+def test_a_stream_without_a_place_reads_on_once_its_request_is_answered(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "BODY_TIMEOUT_S", 10 * PATIENCE_S)
+    settings, engine = small_settings(server={"max_arriving_messages": 2}), ScriptedEngine()
+    framed = struct.pack(">BI", 0, len(infer_message())) + infer_message()
+    with (
+        held(engine, settings) as (running, model),
+        connect(running.server.grpc_port) as connection,
+    ):
+        places.running = running
+        places.hold(connection, INFER, 1, PART)  # all that one caller may have
+        monkeypatch.setattr(arriving, "AT_ONCE_S", PATIENCE_S)  # however busy the machine is
+        connection.open(STREAM, 3)
+        connection.part(framed, 3)
+        model.wait_submitted()
+        connection.part(framed, 3, END_STREAM)
+        engine.open()
+        assert connection.answer(3).count(b"hello") == 2
+        assert b"grpc-status\x010" in connection.trailers
+
+
 def test_a_stream_may_wait_longer_than_a_message(
     running: Running, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +275,33 @@ def test_what_still_arrives_at_a_shutdown_is_refused_and_may_be_sent_again(
             assert b"the server is shutting down; ask another replica" in connection.trailers
             assert b"retry-after" in connection.trailers
     assert running.join() == 0
+
+
+def test_what_begins_to_arrive_during_a_drain_is_refused_at_once(places: Places) -> None:
+    settings, engine = small_settings(), ScriptedEngine()
+    with held(engine, settings) as (running, model), Asking(running) as asking:
+        places.running = running
+        accepted = asking.post("accepted")
+        model.wait_submitted()
+        running.server.stop()
+        until_draining(running)
+        with connect(running.server.grpc_port) as connection:
+            for number, path in ((1, INFER), (3, STREAM), (5, LIVE)):
+                connection.open(path, number)
+                connection.part(PART if path == INFER else b"", number)
+                connection.answer(number)
+                assert b"the server is shutting down; ask another replica" in connection.trailers
+        assert len(places) == 0
+        engine.open()
+        assert accepted.result(PATIENCE_S).status_code == 200
+        assert running.join() == 0
+
+
+def until_draining(running: Running) -> None:
+    loop = running.server._loop
+    assert loop is not None
+    waiting = running.server._draining.wait()
+    asyncio.run_coroutine_threadsafe(waiting, loop).result(PATIENCE_S)
 
 
 def test_calls_beyond_the_limit_are_refused_and_probes_are_not(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
 
@@ -33,7 +33,7 @@ def no_progress(shape: str, done: int, total: int) -> None:
 class Plan:
     """A plan of these shapes, and what was warmed, reported and ended."""
 
-    def __init__(self, *names: str, broken: Sequence[str] = ()) -> None:
+    def __init__(self, *names: str, broken: Sequence[str] = (), met: Collection[str] = ()) -> None:
         self.warmed: list[str] = []
         self.reported: list[tuple[str, int, int]] = []
         self.ends = 0
@@ -46,7 +46,12 @@ class Plan:
             for name in names
         ]
         self.plan = WarmPlan(
-            "plan", shapes, lambda *what: self.reported.append(what), self._end, num_warm=1
+            "plan",
+            shapes,
+            lambda *what: self.reported.append(what),
+            self._end,
+            num_warm=1,
+            met=met,
         )
 
     def _end(self) -> None:
@@ -138,6 +143,22 @@ def test_a_request_gets_what_another_shape_provides_if_the_first_fails() -> None
     made.plan.warm_for({"a"})
     made.plan.check({"a"})
     assert made.warmed == ["a other"]
+
+
+def test_a_need_that_is_met_warms_no_other_shape_that_would_meet_it() -> None:
+    made = Plan("a one", "a other", "b one", "b other", met={"b"})
+    for _ in range(3):
+        made.plan.warm_for({"a", "b"})
+    assert made.warmed == ["a one"]
+
+
+def test_a_shape_that_fails_takes_nothing_from_those_that_are_warm() -> None:
+    made = Plan("a one", "a other", "b other", broken=["a other", "b other"], met={"b"})
+    for _ in range(3):
+        made.plan.warm_next(is_idle=True)
+    assert made.plan.describe()["failed"] == ["a other", "b other"]
+    made.plan.check({"a", "b"})
+    made.plan.warm_for({"a", "b"})
 
 
 def test_a_lost_device_is_no_failure_of_a_shape() -> None:

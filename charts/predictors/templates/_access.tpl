@@ -79,15 +79,15 @@
 {{- with include "predictors.keysSecret" . }}
 - name: keys
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | toYaml }}
     items:
-      - key: {{ $.Values.apiKeys.file }}
-        path: {{ $.Values.apiKeys.file }}
+      - key: {{ $.Values.apiKeys.file | toYaml }}
+        path: {{ $.Values.apiKeys.file | toYaml }}
 {{- end }}
 {{- with .Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | toYaml }}
     items:
       - key: tls.crt
         path: tls.crt
@@ -97,7 +97,7 @@
 {{- with .Values.tls.clientCaSecretName }}
 - name: client-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | toYaml }}
     items:
       - key: ca.crt
         path: ca.crt
@@ -148,8 +148,8 @@
 - name: API_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.tests.apiKey.key }}
+      name: {{ . | toYaml }}
+      key: {{ $.Values.tests.apiKey.key | toYaml }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -168,7 +168,7 @@
 {{- include "predictors.fail" "apiKeys.content is no file of keys: {\"keys\": [{\"name\": ..., \"sha256\": ...}]}" -}}
 {{- end -}}
 {{- range $i, $key := $keys -}}
-{{- if not (regexMatch "^[0-9a-f]{64}$" (dig "sha256" "" $key | toString)) -}}
+{{- if not (regexMatch "^[0-9a-f]{64}$" (get ($key | default dict) "sha256" | toString)) -}}
 {{- include "predictors.fail" (printf "apiKeys.content: keys[%d].sha256 must be 64 hex digits in lower case" $i) -}}
 {{- end -}}
 {{- end -}}

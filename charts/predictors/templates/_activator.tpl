@@ -8,7 +8,7 @@
 {{- define "predictors.activatorSelector" -}}
 {{ include "predictors.selectorLabels" (first .) }}
 app.kubernetes.io/component: activator
-predictors.vision/model: {{ last . }}
+predictors.vision/model: {{ last . | toYaml }}
 {{- end }}
 
 {{/* Service that callers of a model call: (list root name model) */}}
@@ -26,12 +26,12 @@ predictors.vision/model: {{ last . }}
 {{- $image := include "predictors.imageOver" (list $root $m.image) | fromJson -}}
 {{- $host := printf "%s-predictor.%s.svc" $name (include "predictors.namespace" $root) -}}
 name: activator
-image: {{ include "predictors.image" (list $root $image) }}
+image: {{ include "predictors.image" (list $root $image) | toYaml }}
 imagePullPolicy: {{ $image.pullPolicy }}
 args:
   - activator
   - --model
-  - {{ $name }}
+  - {{ $name | toYaml }}
   - --deployment
   - {{ $name }}-predictor
   - --upstream

@@ -60,7 +60,7 @@ autoScaling:
   external:
     metric:
       backend: prometheus
-      serverAddress: {{ $scaling.serverAddress }}
+      serverAddress: {{ $scaling.serverAddress | toYaml }}
       query: {{ index . 1 | quote }}
     target:
       type: Value
@@ -68,9 +68,9 @@ autoScaling:
     {{- with $scaling.authenticationRef }}
     authenticationRef:
       authenticationRef:
-        name: {{ . }}
+        name: {{ . | toYaml }}
       {{- with $scaling.authModes }}
-      authModes: {{ . }}
+      authModes: {{ . | toYaml }}
       {{- end }}
     {{- end }}
 {{- end }}

@@ -47,9 +47,9 @@ kserve-pvc-source
 {{- define "predictors.claimVolumes" -}}
 {{- $model := first . -}}
 {{- range include "predictors.claims" . | fromJsonArray }}
-- name: {{ include "predictors.claimVolume" (list $model .) }}
+- name: {{ include "predictors.claimVolume" (list $model .) | toYaml }}
   persistentVolumeClaim:
-    claimName: {{ . }}
+    claimName: {{ . | toYaml }}
     readOnly: true
 {{- end }}
 {{- end }}
@@ -57,11 +57,11 @@ kserve-pvc-source
 {{/* A folder of a claim: (list model uri path) */}}
 {{- define "predictors.claimMount" -}}
 {{- $parts := trimPrefix "pvc://" (index . 1) | splitList "/" }}
-- name: {{ include "predictors.claimVolume" (list (first .) (first $parts)) }}
-  mountPath: {{ last . }}
+- name: {{ include "predictors.claimVolume" (list (first .) (first $parts)) | toYaml }}
+  mountPath: {{ last . | toYaml }}
   readOnly: true
   {{- with rest $parts | join "/" }}
-  subPath: {{ . }}
+  subPath: {{ . | toYaml }}
   {{- end }}
 {{- end }}
 

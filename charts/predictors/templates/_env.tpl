@@ -23,7 +23,7 @@
 {{- end }}
 {{- range $section, $keys := $model.settings }}
 {{- range $key, $value := $keys }}
-- name: {{ printf "PREDICTORS_%s_%s" $section $key | upper }}
+- name: {{ printf "PREDICTORS_%s_%s" $section $key | upper | toYaml }}
   value: {{ include "predictors.plain" $value | quote }}
 {{- end }}
 {{- end }}

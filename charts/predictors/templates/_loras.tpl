@@ -23,17 +23,17 @@ it mounts the root there, so that the chart mounts claims itself, the checkpoint
 {{- if include "predictors.downloadsLoras" . }}
 storageUris:
   {{- if not (include "predictors.mountsCheckpoint" .) }}
-  - uri: {{ $model.storage.uri }}
+  - uri: {{ $model.storage.uri | toYaml }}
     mountPath: /mnt/models
   {{- end }}
   {{- range $i, $lora := $model.loras }}
   {{- if not (hasPrefix "pvc://" $lora.uri) }}
-  - uri: {{ $lora.uri }}
+  - uri: {{ $lora.uri | toYaml }}
     mountPath: /mnt/loras/{{ $i }}
   {{- end }}
   {{- end }}
   {{- if include "predictors.downloadsGuest" . }}
-  - uri: {{ $model.colocated.uri }}
+  - uri: {{ $model.colocated.uri | toYaml }}
     mountPath: /mnt/colocated
   {{- end }}
 {{- end }}

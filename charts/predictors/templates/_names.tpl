@@ -27,8 +27,8 @@
 
 {{/* Labels that never change between versions: KServe copies an InferenceService's to the pod, where a changed label would restart the pod. */}}
 {{- define "predictors.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "predictors.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "predictors.name" . | toYaml }}
+app.kubernetes.io/instance: {{ .Release.Name | toYaml }}
 {{- end }}
 
 {{/* Labels of pods and of InferenceServices: (list root more?). `more` is merged over `commonLabels`. */}}

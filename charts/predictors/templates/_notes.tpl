@@ -141,7 +141,7 @@ curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"in
   {{- $said = append $said (printf "models.%s.resources requests no %s, of which autoscaling would take a percentage: nothing is scaled. Say resources.requests.%s." $name $resource $resource) -}}
   {{- end -}}
   {{- range $i, $each := $model.extraContainers -}}
-  {{- if and $percent (not (dig "resources" "requests" $resource "" $each)) -}}
+  {{- if and $percent (not (get (get (get $each "resources" | default dict) "requests" | default dict) $resource)) -}}
   {{- $said = append $said (printf "models.%s.extraContainers[%d] requests no %s: unless the namespace's LimitRange gives it one, Kubernetes can't reckon the pod's percentage, and nothing is scaled. Give it resources.requests, or say autoscaling.metrics of the type ContainerResource." $name $i $resource) -}}
   {{- end -}}
   {{- end -}}

@@ -59,11 +59,11 @@
 {{- $model := first . -}}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ $model.tmp.size }}
+    sizeLimit: {{ $model.tmp.size | toYaml }}
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ $model.shm.size }}
+    sizeLimit: {{ $model.shm.size | toYaml }}
 {{- end }}
 
 {{- define "predictors.scratchMounts" -}}

@@ -1,7 +1,7 @@
 {{/* A predictor, stable or canary, complete but for its replicas: (list root name model image-or-empty) */}}
 {{- define "predictors.predictor" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
-serviceAccountName: {{ include "predictors.serviceAccountName" (list $root $name $model) }}
+serviceAccountName: {{ include "predictors.serviceAccountName" (list $root $name $model) | toYaml }}
 automountServiceAccountToken: {{ $root.Values.events.enabled }}
 enableServiceLinks: false
 timeout: {{ int $model.timeoutSeconds }}
@@ -33,7 +33,7 @@ topologySpreadConstraints:
   {{- range . }}
   - labelSelector:
       matchLabels:
-        serving.kserve.io/inferenceservice: {{ $name }}
+        serving.kserve.io/inferenceservice: {{ $name | toYaml }}
     {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- end }}
@@ -45,7 +45,7 @@ volumes:
   # another name than the runtime's `cache`, with which KServe would merge it into a volume of two kinds
   - name: compiled
     persistentVolumeClaim:
-      claimName: {{ include "predictors.cacheClaim" (list $root $name $model) }}
+      claimName: {{ include "predictors.cacheClaim" (list $root $name $model) | toYaml }}
       {{- if $model.cache.precompile }}
       readOnly: true
       {{- end }}
@@ -66,7 +66,7 @@ containers:
 {{- end }}
 {{- include "predictors.storageUris" (list $model) }}
 {{- with $model.storage.containerName }}
-storageContainerName: {{ . }}
+storageContainerName: {{ . | toYaml }}
 {{- end }}
 model:
   {{- include "predictors.container" . | nindent 2 }}
@@ -76,15 +76,15 @@ model:
 {{- define "predictors.container" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
 modelFormat:
-  name: {{ $model.format }}
+  name: {{ $model.format | toYaml }}
   version: {{ include "predictors.version" $model | quote }}
-runtime: {{ include "predictors.runtime" (list $root $name $model) }}
+runtime: {{ include "predictors.runtime" (list $root $name $model) | toYaml }}
 protocolVersion: v2
 {{- if not (include "predictors.downloadsLoras" (list $model)) }}
-storageUri: {{ $model.storage.uri }}
+storageUri: {{ $model.storage.uri | toYaml }}
 {{- end }}
 {{- with $image }}
-image: {{ . }}
+image: {{ . | toYaml }}
 {{- end }}
 {{- with $model.image }}
 {{- with .pullPolicy }}

@@ -5,14 +5,14 @@
 {{- $port := include "predictors.healthPort" (first .) -}}
 startupProbe:
   httpGet:
-    path: {{ $ready }}
+    path: {{ $ready | toYaml }}
     port: {{ $port }}
   periodSeconds: {{ int $probes.startup.periodSeconds }}
   timeoutSeconds: {{ int $probes.startup.timeoutSeconds }}
   failureThreshold: {{ divf (float64 $probes.startup.budgetSeconds) (float64 $probes.startup.periodSeconds) | ceil | int }}
 readinessProbe:
   httpGet:
-    path: {{ $ready }}
+    path: {{ $ready | toYaml }}
     port: {{ $port }}
   periodSeconds: {{ int $probes.readiness.periodSeconds }}
   timeoutSeconds: {{ int $probes.readiness.timeoutSeconds }}

@@ -28,7 +28,7 @@
 {{- with include "predictors.signingSecret" . -}}
 - name: c2pa
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | toYaml }}
     items:
       - key: tls.crt
         path: tls.crt
@@ -70,7 +70,7 @@
 - name: PREDICTORS_FLUX_CHECKER_THRESHOLD
   value: {{ .threshold | quote }}
 - name: PREDICTORS_FLUX_CHECKER_ACTION
-  value: {{ .action }}
+  value: {{ .action | toYaml }}
 {{- end }}
 {{- end }}
 {{- end }}

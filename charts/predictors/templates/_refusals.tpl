@@ -32,7 +32,7 @@
 {{- define "predictors.refuse.unused" -}}
 {{- $at := index . 0 -}}{{- $said := index . 1 -}}{{- $m := index . 2 -}}
 {{- if not (or (int $m.gpu.count) $m.resourceClaims) -}}
-{{- range $key := list "nodeSelector" "runtimeClassName" -}}
+{{- range $key := list "nodeSelector" "runtimeClassName" "tolerations" -}}
 {{- if dig "gpu" $key "" $said -}}
 {{- include "predictors.fail" (printf "%s.gpu.%s has no effect with gpu.count 0: say %s.%s, which pods without a GPU have as well" $at $key $at $key) -}}
 {{- end -}}
@@ -41,7 +41,7 @@
 {{- if regexMatch `^(hf|s3|gs|https?)://` (default "" $m.storage.uri) -}}
 {{- range $i, $each := $m.env -}}
 {{- if regexMatch `^(HF_TOKEN|HF_ENDPOINT|HUGGING_FACE_HUB_TOKEN|AWS_ACCESS_KEY_ID|AWS_SECRET_ACCESS_KEY|AWS_ENDPOINT_URL|S3_ENDPOINT|GOOGLE_APPLICATION_CREDENTIALS)$` $each.name -}}
-{{- include "predictors.fail" (printf "%s.env[%d] %s is the server's, and %s is downloaded before, by KServe's container, which has other variables: say storage.secretName for credentials, and a ClusterStorageContainer (storage.containerName) for addresses" $at $i $each.name $m.storage.uri) -}}
+{{- include "predictors.fail" (printf "%s.env[%d] %s is the server's, and %s is downloaded before, by KServe's container, which has other variables: say storage.secretName for credentials, and a ClusterStorageContainer (storage.containerName) for addresses" (ternary $at "defaults" (hasKey $said "env")) $i $each.name $m.storage.uri) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -217,7 +217,7 @@
   {{- include "predictors.fail" (printf "%s.extraVolumes[%d].name %q is taken by a volume of the chart, of KServe or before it: take another name" $at $i $each.name) -}}
   {{- end -}}
   {{- $taken = append $taken $each.name -}}
-  {{- with dig "persistentVolumeClaim" "claimName" "" $each -}}
+  {{- with get (get $each "persistentVolumeClaim" | default dict) "claimName" -}}
   {{- if has . $claims -}}
   {{- include "predictors.fail" (printf "%s.extraVolumes[%d] is a second volume of the claim %s, for which a kubelet waits for ever: put its files on a claim of their own" $at $i .) -}}
   {{- end -}}

@@ -6,8 +6,8 @@
 apiVersion: serving.kserve.io/v1alpha1
 kind: ServingRuntime
 metadata:
-  name: {{ $runtime }}
-  namespace: {{ include "predictors.namespace" $root }}
+  name: {{ $runtime | toYaml }}
+  namespace: {{ include "predictors.namespace" $root | toYaml }}
   labels:
     {{- include "predictors.labels" (list $root) | nindent 4 }}
 spec:
@@ -16,7 +16,7 @@ spec:
     prometheus.kserve.io/path: /metrics
   supportedModelFormats:
     {{- range $version := $versions }}
-    - name: {{ $format }}
+    - name: {{ $format | toYaml }}
       version: {{ $version | quote }}
       autoSelect: {{ $selected }}
       priority: {{ int $root.Values.runtimes.priority }}
@@ -28,7 +28,7 @@ spec:
   {{- end }}
   containers:
     - name: kserve-container
-      image: {{ include "predictors.image" (list $root $root.Values.image) }}
+      image: {{ include "predictors.image" (list $root $root.Values.image) | toYaml }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       args:
         - serve

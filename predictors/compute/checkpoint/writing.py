@@ -4,6 +4,7 @@ tensor: never more than one of them is in memory, however large the file becomes
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from predictors.errors import EngineFailed, InvalidRequest
 ALIGNMENT = 8  # of the first tensor, as the format's own library writes it
 ERROR_NUMBER = re.compile(r"(?:Errno|os error) ([0-9]{1,4})\b")
 """In the messages of `OSError`, of `shutil.Error`, which has one for each file, and of Rust."""
+NOT_READ = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 def check_new(target: Path) -> None:
@@ -40,7 +42,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A path beside `target` for a folder, which becomes `target` if the block ends without an
     exception, and is removed otherwise.
 
-    Raises as `check_new`, and `EngineFailed` with the system's reason if it can't be written.
+    Raises as `check_new`, and `EngineFailed` with the system's reason if it can't be written, or
+    if a file that is copied into it can't be read.
     """
     check_new(target)
     growing = _growing(target)
@@ -49,10 +52,29 @@ def new_folder(target: Path) -> Iterator[Path]:
         growing.rename(target)
     except (OSError, SafetensorError) as error:
         found = ERROR_NUMBER.search(str(error))
-        reason = os.strerror(int(found[1])) if found else "the system does not say why"
+        number = int(found[1]) if found else 0
+        reason = os.strerror(number) if number else "the system does not say why"
+        source = _unreadable(error, growing) if number in NOT_READ else None
+        if source is not None:
+            message = f"{source.parent.name}/{source.name} can't be read: {reason}"
+            raise EngineFailed(f"{message}; fetch the checkpoint again") from error
         raise EngineFailed(f"{target.name} can't be written: {reason}") from error
     finally:
         shutil.rmtree(growing, ignore_errors=True)
+
+
+def _unreadable(error: OSError | SafetensorError, growing: Path) -> Path | None:
+    """The first file of the error, outside of `growing`, that is not there or may not be read, such
+    as a link of a hub's cache to a file that was never fetched. None if there is no such file."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        names = [each[0] for each in error.args[0]]  # of each copy its source
+    else:
+        names = [getattr(error, "filename", None)]
+    for file in (Path(name) for name in names if name):
+        is_ours = growing in (file, *file.parents) or file in growing.parents
+        if not is_ours and file.parent.is_dir() and not os.access(file, os.R_OK):
+            return file
+    return None
 
 
 def _growing(target: Path) -> Path:

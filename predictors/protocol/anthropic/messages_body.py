@@ -51,6 +51,8 @@ SPELT = {
 class MessagesBody(BodyOfChat):
     """A checked body of `POST /v1/messages`."""
 
+    spelt = SPELT
+
 
 def decode_messages_body(raw: bytes) -> DecodedBody[MessagesBody]:
     """Raises `InvalidRequest` for text that is not JSON."""

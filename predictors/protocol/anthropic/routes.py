@@ -22,6 +22,7 @@ from predictors.protocol.faults import Fault
 from predictors.protocol.http.responses import EventStream, Response, json_response
 from predictors.protocol.openai.events import STREAM_HEADERS
 from predictors.protocol.openai.operations import Operation, post_routes
+from predictors.protocol.openai.spelling import respelling
 from predictors.protocol.openai.text_routes import chat_operation
 from predictors.protocol.openai.token_routes import SERVES_TOKENS
 from predictors.protocol.openai.tokens_body import TokenizeBody
@@ -38,11 +39,12 @@ def _as_stream(body: MessagesBody, call: Call, events: AsyncIterator[bytes]) -> 
 
 
 async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> Response:
-    counted = await model.tokenize(body, call)
+    with respelling(SPELT):
+        counted = await model.tokenize(body, call)
     return json_response({"input_tokens": counted["count"]})
 
 
-MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream, SPELT)
+MESSAGES = chat_operation("messages", "/messages", decode_messages_body, _as_stream)
 COUNT_TOKENS = Operation(
     name="count_tokens",
     route="/messages/count_tokens",

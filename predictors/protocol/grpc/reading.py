@@ -15,7 +15,12 @@ from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
-from predictors.protocol.grpc.arriving import AT_ONCE_S, ArrivingMessages, receive_message
+from predictors.protocol.grpc.arriving import (
+    AT_ONCE_S,
+    ArrivingMessages,
+    StreamMessages,
+    receive_message,
+)
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
@@ -24,8 +29,7 @@ Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to r
 Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
 Write = Callable[[bytes], Awaitable[None]]
 """Sends a serialised response. Waits while the caller does not read."""
-Messages = AsyncIterator[RawMessage]
-Duplex = Callable[[Messages, Any, Write], Awaitable[None]]  # requests and context
+Duplex = Callable[[StreamMessages, Any, Write], Awaitable[None]]  # requests and context
 
 
 class MessageReader:
@@ -103,10 +107,9 @@ class MessageReader:
         await asyncio.sleep(AT_ONCE_S)
         return RawMessage(InvalidRequest("the call has no message"))
 
-    async def _each(self, context: Any) -> Messages:
+    def _each(self, context: Any) -> StreamMessages:
         given = partial(receive_message, context), lambda: self._caller(context)
-        while (found := await self._arriving.read(*given, may_wait=True)) is not None:
-            yield found
+        return StreamMessages(self._arriving, *given)
 
     def _caller(self, context: Any) -> str:
         call = start_call(context)

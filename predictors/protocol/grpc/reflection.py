@@ -5,7 +5,7 @@ It answers from files made at the start, and reads a message's size before the m
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as messages
 
+from predictors.protocol.grpc.arriving import StreamMessages
 from predictors.protocol.grpc.methods import (
     RawMessage,
     parse_small,
@@ -49,13 +50,14 @@ class ReflectionMethod:
         self._services = [f"{file.package}.{each.name}" for file in files for each in file.service]
 
     async def server_reflection_info(
-        self, requests: AsyncIterator[RawMessage], context: Any, write: Write
+        self, requests: StreamMessages, context: Any, write: Write
     ) -> None:
         """One response per request, in order."""
         call = start_call(context)
         async for message in requests:
             answer = await run_cheap_method(self._answer(message), context, call)
             await write(answer.SerializeToString())
+            requests.answered()
 
     async def _answer(self, message: RawMessage) -> Any:
         request = parse_small(messages.ServerReflectionRequest, message)

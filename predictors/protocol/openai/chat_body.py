@@ -7,8 +7,9 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
@@ -117,12 +118,16 @@ class ChatBody:
     template: TemplateFields = AS_USUAL
     answer_format: AnswerFormat | None = None
     coordinates: str | None = None
+    spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The caller's names of these fields, where they differ."""
 
 
 @dataclass(frozen=True)
 class BodyOfChat:
     """A checked body that is a chat in other words. `chat` has all that chats have too."""
 
+    spelt: ClassVar[Mapping[str, str]]
+    """The names of a chat's fields on its route, where they differ."""
     chat: ChatBody
 
     @property
@@ -154,6 +159,8 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
     require(read, "model", "messages")
     newer = read.pop("max_completion_tokens", None)
     if newer is not None:
+        if read.get("max_tokens") is None:
+            read["spelt"] = {"max_tokens": "max_completion_tokens"}
         older = read.setdefault("max_tokens", newer)
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"

@@ -56,6 +56,7 @@ SPELT = {"messages": "prompt"}
 class CompletionsBody(BodyOfChat):
     """A checked body. Its `chat` has no messages."""
 
+    spelt = SPELT
     prompts: tuple[Prompt, ...]
     echo: bool = False
 

@@ -56,6 +56,7 @@ SPELT = {"messages": "input", "max_tokens": "max_output_tokens", "response_forma
 class ResponsesBody(BodyOfChat):
     """A checked body. `shown` are fields that the answer repeats."""
 
+    spelt = SPELT
     shown: Mapping[str, Any]
     created_at: int = field(default_factory=lambda: int(time.time()), compare=False)
     """Unix seconds."""

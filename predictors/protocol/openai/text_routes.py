@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +13,6 @@ from predictors.errors import NotFound
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.responses import EventStream, Response, json_response
-from predictors.protocol.openai import completions_body, responses_body
 from predictors.protocol.openai.chat_body import decode_chat_body
 from predictors.protocol.openai.completions_body import decode_completions_body
 from predictors.protocol.openai.events import DONE, STREAM_HEADERS, framed
@@ -36,15 +34,14 @@ AsStream = Callable[[Any, Call, AsyncIterator[bytes]], EventStream]
 
 async def _reply(
     as_stream: AsStream,
-    spelt: Mapping[str, str],
     model: ServesChat,
     body: TextBody,
     call: Call,
 ) -> Response | EventStream:
     if body.stream:
         events = model.chat_stream(body, call)
-        return as_stream(body, call, respelt_events(events, spelt) if spelt else events)
-    with respelling(spelt):
+        return as_stream(body, call, respelt_events(events, body.spelt) if body.spelt else events)
+    with respelling(body.spelt):
         return json_response(await model.chat(body, call))
 
 
@@ -53,10 +50,9 @@ def chat_operation(
     route: str,
     decode: Callable[[bytes], DecodedBody[Any]],
     as_stream: AsStream,
-    spelt: Mapping[str, str] = MappingProxyType({}),
 ) -> Operation:
-    """The operation of a chat model; `spelt` are the caller's names of a chat's fields."""
-    reply, serves = partial(_reply, as_stream, spelt), partial(offers, kind=ServesChat)
+    """The operation of a chat model."""
+    reply, serves = partial(_reply, as_stream), partial(offers, kind=ServesChat)
     return Operation(name=name, route=route, decode=decode, serves=serves, reply=reply)
 
 
@@ -71,9 +67,7 @@ def _unnamed(body: TextBody, call: Call, events: AsyncIterator[bytes]) -> EventS
 
 
 CHAT = chat_operation("chat", "/chat/completions", decode_chat_body, _unnamed)
-COMPLETIONS = chat_operation(
-    "completions", "/completions", decode_completions_body, _unnamed, completions_body.SPELT
-)
+COMPLETIONS = chat_operation("completions", "/completions", decode_completions_body, _unnamed)
 
 
 # -- responses -------------------------------------------------------------------------------------
@@ -100,9 +94,7 @@ def _numbered(body: ResponsesBody, call: Call, events: AsyncIterator[bytes]) -> 
     return EventStream(numbered.items(), encode_error=encode_error, headers=STREAM_HEADERS)
 
 
-RESPONSES = chat_operation(
-    "responses", _RESPONSES, decode_responses_body, _numbered, responses_body.SPELT
-)
+RESPONSES = chat_operation("responses", _RESPONSES, decode_responses_body, _numbered)
 KEPT_RESPONSES = tuple(
     (f"{_RESPONSES}/{{response}}{rest}", methods)
     for rest, methods in (("", ["GET", "DELETE"]), ("/cancel", ["POST"]), ("/input_items", ["GET"]))

@@ -9,7 +9,7 @@ wraps its `ModelInferResponse` in two fields, which are written here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from predictors.errors import ServingError
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault
+from predictors.protocol.grpc.arriving import StreamMessages
 from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_request_id, start_call
 from predictors.protocol.grpc.reading import Write
 from predictors.protocol.kserve_sdk import pb
@@ -49,13 +50,18 @@ class StreamMethod:
         self._methods = methods
 
     async def model_stream_infer(
-        self, messages: AsyncIterator[RawMessage], context: Any, write: Write
+        self, messages: StreamMessages, context: Any, write: Write
     ) -> None:
         """gRPC cancels it when the client leaves or its deadline passes, and with it every request
         of the stream that is not answered."""
         set_request_id(context, start_call(context))
         places, number = asyncio.Semaphore(MOST_REQUESTS), 0
         responses, refusal = ResponseWriter(write), None
+
+        def end(task: asyncio.Task[None]) -> None:
+            places.release()
+            messages.answered()
+
         async with asyncio.TaskGroup() as group:
             while await places.acquire():  # first: a message that is read must count at once
                 try:
@@ -67,7 +73,7 @@ class StreamMethod:
                     break
                 number += 1
                 answering = self._answer(message, context, responses, number)
-                group.create_task(answering).add_done_callback(lambda _: places.release())
+                group.create_task(answering).add_done_callback(end)
         if refusal is not None:
             raise refusal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
@@ -16,6 +17,24 @@ FULL = [
     shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
 ]
+
+
+@pytest.mark.parametrize("copy", [shutil.copytree, shutil.copy2])
+def test_a_link_to_what_was_never_fetched_is_named(copy: Any, tmp_path: Path) -> None:
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    link = source / "vocab.json"
+    link.symlink_to("/nowhere/vocab.json")
+    told = "^tokenizer/vocab.json can't be read: No such file or directory; fetch the checkpoint"
+    with pytest.raises(EngineFailed, match=told), new_folder(tmp_path / "made") as growing:
+        copy(source if copy is shutil.copytree else link, growing)
+    assert [each.name for each in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_a_place_where_nothing_can_be_made_is_named() -> None:
+    told = "^made can't be written: No such file or directory"
+    with pytest.raises(EngineFailed, match=told), new_folder(Path("/proc/none/made")) as growing:
+        growing.mkdir(parents=True)
 
 
 def test_a_folder_is_there_once_it_is_complete(tmp_path: Path) -> None:

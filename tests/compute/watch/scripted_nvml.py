@@ -5,9 +5,13 @@ that a test sets.
 from __future__ import annotations
 
 import queue
+import threading
+from collections import Counter
 from ctypes import c_uint
 from types import SimpleNamespace
 from typing import Any
+
+from tests.fakes import PATIENCE_S
 
 CARD = "5a1d0a3c-0000-4000-8000-000000000001"
 SLICE = "5a1d0a3c-0000-4000-8000-000000000002"
@@ -22,8 +26,8 @@ ANSWERS: dict[str, Any] = {
 
 
 class ScriptedNvml:
-    """A card, whole or with slices. Functions named in `refused` raise, as NVML's do. `events` are
-    the errors that it will report, each a (number, slice) or an exception."""
+    """A card, whole or with slices. Functions named in `refused` raise, as NVML's do. `report` has
+    it tell an error. The waits are for the threads that call it."""
 
     NVML_TEMPERATURE_GPU = 0
     NVML_ERROR_NOT_SUPPORTED = 3
@@ -45,8 +49,10 @@ class ScriptedNvml:
         if slices and by_slice:
             self.names[f"MIG-{SLICE}"] = "slice 0"
         self.millijoules = 5_000_000
-        self.events: queue.Queue[tuple[int, int] | Exception] = queue.Queue()
-        self.freed = 0
+        self._events: queue.Queue[tuple[int, int] | Exception] = queue.Queue()
+        self._holds_event = False
+        self._called = threading.Condition()
+        self._calls: Counter[str] = Counter()
         self.registered: list[tuple[str, int]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -54,6 +60,9 @@ class ScriptedNvml:
             raise AttributeError(name)
 
         def answered(*arguments: Any) -> Any:
+            with self._called:
+                self._calls[name] += 1
+                self._called.notify_all()
             if name in self.refused:
                 raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
             own = getattr(self, f"_{name}", None)
@@ -61,6 +70,28 @@ class ScriptedNvml:
 
         return answered
 
+    # -- for tests -------------------------------------------------------------------------------
+    def report(self, event: tuple[int, int] | Exception) -> None:
+        """Tell this error, a (number, slice), or raise this."""
+        self._events.put(event)
+
+    def wait_handled(self) -> None:
+        """Wait until all that was reported has been dealt with: the next event is waited for."""
+        handled = self._events.all_tasks_done
+        with handled:
+            assert handled.wait_for(lambda: not self._events.unfinished_tasks, PATIENCE_S)
+
+    def wait_called(self, name: str, more: int = 1) -> None:
+        """Wait for so many more calls of a function."""
+        with self._called:
+            wanted = self._calls[name] + more
+            assert self._called.wait_for(lambda: self._calls[name] >= wanted, PATIENCE_S), name
+
+    def num_calls(self, name: str) -> int:
+        with self._called:
+            return self._calls[name]
+
+    # -- functions -------------------------------------------------------------------------------
     def _nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
         if name not in self.names:
             raise self.NVMLError(6)
@@ -101,14 +132,22 @@ class ScriptedNvml:
         self.registered.append((handle, kinds))
 
     def _nvmlEventSetFree(self, events: str) -> None:  # noqa: N802
-        self.freed += 1
+        self._end_event()
 
     def _nvmlEventSetWait_v2(self, events: str, timeout_ms: int) -> SimpleNamespace:  # noqa: N802
+        self._end_event()
         try:
-            event = self.events.get(timeout=timeout_ms / 1000)
+            event = self._events.get(timeout=timeout_ms / 1000)
         except queue.Empty:
             raise self.NVMLError(self.NVML_ERROR_TIMEOUT) from None
+        self._holds_event = True
         if isinstance(event, Exception):
             raise event
         kind = self.nvmlEventTypeXidCriticalError
         return SimpleNamespace(eventType=kind, eventData=event[0], gpuInstanceId=event[1])
+
+    def _end_event(self) -> None:
+        """The caller has dealt with the last event."""
+        if self._holds_event:
+            self._holds_event = False
+            self._events.task_done()

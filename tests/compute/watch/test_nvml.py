@@ -13,6 +13,7 @@ import torch
 from predictors.compute.watch import nvml
 from predictors.compute.watch.nvml import XidUnavailable, find_card, open_library
 from tests.compute.watch.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
+from tests.fakes import PATIENCE_S
 
 MISSING = sorted(set(ANSWERS))
 
@@ -97,14 +98,14 @@ def test_errors_of_a_card_are_returned_and_a_wait_may_time_out() -> None:
     errors = card.errors()
     assert errors is not None
     assert library.registered == [("card", library.nvmlEventTypeXidCriticalError)]
-    library.events.put((79, WHOLE_CARD))
-    assert errors.wait(1.0) == 79
+    library.report((79, WHOLE_CARD))
+    assert errors.wait(PATIENCE_S) == 79
     assert errors.wait(0.01) is None
-    library.events.put(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
+    library.report(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
     with pytest.raises(XidUnavailable):
-        errors.wait(1.0)
+        errors.wait(PATIENCE_S)
     errors.close()
-    assert library.freed == 1
+    assert library.num_calls("nvmlEventSetFree") == 1
 
 
 def test_a_slice_gets_its_own_errors_and_those_of_the_whole_card() -> None:
@@ -115,8 +116,8 @@ def test_a_slice_gets_its_own_errors_and_those_of_the_whole_card() -> None:
     assert errors is not None
     assert library.registered[0][0] == "card", "events are the card's, not the slice's"
     for event in ((31, 1), (13, 0), (79, WHOLE_CARD)):
-        library.events.put(event)
-    assert [errors.wait(1.0) for _ in range(3)] == [None, 13, 79]
+        library.report(event)
+    assert [errors.wait(PATIENCE_S) for _ in range(3)] == [None, 13, 79]
 
 
 @pytest.mark.parametrize("function", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
@@ -125,4 +126,4 @@ def test_a_driver_without_error_reports_is_not_waited_for(function: str) -> None
     card = find_card(library, CARD)
     assert card is not None
     assert card.errors() is None
-    assert library.freed == (function == "nvmlDeviceRegisterEvents")
+    assert library.num_calls("nvmlEventSetFree") == (function == "nvmlDeviceRegisterEvents")

@@ -22,6 +22,7 @@ from tests.http.echo import infer_body
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 240.0  # a last resort, also on a busy machine
+LOOK_EVERY_S = 0.01  # at what tells nobody of its changes
 LISTENS = re.compile(r"serving .* on .*: HTTP (\d+), gRPC (-?\d+)")
 SMALL = {
     "OMP_NUM_THREADS": "1",
@@ -147,10 +148,15 @@ class ServerProcess:
         for _ in range(times):
             assert self.process.stdout.readline() == "accepted\n"
 
-    def cpu_s(self) -> float:
-        """Processor time of all threads of the process until now."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def wait_asleep(self) -> None:
+        """Wait until the thread of the event loop sleeps, which one that spins never does. What
+        came for it before this call wakes it at once, so that it then has nothing left to do."""
+        main = f"/proc/{self.process.pid}/task/{self.process.pid}/stat"
+        for _ in range(round(PATIENCE_S / LOOK_EVERY_S)):
+            if Path(main).read_text().rpartition(")")[2].split()[0] == "S":
+                return
+            threading.Event().wait(LOOK_EVERY_S)
+        raise AssertionError("the event loop never slept")
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -38,6 +38,8 @@ class Speaker(Chatter):
 
     async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
         self.note(body, call)  # type: ignore[arg-type]
+        if self.error is not None:
+            raise self.error
         return {"count": 3, "max_model_len": 9, "tokens": [1, 2, 3], "token_strs": None}
 
     async def detokenize(self, body: Any, call: Call) -> dict[str, Any]:
@@ -148,11 +150,12 @@ async def test_a_message_names_the_field_that_it_is_about() -> None:
     speaker.error = errors.InvalidRequest("it is no picture", param="messages[0].content[1].source")
     wire = await post(MESSAGES, ASKED[MESSAGES]).run(application(speaker))
     assert error_of(wire)["message"] == "messages[0].content[1].source: it is no picture"
-    speaker.error = errors.InvalidRequest(
-        "the template can't go on", param="continue_final_message"
-    )
-    wire = await post(MESSAGES, ASKED[MESSAGES]).run(application(speaker))
-    assert error_of(wire)["message"] == "messages: the template can't go on"
+    for path in (MESSAGES, COUNT):
+        speaker.error = errors.InvalidRequest(
+            "the template can't go on", param="continue_final_message"
+        )
+        wire = await post(path, ASKED[path]).run(application(speaker))
+        assert error_of(wire)["message"] == "messages: the template can't go on"
 
 
 async def test_a_prompt_beyond_the_context_is_said_in_the_words_that_clients_look_for() -> None:
