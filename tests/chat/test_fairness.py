@@ -75,6 +75,14 @@ class Callers:
             self.room.engine.evict(job)
 
 
+def use_scripted_clock(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes a second, whatever it reads: by the machine's clock a busy moment would make
+    some passes look dear."""
+    TimedPasses(monkeypatch, ChatRunner, {"decode": 1.0, "prefill": 1.0}, engine)
+    monkeypatch.setattr(room.engine._planner, "costs", StepCosts())
+    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
+
+
 @pytest.fixture(params=["plain", "ahead"], scope="module")
 def shared(request: pytest.FixtureRequest) -> Room:
     """A deterministic room of four slots, and one that launches ahead as a GPU does."""
@@ -84,7 +92,8 @@ def shared(request: pytest.FixtureRequest) -> Room:
 
 
 @pytest.fixture
-def callers(shared: Room) -> Callers:
+def callers(shared: Room, monkeypatch: pytest.MonkeyPatch) -> Callers:
+    use_scripted_clock(shared, monkeypatch)
     found = Callers(shared)
     found.end()
     return found
@@ -116,10 +125,6 @@ def test_a_full_step_has_the_rows_of_before_and_each_sequence_its_turn(
     callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = callers.room
-    # by the machine's clock a busy moment would make wide steps look dear
-    TimedPasses(monkeypatch, ChatRunner, {"decode": 1.0}, engine)
-    monkeypatch.setattr(room.engine._planner, "costs", StepCosts())
-    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
     widths: list[int] = []
     decode = ChatRunner.decode
 
