@@ -56,7 +56,7 @@ class ServerSettings(SettingsGroup):
     """After SIGTERM readiness is false at once, but new requests are still served for this long.
     Their connections are closed (`Connection: close`, GOAWAY), because clients that keep
     connections open learn of the shutdown in no other way. The chart sets it."""
-    grpc_connection_s: float = 0.0
+    grpc_connection_s: float = bounded(0.0, most=86_400)
     """With `linger_s`, the age at which gRPC connections are sent away (GOAWAY), since gRPC can do
     that in no other way without losing calls. 0: 0.8 of `linger_s`. A larger one makes clients
     connect less often. After SIGTERM the server then lingers on while gRPC connections from before
