@@ -60,7 +60,7 @@ class ServerSettings(SettingsGroup):
     """With `linger_s`, the age at which gRPC connections are sent away (GOAWAY), since gRPC can do
     that in no other way without losing calls. 0: 0.8 of `linger_s`. A larger one makes clients
     connect less often. After SIGTERM the server then lingers on while gRPC connections from before
-    are open, for at most 1.1 times this; in a pod its grace period has to be longer by that."""
+    are open, for at most 1.1 times this; the chart's grace period has room for that."""
     drain_timeout_s: float = 300.0
     """After SIGTERM and `linger_s`, accepted work may take this long to finish. What is left then
     fails with 503."""

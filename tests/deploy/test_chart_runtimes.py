@@ -119,6 +119,19 @@ def test_every_model_of_the_chart_repeats_the_runtimes_shutdown_settings(values:
             assert predictor["terminationGracePeriodSeconds"] == sum(parts) + waits + 15
 
 
+@pytest.mark.parametrize(("linger", "expected"), [(5, 11), (20, 20), (0, 0)])
+def test_a_pod_may_linger_as_long_as_older_grpc_connections(linger: int, expected: int) -> None:
+    given = ("settings.server.grpc_connection_s=10", f"drain.lingerSeconds={linger}")
+    model = ('format="flux"', 'storage.uri="pvc://a/b"')
+    sets = tuple(f"models.flux.{each}" for each in (*given, *model))
+    (service,) = of_kind(render(sets=sets), "InferenceService").values()
+    predictor = service["spec"]["predictor"]
+    waits = predictor["model"]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    said = environment(predictor["model"])
+    drains = int(said["PREDICTORS_SERVER_DRAIN_TIMEOUT_S"])
+    assert predictor["terminationGracePeriodSeconds"] == waits + expected + drains + 15
+
+
 @pytest.mark.parametrize(
     ("repository", "registry", "expected"),
     [

@@ -1,3 +1,14 @@
+{{/* Seconds that a model's pod may take to end. With `server.grpc_connection_s` it lingers on while older gRPC connections are open, which gRPC ends within 1.1
+times their age. */}}
+{{- define "predictors.stopSeconds" -}}
+{{- $linger := int .drain.lingerSeconds -}}
+{{- if gt $linger 0 -}}
+{{- $age := get (get .settings "server" | default dict) "grpc_connection_s" | default 0 -}}
+{{- $linger = max $linger (int (ceil (mulf 1.1 $age))) -}}
+{{- end -}}
+{{- add (int .drain.preStopSeconds) $linger (int .drain.graceSeconds) 15 -}}
+{{- end }}
+
 {{/* A predictor, stable or canary, complete but for its replicas: (list root name model image-or-empty) */}}
 {{- define "predictors.predictor" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
@@ -5,7 +16,7 @@ serviceAccountName: {{ include "predictors.serviceAccountName" (list $root $name
 automountServiceAccountToken: {{ $root.Values.events.enabled }}
 enableServiceLinks: false
 timeout: {{ int $model.timeoutSeconds }}
-terminationGracePeriodSeconds: {{ add (int $model.drain.preStopSeconds) (int $model.drain.lingerSeconds) (int $model.drain.graceSeconds) 15 }}
+terminationGracePeriodSeconds: {{ include "predictors.stopSeconds" $model }}
 deploymentStrategy:
   type: RollingUpdate
   rollingUpdate:
