@@ -221,6 +221,14 @@ def test_a_canary_has_its_names_in_the_certificate() -> None:
     assert len([name for name in names if name.endswith(".demo.svc")]) > 2
 
 
+def test_a_certificates_names_are_plain_in_a_namespace_of_digits() -> None:
+    issuer = ("tls.certificate.enabled=true", 'tls.certificate.issuerRef.name="x"')
+    sets = (TLS, *issuer, 'namespaceOverride="12345"')
+    (certificate,) = of_kind(render("ci/canary-values.yaml", sets=sets), "Certificate").values()
+    assert len([n for n in certificate["spec"]["dnsNames"] if n.endswith(".12345")]) > 1
+    assert not [n for n in certificate["spec"]["dnsNames"] if '"' in n]
+
+
 @pytest.mark.parametrize(
     ("sets", "why"),
     [
