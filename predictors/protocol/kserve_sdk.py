@@ -27,18 +27,13 @@ class PackageFile(Loader):
     """Finder and loader of a module whose import runs the file of a package. Python's own lock of
     that import sees threads that wait for each other; one of ours would not."""
 
-    def __init__(self, package: ModuleType, loader: Loader, *, comes_first: bool) -> None:
-        self.name = f"{package.__name__} (its file)"
+    def __init__(self, package: ModuleType, loader: Loader) -> None:
+        self.name = f"{package.__name__} (its file, {id(package)})"
         self._package = package
         self._loader = loader
-        self._submodules = f"{package.__name__}." if comes_first else self.name
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name == self.name:
-            return ModuleSpec(name, self)
-        if name.startswith(self._submodules):
-            __import__(self.name)
-        return None
+        return ModuleSpec(name, self) if name == self.name else None
 
     def create_module(self, spec: ModuleSpec) -> None: ...
 
@@ -53,11 +48,14 @@ def put_off(spec: ModuleSpec, *, comes_first: bool = False) -> ModuleType:
     import."""
     package = module_from_spec(spec)
     assert spec.loader is not None
-    file = PackageFile(package, spec.loader, comes_first=comes_first)
-    sys.meta_path.insert(0, file)
+    file = PackageFile(package, spec.loader)
+    sys.meta_path.append(file)
+    path = vars(package).pop("__path__") if comes_first else package.__path__
 
     def run_file_for(name: str) -> object:
-        if not name.startswith("__"):  # Python asks for names of its own
+        # Python asks for names of its own, and for the path before it imports a submodule
+        if name == "__path__" or not name.startswith("__"):
+            vars(package)["__path__"] = path  # the file's own imports need it
             __import__(file.name)  # `import_module` raises where threads wait for each other
         if name in vars(package):
             return vars(package)[name]
