@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from predictors.protocol.grpc import arriving, listening
 from predictors.protocol.grpc.arriving import ArrivingMessages
+from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.kserve_sdk import pb
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
@@ -310,6 +311,18 @@ def test_calls_beyond_the_limit_are_refused_and_probes_are_not(
     monkeypatch.setattr(listening, "MOST_CALLS", 3)
     heads: list[Frame] = []
     watched = health_pb2.HealthCheckRequest().SerializeToString()
+    end, ends = OpenCalls._end, threading.Semaphore(0)
+
+    def told(calls: OpenCalls, context: Any) -> None:
+        end(calls, context)
+        ends.release()
+
+    def wait_ended(count: int) -> None:
+        """Wait until so many more calls are not counted any more."""
+        for _ in range(count):
+            assert ends.acquire(timeout=PATIENCE_S)
+
+    monkeypatch.setattr(OpenCalls, "_end", told)
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:
         for number in (1, 3, 5):
             connection.open(WATCH, number)
@@ -323,6 +336,9 @@ def test_calls_beyond_the_limit_are_refused_and_probes_are_not(
                 other.answer()
                 assert b"3 gRPC calls are in progress already, which is the limit" in other.trailers
         assert is_live(running)
+        wait_ended(4)
         for number in (1, 3, 5):
             connection.reset(number)
+            wait_ended(1)
             assert small(running) == b"hello"
+            wait_ended(1)
