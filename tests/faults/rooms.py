@@ -17,7 +17,7 @@ import pytest
 from predictors.settings import ComputeSettings, FluxSettings, QwenVLSettings, Settings
 from tests.http.echo import PATIENCE_S, Running, png, small_settings
 from tests.product.brake import braked, wait_answered
-from tests.product.conftest import served_both
+from tests.product.conftest import served_models
 
 IS_THOROUGH = bool(os.environ.get("ALL_FAULTS"))
 """`make faults` runs every combination, `make test` each kind once."""
@@ -43,7 +43,7 @@ def serving_both() -> Iterator[Running]:
         ),
         qwen_vl=QwenVLSettings(slots=ROWS, max_context=128, prefill_chunk=64),
     )  # fmt: skip
-    with served_both(settings) as running:
+    with served_models(settings) as running:
         yield running
 
 

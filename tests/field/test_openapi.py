@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from tests.http.echo import Running, png
-from tests.product.conftest import served_both
+from tests.product.conftest import served_models
 
 CHAT = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hi"}]}
 ASK = {"model": "qwen-vl", "input": "hi", "max_output_tokens": 1}
@@ -26,7 +26,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with served_both() as running:
+    with served_models() as running:
         yield running
 
 

@@ -29,7 +29,7 @@ from tests.fuzz.http_streams import mutate
 from tests.fuzz.seeds import form, picture, stored
 from tests.fuzz.targets import FORM_TYPE, SPLIT
 from tests.http.echo import Running, small_settings
-from tests.product.conftest import served_both
+from tests.product.conftest import served_models
 
 DOCUMENT = Path(__file__).with_name("open_inference_rest.yaml")
 CHECKS = (
@@ -101,7 +101,7 @@ def fuzzed_server() -> Iterator[Running]:
         qwen_vl=QwenVLSettings(max_context=256, default_max_tokens=4),
     )
     logging.getLogger("predictors").setLevel(logging.ERROR)  # a line per request otherwise
-    with served_both(settings) as running:
+    with served_models(settings) as running:
         yield running
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tests.http.echo import Running, serving, small_settings
 from tests.product.brake import wait_answered
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+FOLDERS = {"flux": "shapes-flux", "qwen-vl": "shapes-qwen-vl"}
 FLUX = FluxSettings(max_sequence_length=32, default_steps=4, max_side=256)
 START_S = 150.0  # of both models, on a busy machine
 
@@ -30,15 +31,14 @@ def product_settings() -> Settings:
 
 
 @contextmanager
-def served_both(settings: Settings | None = None) -> Iterator[Running]:
-    """A ready server in this process with the models `flux` and `qwen-vl`; small ones by
-    default."""
+def served_models(
+    settings: Settings | None = None, names: Sequence[str] = tuple(FOLDERS)
+) -> Iterator[Running]:
+    """A ready server in this process with the models `flux` and `qwen-vl`, or with one of them;
+    small ones by default."""
     settings = settings or product_settings()
     workers = make_workers(settings.server)
-    models = [
-        build("flux", CHECKPOINTS / "shapes-flux", settings, workers),
-        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings, workers),
-    ]
+    models = [build(name, CHECKPOINTS / FOLDERS[name], settings, workers) for name in names]
     with (
         closing(workers),
         serving(*models, settings=settings, wait_ready=False, workers=workers) as running,  # type: ignore[arg-type]
@@ -50,8 +50,8 @@ def served_both(settings: Settings | None = None) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def product() -> Iterator[Running]:
-    """`served_both`, once for all tests of this folder."""
-    with served_both() as running:
+    """`served_models`, once for all tests of this folder."""
+    with served_models() as running:
         yield running
 
 

@@ -58,9 +58,9 @@ def main() -> None:
     entered = FilesEntered()
     threading.settrace(entered)
     sys.settrace(entered)
-    from tests.product.conftest import served_both  # after the trace is set
+    from tests.product.conftest import served_models  # after the trace is set
 
-    with served_both() as running, running.client() as http:
+    with served_models() as running, running.client() as http:
         picture: dict[str, Any] = {}
 
         def wait_removed(model: str) -> None:

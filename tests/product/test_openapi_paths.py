@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from predictors.__main__ import build
-from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
-from tests.http.echo import Running, serving
-from tests.product.conftest import CHECKPOINTS, START_S, product_settings
+from tests.http.echo import Running
+from tests.product.conftest import product_settings, served_models
 
-FOLDERS = {"flux": "shapes-flux", "qwen-vl": "shapes-qwen-vl"}
 URL = "http://127.0.0.1:1"  # the base of pictures' addresses; the test asks at the server's own
 FILE = "/v1/images/files/{file}"
 METHODS = ("get", "post", "delete")
@@ -35,14 +32,7 @@ def served(names: Sequence[str], public_url: str) -> Iterator[Running]:
     """A ready server of these models."""
     base = product_settings()
     settings: Settings = replace(base, server=replace(base.server, public_url=public_url))
-    workers = make_workers(settings.server)
-    models = [build(name, CHECKPOINTS / FOLDERS[name], settings, workers) for name in names]
-    with (
-        closing(workers),
-        serving(*models, settings=settings, wait_ready=False, workers=workers) as running,  # type: ignore[arg-type]
-    ):
-        for model in models:
-            model.host.wait_ready(START_S)
+    with served_models(settings, names) as running:
         yield running
 
 
