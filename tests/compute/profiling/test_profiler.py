@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from predictors.compute.profiling import profiler as profiling
+from predictors.compute.profiling import trace_table
 from predictors.compute.profiling.profiler import Profiler, RecordedProfile, staged
 from predictors.errors import DeadlineExceeded
 
@@ -50,7 +52,12 @@ def test_steps_and_stages_are_ranges_and_rows() -> None:
     assert sum(e["name"] == "aten::mm" for e in events if e.get("cat") == "cpu_op") == 3
 
 
-def test_a_table_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_takes_too_long_is_abandoned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endless = tmp_path / "endless.py"
+    endless.write_text("import signal\nsignal.pause()\n")
+    monkeypatch.setattr(trace_table, "__file__", str(endless))
     monkeypatch.setattr(profiling, "REPORT_TIMEOUT_S", 0.001)
     with pytest.raises(DeadlineExceeded, match="record fewer steps"):
         recorded("cpu", 1)
