@@ -20,6 +20,7 @@ from benchmarks.common import paths
 from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
 from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
+from predictors.chat.decoder.state import SlotReset
 from predictors.chat.limits import EngineLimits
 from predictors.chat.request import Sampling
 from predictors.chat.rows import DecodeRows
@@ -50,8 +51,8 @@ def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
     limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)
     runner = ChatRunner(decoder, limits, PLACEMENT, Graphs("width", PLACEMENT))
-    for slot in range(SLOTS):
-        runner.reset_slot(slot, pages_of(slot), torch.tensor([1, 2, 3]))
+    prompt = torch.tensor([1, 2, 3])
+    runner.reset_slots([SlotReset(slot, pages_of(slot), prompt) for slot in range(SLOTS)])
     return runner
 
 

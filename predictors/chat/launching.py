@@ -15,6 +15,7 @@ from torch import Tensor
 
 from predictors.chat.choosing import PassChoice
 from predictors.chat.constraints import fill_masks
+from predictors.chat.decoder.state import SlotReset
 from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
@@ -68,7 +69,7 @@ class StepLauncher:
         one of them: once the forward pass of that row is launched.
         """
         runner, controls = self.runner, StepControls(due)
-        self.paging.put_tables(runner.reset_slot)
+        self.paging.put_tables(self._put_tables)
         sequences: list[Sequence] = []
         tokens: list[Tensor] = []
         width = runner.decode_widths[-1]
@@ -108,23 +109,28 @@ class StepLauncher:
         """Launch a pass over prompts; returns the first tokens of those that are `ended` in it."""
         runner, width = self.runner, prompt_pass.width
         parts = [self._part(chunk) for chunk in prompt_pass.chunks]
-        for chunk in prompt_pass.chunks:
-            if not chunk.key.is_begun:
-                self._reset(chunk.key)
+        if new := [chunk.key for chunk in prompt_pass.chunks if not chunk.key.is_begun]:
+            self._reset(new)
         if all(map(is_plain, ended)):
             return runner.prefill(parts, width)
         masks = partial(self._masks, ended, controls)
         return controls.add(ended, runner.prefill_controlled(parts, width, masks))
 
-    def _reset(self, sequence: Sequence) -> None:
-        work = sequence.work
-        if sequence.launched:  # it reads its answer again: the rest of its slot is as it was
-            self.runner.reset_slot(sequence.slot, sequence.pages)
-            return
-        self.slots.put(sequence)
-        self.runner.reset_slot(sequence.slot, sequence.pages, work.tokens)
-        if work.controls is not NO_CONTROLS:
-            self.runner.chooser.reset(sequence.slot, work.controls)
+    def _put_tables(self, grown: abc.Sequence[Sequence]) -> None:
+        self.runner.reset_slots([SlotReset(each.slot, each.pages) for each in grown])
+
+    def _reset(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Make their slots ready for what they read."""
+        resets: list[SlotReset] = []
+        for sequence in sequences:
+            if sequence.launched:  # it reads its answer again: the rest of its slot is as it was
+                resets.append(SlotReset(sequence.slot, sequence.pages))
+                continue
+            self.slots.put(sequence)
+            resets.append(SlotReset(sequence.slot, sequence.pages, sequence.work.tokens))
+            if sequence.work.controls is not NO_CONTROLS:
+                self.runner.chooser.reset(sequence.slot, sequence.work.controls)
+        self.runner.reset_slots(resets)
 
     def _masks(
         self, sequences: abc.Sequence[Sequence], controls: StepControls

@@ -92,12 +92,11 @@ class Paging:
                 self._restore(sequence, oldest)
         self._metrics.set_usage(self.pool.usage)
 
-    def put_tables(self, put: Callable[[int, tuple[int, ...]], None]) -> None:
-        """Call `put` with slot and pages of each sequence whose table has grown."""
-        while self._grown:
-            sequence = next(iter(self._grown))
-            put(sequence.slot, sequence.pages)
-            del self._grown[sequence]  # last: a step that raises is repeated
+    def put_tables(self, put: Callable[[list[Sequence]], None]) -> None:
+        """Call `put` with the sequences whose tables have grown, if there are any."""
+        if self._grown:
+            put(list(self._grown))
+            self._grown.clear()  # last: a step that raises is repeated
 
     def _grow(self, sequence: Sequence, oldest: Sequence) -> None:
         """Add a page, of a preempted sequence if need be."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.constraints import mask_of
+from predictors.chat.decoder.state import SlotReset
 from predictors.chat.inputs import ChatPreparer
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.logit_changes import TokenMasks
@@ -128,7 +129,7 @@ class Rehearsal:
             # equal rows may differ in last bits where threads share a matmul
             if bool(spread <= ROUNDING * size) and picture.features.shape[1] > 1:
                 raise EngineFailed(f"the vision features of {what} are all equal; {DAMAGED}")
-        runner.reset_slot(SLOT, pages, work.tokens)
+        runner.reset_slots([SlotReset(SLOT, pages, work.tokens)])
         widths = runner.chunk_widths
         for start in range(0, total, widths[-1]):
             part = _part(work, encoded, pages, start, min(widths[-1], total - start))
@@ -187,5 +188,5 @@ def _part(
             rows = picture.part(first - placed.start, last - placed.start)
             pictures.append((first - start, rows))
     choice = TokenChoice(SLOT, GREEDY, 0, 0) if end == work.num_prompt_tokens else None
-    tokens, positions = work.tokens[start:end], work.positions[:, start:end]
+    tokens, positions = work.tokens.numpy()[start:end], work.positions.numpy()[:, start:end]
     return PromptPart(SLOT, start, tokens, positions, pages, pictures, choice)

@@ -42,8 +42,7 @@ class DecodeRows:
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A part of a prompt, from index `start`: `tokens` (n,) int64, `positions` (3, n) int64, on the
-    CPU.
+    """A part of a prompt, from index `start`: `tokens` (n,) int64, `positions` (3, n) int64.
 
     `pictures` are (first row, features) in this part; the last part of a prompt has a `choice`.
     `adapters` are those of the language model.
@@ -51,26 +50,22 @@ class PromptPart:
 
     slot: int
     start: int
-    tokens: Tensor
-    positions: Tensor
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
     pages: Sequence[int]
     pictures: Sequence[tuple[int, EncodedPicture]]
     choice: TokenChoice | None
     adapters: SlotScales = ()
 
-    def places(self, page_tokens: int) -> Tensor:
-        """Places in the cache (n,) int64 of the part's tokens."""
-        index = torch.arange(self.start, self.start + len(self.tokens))
-        return torch.tensor(self.pages)[index // page_tokens] * page_tokens + index % page_tokens
-
-    def columns(self, width: int, page_tokens: int) -> Tensor:
-        """Of a pass of `width` rows over this part alone: tokens, three axes of positions, places;
-        (5, width) int64."""
-        columns, n = torch.zeros(5, width, dtype=torch.int64), len(self.tokens)
-        columns[0, :n] = self.tokens
-        columns[1:4, :n] = self.positions
-        columns[4, :n] = self.places(page_tokens)
-        return columns
+    def put_columns(self, columns: NDArray[np.int64], page_tokens: int) -> None:
+        """Write tokens, three axes of positions and places in the cache to `columns` (5, n)."""
+        columns[0] = self.tokens
+        columns[1:4] = self.positions
+        first, end = self.start // page_tokens, self.start + len(self.tokens)
+        pages = np.array(self.pages[first : -(-end // page_tokens)], np.int64) * page_tokens
+        offset = self.start - first * page_tokens
+        within = (pages[:, None] + np.arange(page_tokens)).ravel()
+        columns[4] = within[offset : offset + len(self.tokens)]
 
 
 def warm_rows(
@@ -87,7 +82,7 @@ def warm_part(
     length: int, slot: int, num_pages: int, sampling: Sampling, adapters: SlotScales = ()
 ) -> PromptPart:
     """A whole prompt of so many tokens that is of no request, on the padding's `slot` and page."""
-    tokens, positions = torch.zeros(length, dtype=torch.int64), torch.zeros(3, length).long()
+    tokens, positions = np.zeros(length, np.int64), np.zeros((3, length), np.int64)
     choice = TokenChoice(slot, sampling, 0, 0)
     return PromptPart(slot, 0, tokens, positions, [SCRATCH_PAGE] * num_pages, (), choice, adapters)
 
@@ -102,27 +97,33 @@ def pack_prompts(
 ) -> tuple[Tensor, list[int]]:
     """The integers of a packed pass over `parts` in `width` rows, see
     `DecoderPasses.fused_prompt`, and each part's first row. `padding` is the slot of other
-    rows."""
-    columns = torch.zeros(5, width, dtype=torch.int64)
-    tiles = torch.zeros(3, width // TILE, dtype=torch.int64)
+    rows.
+
+    By numpy, since each of torch's operations lets go of the interpreter's lock, and the engine's
+    thread would wait for a busy event loop after each.
+    """
+    num_tiles = width // TILE
+    ints = np.zeros(5 * width + 3 * num_tiles + PACK_PROMPTS, np.int64)
+    columns = ints[: 5 * width].reshape(5, width)
+    tiles = ints[5 * width : -PACK_PROMPTS].reshape(3, num_tiles)
+    last = ints[-PACK_PROMPTS:]
     tiles[0] = padding
-    last = torch.zeros(PACK_PROMPTS, dtype=torch.int64)
     first = ended = 0
     firsts = []
     for part in parts:
         n = len(part.tokens)
-        columns[:, first : first + n] = part.columns(n, page_tokens)
-        starts = torch.arange(0, n, TILE)
+        part.put_columns(columns[:, first : first + n], page_tokens)
+        starts = np.arange(0, n, TILE)
         own = slice(first // TILE, first // TILE + len(starts))
         tiles[0, own] = part.slot
         tiles[1, own] = part.start + starts
-        tiles[2, own] = (n - starts).clamp(max=TILE)
+        tiles[2, own] = np.minimum(n - starts, TILE)
         if part.choice is not None:
             last[ended] = first + n - 1
             ended += 1
         firsts.append(first)
         first += len(starts) * TILE
-    return torch.cat((columns.flatten(), tiles.flatten(), last)), firsts
+    return torch.from_numpy(ints), firsts
 
 
 def packed_weights(

@@ -22,7 +22,7 @@ from predictors.chat.choices import Choices, TokenChoice, widened
 from predictors.chat.choosing import PassChoice, TokenChooser
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
-from predictors.chat.decoder.state import SlotState
+from predictors.chat.decoder.state import SlotReset, SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import MaskSource
 from predictors.chat.promised import PassKind, PromisedPass
@@ -100,9 +100,9 @@ class ChatRunner:
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
-    def reset_slot(self, slot: int, pages: Sequence[int], prompt: Tensor | None = None) -> None:
+    def reset_slots(self, resets: Sequence[SlotReset]) -> None:
         """As `SlotState.reset`. May be repeated."""
-        self._slots.reset(slot, pages, prompt, self._move)
+        self._slots.reset(resets, self._move)
 
     @staged("prefill")
     @torch.no_grad()
@@ -129,8 +129,9 @@ class ChatRunner:
 
     def _read(self, part: PromptPart, width: int) -> Tensor:
         """One part; logits (1, vocab) after its last token."""
-        n, columns = len(part.tokens), part.columns(width, self.limits.page_tokens)
-        tokens, positions, places = columns.split((1, 3, 1))
+        n, packed = len(part.tokens), np.zeros((5, width), np.int64)
+        part.put_columns(packed[:, :n], self.limits.page_tokens)
+        tokens, positions, places = torch.from_numpy(packed).split((1, 3, 1))
         embedded = self._decoder.embedding(tokens[0])
         deepstack = self._deepstack(width)
         put_pictures([part], [0], embedded, deepstack)
@@ -270,8 +271,8 @@ class ChatRunner:
             self._choices([TokenChoice(slot, GREEDY, 0, 1) for slot in order]),
             [adapters[i % len(adapters)] for i in order],
         )
+        self.reset_slots([SlotReset(slot, [1 + slot], torch.tensor([0])) for slot in order])
         for slot in order:
-            self.reset_slot(slot, [1 + slot], torch.tensor([0]))
             self._slots.feed[slot] = (token - slot) % (token + 1)
         whole = self.step_logits(rows).clone()
         for turn in order[1:]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors import metrics
@@ -144,10 +146,10 @@ class Sequence:
                 torch.cat((work.positions, positions.expand(3, -1)), dim=1),
             )
 
-    def part(self, part: slice) -> tuple[Tensor, Tensor]:
+    def part(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens (n,) and rotary positions (3, n) of a part of what it reads."""
         tokens, positions = self.again or (self.job.work.tokens, self.job.work.positions)
-        return tokens[part], positions[:, part]
+        return tokens.numpy()[part], positions.numpy()[:, part]
 
     def next_choice(self) -> TokenChoice:
         work = self.job.work

@@ -146,17 +146,23 @@ def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
 # -- a step that fails ---------------------------------------------------------------------------
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(
-    ("owner", "method"),
+    ("owner", "method", "at"),
     [
-        (ChatRunner, "reset_slot"),
-        (ChatRunner, "decode"),
-        (ChatRunner, "prefill"),
-        (ChatRunner, "copy"),
-        (HostCopy, "result"),
-        (PictureRunner, "encode"),
+        (ChatRunner, "reset_slots", 1),
+        (ChatRunner, "reset_slots", 2),
+        *(
+            (owner, method, at)
+            for at in (1, 4)
+            for owner, method in (
+                (ChatRunner, "decode"),
+                (ChatRunner, "prefill"),
+                (ChatRunner, "copy"),
+                (HostCopy, "result"),
+                (PictureRunner, "encode"),
+            )
+        ),
     ],
 )
-@pytest.mark.parametrize("at", [1, 4])
 def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     ahead: Room, wild: Room, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, at: int,
     together: bool,

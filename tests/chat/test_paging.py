@@ -142,11 +142,14 @@ class Lives(RuleBasedStateMachine):
         assert self.pool.num_free == PAGES
 
     # -- a step as the engine takes it -----------------------------------------------------------
+    def put_tables(self, grown: list[Sequence]) -> None:
+        self.tables.update((sequence.slot, sequence.pages) for sequence in grown)
+
     def step(self) -> None:
         planner, everyone = self.planner, list(self.sequences.values())
         widths = (16,) if self.is_ahead else (4, 8)
         plan = planner.plan(everyone, self.paging, widths, is_packed=self.is_ahead)
-        self.paging.put_tables(self.tables.__setitem__)
+        self.paging.put_tables(self.put_tables)
         got: list[tuple[Sequence, int]] = []
         for sequence in plan.decode:
             index = sequence.launched - 1
@@ -339,7 +342,7 @@ def test_a_step_that_raised_after_a_page_was_added_is_repeated(
     request = chat("fails now and then", max_tokens=40, ignore_eos=True)
     expected = wild.answer(request)
     (job,) = unexpected(wild, [request])
-    reset, calls = wild.runner.reset_slot, []
+    reset, calls = wild.runner.reset_slots, []
 
     def broken(*args: Any) -> None:
         calls.append(args)
@@ -347,7 +350,7 @@ def test_a_step_that_raised_after_a_page_was_added_is_repeated(
             raise RuntimeError("no table")
         reset(*args)
 
-    monkeypatch.setattr(ChatRunner, "reset_slot", lambda _, *args: broken(*args))
+    monkeypatch.setattr(ChatRunner, "reset_slots", lambda _, *args: broken(*args))
     with few_pages(wild, 20):
         assert wild.engine.admit(job)
         while wild.engine.busy:

@@ -7,13 +7,26 @@ was read. Every operation may be repeated with the same result, because a failed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.chat.decoder.paged import SCRATCH_PAGE
 from predictors.chat.sampling import Draw, Penalties, Sampler, mark_not_finite
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReset:
+    """Gives `slot` these `pages`, and makes it ready for `prompt` (n,) int64 on the host; without
+    one all else of it stays."""
+
+    slot: int
+    pages: Sequence[int]
+    prompt: Tensor | None = None
 
 
 class SlotState:
@@ -35,25 +48,31 @@ class SlotState:
         self.counts = zeros((slots + 1, vocab), dtype=torch.float32)
         self.counted = zeros((slots + 1,), dtype=torch.int64)
         self.vocabulary = torch.arange(vocab, device=device)[None]
+        self._seen = torch.ones((), dtype=torch.bool, device=device)
 
-    def reset(
-        self,
-        slot: int,
-        pages: Sequence[int],
-        prompt: Tensor | None,
-        move: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Give `slot` these pages, and make it ready for a prompt (n,) int64 on the host; without
-        one all else of it stays. `move` copies to the device. Launched work still reads what was
-        there: all of this comes later on the same stream."""
-        table = torch.full((self.tables.shape[1],), SCRATCH_PAGE)
-        table[: len(pages)] = torch.tensor(pages)
-        self.tables[slot].copy_(move(table))
-        if prompt is None:
-            return
-        self.seen[slot].zero_().index_fill_(0, move(prompt), True)
-        self.counts[slot].zero_()
-        self.counted[slot].zero_()
+    def reset(self, resets: Sequence[SlotReset], move: Callable[[Tensor], Tensor]) -> None:
+        """Reset slots that all differ. `move` copies to the device, once for all of them. Launched
+        work still reads what was there: all of this comes later on the same stream."""
+        begun = [each for each in resets if each.prompt is not None]
+        tables = np.full((len(resets), self.tables.shape[1]), SCRATCH_PAGE, np.int64)
+        for row, each in enumerate(resets):
+            tables[row, : len(each.pages)] = each.pages
+        prompts = [each.prompt.numpy() for each in begun if each.prompt is not None]
+        new = np.array([each.slot for each in begun], np.int64)
+        parts: tuple[NDArray[np.int64], ...] = (
+            np.array([each.slot for each in resets], np.int64),
+            tables.ravel(),
+            new,
+            np.repeat(new, [len(prompt) for prompt in prompts]),
+            np.concatenate([np.empty(0, np.int64), *prompts]),
+        )
+        moved = move(torch.from_numpy(np.concatenate(parts)))
+        slots, pages, new_slots, rows, tokens = moved.split([len(part) for part in parts])
+        self.tables.index_copy_(0, slots, pages.view(tables.shape))
+        if begun:
+            self.seen.index_fill_(0, new_slots, False).index_put_((rows, tokens), self._seen)
+            self.counts.index_fill_(0, new_slots, 0.0)
+            self.counted.index_fill_(0, new_slots, 0)
 
     def newest_tokens(self, slots: Tensor, numbers: Tensor) -> Tensor:
         """Tokens (rows,) number `numbers` of the answers in `slots`, both (rows,) int64; counts
