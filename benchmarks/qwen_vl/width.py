@@ -51,7 +51,7 @@ def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
     limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)
     runner = ChatRunner(decoder, limits, PLACEMENT, Graphs("width", PLACEMENT))
-    prompt = torch.tensor([1, 2, 3])
+    prompt = np.array([1, 2, 3])
     runner.reset_slots([SlotReset(slot, pages_of(slot), prompt) for slot in range(SLOTS)])
     return runner
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.prefill_steps import pass_times
+from predictors.chat import choosing, rehearsal, step_inputs
 from predictors.chat import engine as engines
-from predictors.chat import rehearsal
 from predictors.chat.limits import EngineLimits, decode_widths, packed_widths
 from predictors.chat.runner import ChatRunner
 from predictors.compute.device.placement import HostCopy, LaunchMark, Placement
@@ -49,7 +49,7 @@ class ClockedPass:
     """In the place of a captured pass: takes its inputs, and the device's time."""
 
     def __init__(self, clock: DeviceClock, seconds: float, inputs: Sequence[Tensor], made: Tensor):
-        self.inputs = tuple(each.detach().clone() for each in inputs)
+        self.inputs = tuple(inputs)
         self._clock, self._seconds, self._made = clock, seconds, made
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -68,7 +68,12 @@ class ClockedGraphs:
         self._logits = torch.zeros(max(decode_widths(64)), vocab)
 
     def capture(
-        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], name: str = "pass"
+        self,
+        function: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        name: str = "pass",
+        *,
+        in_place: bool = False,
     ) -> ClockedPass:
         kind, _, width = name.rpartition(" ")
         seconds, made = CHOICE_S, torch.randint(TOKENS[0], TOKENS[-1], (int(width),))
@@ -120,11 +125,21 @@ class ClockedRunner(ChatRunner):
         return LaunchMark(cast(Any, ClockedEvent(self._clock)))
 
 
+def _memory(shape: Sequence[int], dtype: torch.dtype, _placement: Placement) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _not_rehearsed(*_: object) -> None:
+    """Its checks of logits would fail."""
+
+
 def replace_device() -> None:
     """Let engines of this process have the clock for a device."""
+    for module in (choosing, step_inputs):
+        vars(module)["staging_memory"] = _memory
     torch.Tensor.pin_memory = torch.Tensor.clone  # type: ignore[method-assign, assignment]
-    engines.ChatRunner = ClockedRunner  # type: ignore[misc]
-    rehearsal.Rehearsal.run = lambda *_: None  # type: ignore[method-assign]
+    vars(engines)["ChatRunner"] = ClockedRunner
+    rehearsal.Rehearsal.run = _not_rehearsed  # type: ignore[method-assign, assignment]
 
 
 def main() -> int:

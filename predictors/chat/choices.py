@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from predictors.chat.request import NO_CONTROLS, Controls, Sampling
 from predictors.chat.sampling import noise_key
+
+Number = TypeVar("Number", np.int64, np.float32)
 
 NUM_PLAIN = 5
 """Rows of the integers, and of the floats, that a choice without controls needs."""
@@ -109,11 +112,15 @@ def pack_choices(
 ) -> tuple[Tensor, Tensor]:
     """ints (5, width) int64: slot, number, top_k, key, greedy; floats (5, width) fp32: penalties
     (repetition, presence, frequency), temperature, top_p. On the host; padding rows are greedy."""
-    padding = (padding_slot, 0, vocab, 0, 1)
     return (
-        widened(choices.ints[:NUM_PLAIN], width, padding),
+        widened(choices.ints[:NUM_PLAIN], width, choice_padding(vocab, padding_slot)),
         widened(choices.floats[:NUM_PLAIN], width, NEUTRAL[:NUM_PLAIN]),
     )
+
+
+def choice_padding(vocab: int, slot: int) -> tuple[int, int, int, int, int]:
+    """A column of the integers of `pack_choices` for a row that no sequence has."""
+    return slot, 0, vocab, 0, 1
 
 
 def pack_controlled(
@@ -129,7 +136,7 @@ def pack_controlled(
     ints[NUM_PLAIN + 1, rows] = 1
     ints[NUM_PLAIN + 2] = choices.ints[5]
     ints[NUM_PLAIN + 3] = choices.ints[6] & (1 - ints[NUM_PLAIN + 1])
-    padding = (padding_slot, 0, vocab, 0, 1, 0, 0, 0, 0)
+    padding = (*choice_padding(vocab, padding_slot), 0, 0, 0, 0)
     return widened(ints, width, padding), widened(choices.floats, width, NEUTRAL)
 
 
@@ -138,6 +145,14 @@ def widened(
 ) -> Tensor:
     """A tensor of its own (k, width) of `columns` (k, n), with `padding` (k,) in the others."""
     wide = np.empty((len(columns), width), columns.dtype)
-    wide[:, : columns.shape[1]] = columns
-    wide[:, columns.shape[1] :] = np.array(padding, columns.dtype)[:, None]
+    put_widened(wide, columns, padding)
     return torch.from_numpy(wide)
+
+
+def put_widened(wide: NDArray[Number], columns: NDArray[Number], padding: Sequence[float]) -> None:
+    """Write `columns` (k, n) to the first ones of `wide` (k, width), `padding` (k,) to the
+    others."""
+    count = columns.shape[1]
+    wide[:, :count] = columns
+    if count < wide.shape[1]:
+        wide[:, count:] = np.array(padding, wide.dtype)[:, None]

@@ -21,12 +21,20 @@ from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import CONTROLLED, TokenMasks, num_words
 from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.request import Controls
-from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS
+from predictors.chat.rows import warm_rows
+from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, SAMPLERS
 from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.chat.scores import score_tokens
+from predictors.chat.step_inputs import StepInputs
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.placement import HostCopy, Placement, to_device, to_host_async
+from predictors.compute.device.placement import (
+    HostCopy,
+    Placement,
+    staging_memory,
+    to_device,
+    to_host_async,
+)
 
 Scores = tuple[Tensor, Tensor]
 """The integers and floats of `score_tokens`."""
@@ -66,6 +74,8 @@ class TokenChooser:
         prompts = [2**i for i in range(PACK_PROMPTS.bit_length())] if placement.is_cuda else [1]
         self.widths = tuple(sorted({*limits.decode_widths, *prompts}))
         """Numbers of rows that a GPU chooses for, ascending: those that are warm."""
+        self.inputs = StepInputs(self.widths, self._vocab, state.padding, placement)
+        """Read by the graphs of plain choices, and of plain decode steps."""
         self._controls = ControlState(state, self.widths[-1], end_tokens)
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
         self._captured_scores: dict[int, Captured[Scores]] = {}
@@ -95,6 +105,12 @@ class TokenChooser:
             tokens = self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
             return tokens[: len(choices)].clone()  # the next pass uses this memory
         return self._plain[sampler](logits, ints, floats)[: len(choices)]
+
+    def choose_placed(self, choices: Choices, width: int) -> Tensor:
+        """The same on a GPU, for choices that are in `inputs` already, from the logits that the
+        last pass has left."""
+        run = self._captured[choices.sampler(self._vocab), width]
+        return run(*run.inputs)[: len(choices)].clone()
 
     def choose_controlled(
         self, logits: Tensor, choices: Choices, masks: TokenMasks | None
@@ -151,7 +167,7 @@ class TokenChooser:
         """(count, words) int32 on the host, of any values, for the masks of so many rows; a copy to
         the device does not wait."""
         size = (count, num_words(self._vocab))
-        return torch.empty(size, dtype=torch.int32, pin_memory=self._placement.is_cuda)
+        return staging_memory(size, torch.int32, self._placement)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[PromisedPass]:
@@ -180,15 +196,16 @@ class TokenChooser:
             self.choose_controlled(logits, Choices.of([choice], self._vocab), None)
 
     def _capture(self, name: str, width: int) -> None:
-        packed = pack_choices(NO_CHOICES, width, self._vocab, self._state.padding)
-        self._add(name, width, self._passes.fused_choice(name, width), *packed)
+        if (name, width) not in self._captured:
+            self.inputs.put(warm_rows(width, self._state.padding, self._vocab, GREEDY), width)
+            run, placed = self._passes.fused_choice(name, width), self.inputs.choice(width)
+            captured = self._graphs.capture(run, placed, f"{name} {width}", in_place=True)
+            self._captured[name, width] = captured
 
     def _capture_controlled(self, name: str, width: int) -> None:
         packed = pack_controlled(NO_CHOICES, {}, width, self._vocab, self._state.padding)
         run = self._passes.fused_controlled_choice(name, width, self._controls)
-        self._add(f"controlled {name}", width, run, *packed)
-
-    def _add(self, name: str, width: int, run: Callable[..., Tensor], *packed: Tensor) -> None:
+        name = f"controlled {name}"
         if (name, width) not in self._captured:
             like = tuple(map(self._move, packed))
             self._captured[name, width] = self._graphs.capture(run, like, f"{name} {width}")

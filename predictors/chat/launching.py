@@ -127,7 +127,8 @@ class StepLauncher:
                 resets.append(SlotReset(sequence.slot, sequence.pages))
                 continue
             self.slots.put(sequence)
-            resets.append(SlotReset(sequence.slot, sequence.pages, sequence.work.tokens))
+            prompt = sequence.work.tokens.numpy()
+            resets.append(SlotReset(sequence.slot, sequence.pages, prompt))
             if sequence.work.controls is not NO_CONTROLS:
                 self.runner.chooser.reset(sequence.slot, sequence.work.controls)
         self.runner.reset_slots(resets)

@@ -129,7 +129,7 @@ class Rehearsal:
             # equal rows may differ in last bits where threads share a matmul
             if bool(spread <= ROUNDING * size) and picture.features.shape[1] > 1:
                 raise EngineFailed(f"the vision features of {what} are all equal; {DAMAGED}")
-        runner.reset_slots([SlotReset(SLOT, pages, work.tokens)])
+        runner.reset_slots([SlotReset(SLOT, pages, work.tokens.numpy())])
         widths = runner.chunk_widths
         for start in range(0, total, widths[-1]):
             part = _part(work, encoded, pages, start, min(widths[-1], total - start))

@@ -8,7 +8,6 @@ several prompts share a pass; elsewhere a pass is a plain or compiled function o
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from predictors.chat.adapters.changes import SlotScales, dense_weights, plain_scales
 from predictors.chat.adapters.tables import AdapterTables
-from predictors.chat.choices import Choices, TokenChoice, widened
+from predictors.chat.choices import widened
 from predictors.chat.choosing import PassChoice, TokenChooser
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
@@ -50,8 +49,6 @@ from predictors.compute.device.placement import (
 )
 from predictors.compute.profiling.profiler import staged
 from predictors.errors import EngineFailed
-
-log = logging.getLogger(__name__)
 
 
 class ChatRunner:
@@ -92,6 +89,11 @@ class ChatRunner:
         adapted = (self._passes.adapted_step, self._passes.adapted_prompt)
         self._adapted_decode = compiled(adapted[0], placement, "qwen_vl.adapted_decode")
         self._adapted_prompt = compiled(adapted[1], placement, "qwen_vl.adapted_prefill")
+
+    @property
+    def adapter_slots(self) -> int:
+        """How many adapters the rows of a pass can have."""
+        return 0 if self._tables is None else self._tables.slots
 
     @property
     def padding(self) -> int:
@@ -180,12 +182,22 @@ class ChatRunner:
         put_pictures(parts, firsts, embedded, deepstack)
         return run(*run.inputs)
 
+    def put_newest(self, slot: int, token: int) -> None:
+        """Have the answer of `slot` end with `token`."""
+        self._slots.feed[slot] = token
+
     # -- answers ---------------------------------------------------------------------------------
     @staged("decode")
     @torch.no_grad()
     def decode(self, rows: DecodeRows) -> Tensor:
         """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows."""
-        return self.chooser.choose(self.step_logits(rows), rows.choices)
+        if not self._placement.is_cuda or any(rows.adapters):
+            return self.chooser.choose(self.step_logits(rows), rows.choices)
+        width = self._decode_width(rows)
+        self.chooser.inputs.put(rows, width)
+        run = self._captured["decode", width]
+        run(*run.inputs)
+        return self.chooser.choose_placed(rows.choices, width)
 
     @staged("decode")
     @torch.no_grad()
@@ -197,7 +209,7 @@ class ChatRunner:
 
     def step_logits(self, rows: DecodeRows) -> Tensor:
         """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
-        width = next(w for w in self.decode_widths if w >= len(rows))
+        width = self._decode_width(rows)
         ints = widened(rows.ints, width, (self._slots.padding, 0, 0, 0))
         adapters: list[SlotScales] = []
         if self._tables is not None and any(rows.adapters):
@@ -221,6 +233,9 @@ class ChatRunner:
             return self._adapted_decode(*given, *self._plain_scales(adapters))
         return self._decode(*given)
 
+    def _decode_width(self, rows: DecodeRows) -> int:
+        return next(width for width in self.decode_widths if width >= len(rows))
+
     def _plain_scales(self, adapters: Sequence[SlotScales]) -> tuple[Tensor, Tensor]:
         """Of all rows, see `PlainChanges`. A compiled pass always has the same shapes."""
         tables, kind = self._adapters, self._placement
@@ -239,52 +254,6 @@ class ChatRunner:
         """The end of what was launched by now."""
         return mark_launched(self._placement)
 
-    # -- invariance ------------------------------------------------------------------------------
-    def fix_width(self) -> None:
-        """Make answers independent of other requests: decode in the largest width only, or row by
-        row where its rows differ in bits."""
-        self.packs = False  # how a prompt is cut must not depend on others either
-        self.decode_widths = self.decode_widths[-1:]
-        if not self.has_equal_rows():
-            log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
-            self.decode_widths = (1,)
-
-    @torch.no_grad()
-    def has_equal_rows(self) -> bool:
-        """True if a sequence gets the same bits on every row, beside any others.
-
-        A matmul's kernel may treat its last rows differently. Call it before the first admission:
-        it writes to pages.
-        """
-        # rows without an adapter are compared with those of the other pass
-        slots = 0 if self._tables is None else self._tables.slots
-        mixed = [(), *(((slot, 1.0),) for slot in range(slots))]
-        return self._have_equal_bits([()]) and (not slots or self._have_equal_bits(mixed))
-
-    def _have_equal_bits(self, adapters: Sequence[SlotScales]) -> bool:
-        """The same for rows that have these adapters in turn."""
-        token = min(self.vocab, 1000) - 1
-        width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
-        order = list(range(width))
-        rows = DecodeRows(
-            np.array([(slot, 0, 7 * slot, 0) for slot in order]).T,
-            self._choices([TokenChoice(slot, GREEDY, 0, 1) for slot in order]),
-            [adapters[i % len(adapters)] for i in order],
-        )
-        self.reset_slots([SlotReset(slot, [1 + slot], torch.tensor([0])) for slot in order])
-        for slot in order:
-            self._slots.feed[slot] = (token - slot) % (token + 1)
-        whole = self.step_logits(rows).clone()
-        for turn in order[1:]:
-            turned = self.step_logits(rows.take(order[turn:] + order[:turn]))
-            if not torch.equal(turned[:width].roll(turn, 0), whole[:width]):
-                return False
-        alone = torch.cat([self.step_logits(rows.take([i]))[:1].clone() for i in order])
-        return torch.equal(alone, whole[:width])
-
-    def _choices(self, choices: Sequence[TokenChoice]) -> Choices:
-        return Choices.of(choices, self.vocab)
-
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[PromisedPass]:
         """Every promised pass, the largest first: they share one pool."""
@@ -302,19 +271,28 @@ class ChatRunner:
                 shapes.append(PromisedPass(kind, width, named, run))
         return shapes
 
-    def _capture(self, name: str, width: int, run: Callable[..., Tensor], *like: Tensor) -> None:
+    def _capture(
+        self,
+        name: str,
+        width: int,
+        run: Callable[..., Tensor],
+        *like: Tensor,
+        in_place: bool = False,
+    ) -> None:
         if (name, width) not in self._captured:
-            captured = self._graphs.capture(run, like, f"{name} {width}")
+            captured = self._graphs.capture(run, like, f"{name} {width}", in_place=in_place)
             self._captured[name, width] = captured
 
     def _warm_decode(self, width: int, adapters: SlotScales) -> None:
         if self._placement.is_cuda:
-            ints = torch.tensor([[self._slots.padding], [0], [0], [0]]).expand(4, width)
-            like = [ints.contiguous()]
+            inputs, run = self.chooser.inputs, self._passes.fused_step
+            inputs.put(warm_rows(width, self.padding, self.vocab, GREEDY), width)
+            placed = inputs.rows(width)
             if adapters:
-                like.append(dense_weights(self._adapters, [adapters] * width))
-            name, run = f"{_kind(adapters)}decode", self._passes.fused_step
-            self._capture(name, width, run, *map(self._move, like))
+                weights = self._move(dense_weights(self._adapters, [adapters] * width))
+                self._capture("adapted decode", width, run, placed, weights)
+            else:
+                self._capture("decode", width, run, placed, in_place=True)
         for sampling in ONE_PER_SAMPLER:
             rows = warm_rows(width, self.padding, self.vocab, sampling, adapters)
             self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")

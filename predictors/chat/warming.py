@@ -15,6 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 from predictors.chat.adapters.slots import AdapterSlots
+from predictors.chat.invariance import fix_width
 from predictors.chat.pass_needs import PassNeeds
 from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.rehearsal import Rehearsal
@@ -142,11 +143,11 @@ class PassWarming:
     # -- before ready ----------------------------------------------------------------------------
     def _begin(self) -> None:
         if self.is_deterministic and not self.is_cuda:
-            self._runner.fix_width()
+            fix_width(self._runner)
 
     def _end(self, conversations: Conversations, then: Callable[[], object]) -> None:
         if self.is_deterministic and self.is_cuda:
-            self._runner.fix_width()  # rows can be compared once their graphs are captured
+            fix_width(self._runner)  # rows can be compared once their graphs are captured
         for what, work in conversations:
             self.rehearsal.run(what, work)
         then()

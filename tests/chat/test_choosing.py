@@ -4,9 +4,10 @@ Triton's interpreter. Tokens and scores are those of the plain path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import TokenMasks, num_words
 from predictors.chat.request import Controls, Sampling
+from predictors.chat.rows import DecodeRows
 from predictors.chat.sampling import ONE_PER_SAMPLER, SAMPLERS
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement
 from tests import triton_interpreter
+from tests.chat.gpu_on_cpu import GpuOnCpu, without_pinned_memory
 
 pytest.importorskip("predictors.chat.decoder.fused_tokens")
 assert triton_interpreter
@@ -37,16 +40,6 @@ ASKED = (
     Controls(min_tokens=3, stop_token_ids=frozenset([11])),
     Controls(),
 )
-
-
-@dataclass(frozen=True)
-class GpuOnCpu:
-    """The placement of a GPU without graphs, in memory of the host."""
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-    compile = "off"
-    is_cuda = True
 
 
 def chooser(placement: Any) -> tuple[TokenChooser, Tensor]:
@@ -66,12 +59,7 @@ def chooser(placement: Any) -> tuple[TokenChooser, Tensor]:
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> tuple[TokenChooser, Tensor, TokenChooser]:
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    masks = TokenChooser.masks
-    monkeypatch.setattr(
-        TokenChooser, "masks", lambda self, n: torch.zeros(n, num_words(VOCAB)).int()
-    )
-    assert masks(chooser(CPU)[0], 2).shape == (2, num_words(VOCAB))
+    without_pinned_memory(monkeypatch)
     return *chooser(GpuOnCpu()), chooser(CPU)[0]
 
 
@@ -107,6 +95,20 @@ def test_graphs_choose_and_score_what_the_plain_path_does(
         torch.testing.assert_close(ours.scores[1].result()[row], theirs.scores[1].result()[row])
     asked = Choices.of(choices, VOCAB)
     assert torch.equal(gpu.choose(memory, asked), cpu.choose(logits, asked))
+
+
+@pytest.mark.parametrize("kind", ONE_PER_SAMPLER, ids=list(SAMPLERS))
+def test_choices_that_came_with_their_step_choose_the_same(
+    both: tuple[TokenChooser, Tensor, TokenChooser], kind: Sampling
+) -> None:
+    gpu, memory, cpu = both
+    memory[:ROWS] = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(4)) * 3
+    choices = Choices.of([TokenChoice(i, kind, i, 2) for i in range(ROWS)], VOCAB)
+    gpu.inputs.put(DecodeRows(np.zeros((4, ROWS), np.int64), choices), 8)
+    found = gpu.choose_placed(choices, 8)
+    assert torch.equal(found, cpu.choose(memory[:ROWS].clone(), choices))
+    again = gpu.choose_placed(choices, 8)
+    assert found.data_ptr() != again.data_ptr()  # the next pass uses the graph's memory
 
 
 def test_a_pass_that_only_scores_takes_the_plain_sampler(

@@ -134,7 +134,8 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
 
 # -- a step that fails ---------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("method", "at"), [("reset_slots", 2), *itertools.product(("decode", "prefill", "copy"), (1, 3))]
+    ("method", "at"),
+    [("reset_slots", 2), *itertools.product(("decode", "prefill", "copy"), (1, 3))],
 )
 def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     wild: Room, monkeypatch: pytest.MonkeyPatch, method: str, at: int

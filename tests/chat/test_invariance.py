@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from predictors.chat.invariance import has_equal_rows
 from predictors.chat.request import ChatRequest, Sampling
 from tests.chat.room import GREEDY, Room, chat, png, tokens_of
 
@@ -59,14 +60,14 @@ def test_eight_different_jobs_together_give_the_tokens_they_give_alone(
 
 def test_a_decode_step_gives_each_row_the_same_bits_wherever_it_sits(wild: Room) -> None:
     fresh = Room.open()
-    assert fresh.runner.has_equal_rows()
+    assert has_equal_rows(fresh.runner)
     assert wild.runner.decode_widths == (8,)
 
 
 def test_rows_that_differ_are_noticed_and_decoded_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("predictors.chat.runner.ChatRunner.has_equal_rows", lambda self: False)
+    monkeypatch.setattr("predictors.chat.invariance.has_equal_rows", lambda runner: False)
     room = Room.open(slots=4)
     assert room.runner.decode_widths == (1,)
     assert "one by one" in caplog.text
@@ -132,4 +133,4 @@ def test_any_number_of_slots_decodes_at_one_width_with_equal_rows(slots: int) ->
     runner = Room.open(slots=slots).runner
     assert len(runner.decode_widths) == 1
     assert runner.decode_widths[0] >= slots
-    assert runner.has_equal_rows()
+    assert has_equal_rows(runner)

@@ -21,12 +21,12 @@ from predictors.chat.sampling import Draw, Penalties, Sampler, mark_not_finite
 
 @dataclass(frozen=True, slots=True)
 class SlotReset:
-    """Gives `slot` these `pages`, and makes it ready for `prompt` (n,) int64 on the host; without
-    one all else of it stays."""
+    """Gives `slot` these `pages`, and makes it ready for `prompt` (n,) int64; without one all else
+    of it stays."""
 
     slot: int
     pages: Sequence[int]
-    prompt: Tensor | None = None
+    prompt: NDArray[np.int64] | None = None
 
 
 class SlotState:
@@ -57,7 +57,7 @@ class SlotState:
         tables = np.full((len(resets), self.tables.shape[1]), SCRATCH_PAGE, np.int64)
         for row, each in enumerate(resets):
             tables[row, : len(each.pages)] = each.pages
-        prompts = [each.prompt.numpy() for each in begun if each.prompt is not None]
+        prompts = [each.prompt for each in begun if each.prompt is not None]
         new = np.array([each.slot for each in begun], np.int64)
         parts: tuple[NDArray[np.int64], ...] = (
             np.array([each.slot for each in resets], np.int64),

@@ -133,18 +133,29 @@ class Graphs:
             self._stream = torch.cuda.Stream(self._device, priority=priority)
 
     def capture(
-        self, function: Callable[..., R], inputs: tuple[Tensor, ...], name: str = "pass"
+        self,
+        function: Callable[..., R],
+        inputs: tuple[Tensor, ...],
+        name: str = "pass",
+        *,
+        in_place: bool = False,
     ) -> Captured[R]:
         """Capture `function` for inputs of these shapes and dtypes. Waits for the device.
 
-        `inputs` are only examples. `function` must neither read values back nor keep its results.
-        Everything else that it uses (weights, tables) must keep its address while the capture is in
-        use. A graph is freed once the returned object is no longer referenced.
+        `inputs` are only examples; with `in_place` the graph reads them where they are. `function`
+        must neither read values back nor keep its results. Everything else that it uses (weights,
+        tables) must keep its address while the capture is in use. A graph is freed once the
+        returned object is no longer referenced.
         """
-        return self.capture_pieces([function], inputs, name)
+        return self.capture_pieces([function], inputs, name, in_place=in_place)
 
     def capture_pieces(
-        self, pieces: Sequence[Callable[..., Any]], inputs: tuple[Tensor, ...], name: str = "pass"
+        self,
+        pieces: Sequence[Callable[..., Any]],
+        inputs: tuple[Tensor, ...],
+        name: str = "pass",
+        *,
+        in_place: bool = False,
     ) -> Captured[Any]:
         """As `capture`, for a function in pieces as `run_pieces` has them, with a graph for each.
         All are replayed before any other graph of these."""
@@ -154,7 +165,8 @@ class Graphs:
             captured = Captured(pieces, inputs)
         else:
             try:
-                captured = _record(pieces, inputs, self._stream, self._pool)
+                own = inputs if in_place else _copies(inputs)
+                captured = _record(pieces, own, self._stream, self._pool)
             except BaseException:
                 # after a failed capture torch keeps recording to the pool: it would refuse the next
                 # capture and free no graph's memory
@@ -193,15 +205,18 @@ class Graphs:
             captured.release()
 
 
+def _copies(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False):  # may be written in either mode
+        return tuple(example.detach().clone() for example in examples)
+
+
 def _record(
     pieces: Sequence[Callable[..., Any]],
-    examples: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
     stream: torch.cuda.Stream,
     pool: Any,
 ) -> Captured[Any]:
     caller = torch.cuda.current_stream(stream.device)
-    with torch.inference_mode(False):  # may be written in either mode
-        inputs = tuple(example.detach().clone() for example in examples)
     stream.wait_stream(caller)
     graphs: list[torch.cuda.CUDAGraph] = []
     # the outer stream context restores the caller's stream even if the capture fails

@@ -7,7 +7,7 @@ kernel launched after `to_device` sees the data. On the CPU nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +114,11 @@ def to_device(tensor: Tensor, placement: Placement, dtype: torch.dtype | None = 
     # torch's pinned allocator keeps the block until the copy has run
     moved = tensor.pin_memory().to(placement.device, non_blocking=True)
     return moved if dtype is None else moved.to(dtype)
+
+
+def staging_memory(shape: Sequence[int], dtype: torch.dtype, placement: Placement) -> Tensor:
+    """Host memory, not initialised, from which a copy to the device does not wait."""
+    return torch.empty(shape, dtype=dtype, pin_memory=placement.is_cuda)
 
 
 class LaunchMark:

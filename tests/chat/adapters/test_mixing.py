@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from predictors.chat.invariance import has_equal_rows
 from predictors.chat.request import ChatRequest
 from tests.chat.adapters.conftest import Adapted
 from tests.chat.adapters.peft_files import merged
@@ -59,7 +60,7 @@ def test_a_row_without_adapters_keeps_its_bits_beside_rows_with_them(adapters: A
     """And one with adapters keeps them beside any others: no row has to decode alone."""
     assert len(adapters.room.runner.decode_widths) == 1
     assert adapters.room.runner.decode_widths[0] > 1
-    assert adapters.room.runner.has_equal_rows()
+    assert has_equal_rows(adapters.room.runner)
 
 
 def test_an_adapter_of_scale_zero_changes_nothing(adapters: Adapted) -> None:
