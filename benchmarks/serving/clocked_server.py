@@ -24,6 +24,7 @@ from predictors.chat import choosing, rehearsal, step_inputs
 from predictors.chat import engine as engines
 from predictors.chat.limits import EngineLimits, decode_widths, packed_widths
 from predictors.chat.runner import ChatRunner
+from predictors.chat.step_budget import StepBudget
 from predictors.compute.device.placement import HostCopy, LaunchMark, Placement
 
 CHUNK = 1536
@@ -129,6 +130,11 @@ def _memory(shape: Sequence[int], dtype: torch.dtype, _placement: Placement) -> 
     return torch.empty(shape, dtype=dtype)
 
 
+def _budget(_model: str, steps: float, *_: object) -> StepBudget | None:
+    """Of the times that the clock goes by."""
+    return StepBudget(pass_times(SHAPE), steps) if steps else None
+
+
 def _not_rehearsed(*_: object) -> None:
     """Its checks of logits would fail."""
 
@@ -139,6 +145,7 @@ def replace_device() -> None:
         vars(module)["staging_memory"] = _memory
     torch.Tensor.pin_memory = torch.Tensor.clone  # type: ignore[method-assign, assignment]
     vars(engines)["ChatRunner"] = ClockedRunner
+    vars(engines)["measured_budget"] = _budget
     rehearsal.Rehearsal.run = _not_rehearsed  # type: ignore[method-assign, assignment]
 
 
