@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import grpc
 
 from predictors.errors import DeadlineExceeded, Overloaded, QuotaExceeded, ServingError
+from predictors.protocol.bytes_in_flight import RETRY_AFTER_S
 from predictors.protocol.grpc.unread_answers import take_error
-from predictors.protocol.http.bodies import BODY_TIMEOUT_S, RETRY_AFTER_S
+from predictors.protocol.http.bodies import BODY_TIMEOUT_S
 
 AT_ONCE_S = 0.25
 """A message that takes no longer needs no place: in this time there arrives no more than the

@@ -22,6 +22,7 @@ from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
+from predictors.protocol.bytes_in_flight import Charge
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.key_check import adopt_key
@@ -34,7 +35,7 @@ from predictors.protocol.grpc.methods import (
     start_call,
 )
 from predictors.protocol.grpc.reading import MessageReader, Method, add_service
-from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
+from predictors.protocol.http.bodies import SHARED_BYTES, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
@@ -201,7 +202,9 @@ class InferenceMethods:
     # -- parts of an inference, for `StreamMethod` too -------------------------------------------
     @contextmanager
     def charged(self, raw: bytes) -> Iterator[None]:
-        """The message counts among the bytes in flight. Raises `Overloaded`."""
+        """The message counts among the bytes in flight. Raises `Overloaded`, and `TooLarge` for one
+        that never fits."""
+        self._registry.bytes_in_flight.check_one(len(raw))
         self._registry.overload.check_size(len(raw))
         charge = Charge(self._registry.bytes_in_flight)
         try:
