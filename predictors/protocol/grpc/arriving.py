@@ -210,14 +210,17 @@ class Place:
 
 
 class StreamMessages:
-    """The messages of a stream, as they come. Raises as `ArrivingMessages.read`."""
+    """The messages of a stream, as they come. Raises as `ArrivingMessages.read`, and the `refusal`
+    of one that is not read."""
 
     def __init__(
         self,
         arriving: ArrivingMessages,
         receive: Receive[Any],
         name_caller: Callable[[], str],
+        refusal: ServingError | None = None,
     ) -> None:
+        self._refusal = refusal
         self._num_open = 0
         self._busy_until = -math.inf  # seconds of `time.monotonic`
         self._arriving = arriving
@@ -228,6 +231,8 @@ class StreamMessages:
         return self
 
     async def __anext__(self) -> Any:
+        if self._refusal is not None:
+            raise self._refusal
         arriving, reserved = self._arriving, None
         if self.is_busy():
             reserved = await arriving.reserve(self._name_caller(), self.is_busy)
