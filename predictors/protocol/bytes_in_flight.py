@@ -20,15 +20,12 @@ class BytesInFlight:
         self._limit = limit
         self._on_change = on_change  # sets the gauge; workers import this module without metrics
         self.used = 0
+        self.most_of_one = limit + UNCOUNTED_BYTES
+        """Bytes that one request may have while there is no other."""
 
     def pressure(self) -> float:
         """The bytes as a share of their limit."""
         return self.used / max(1, self._limit)
-
-    @property
-    def most_of_one(self) -> int:
-        """Bytes that one request may have while there is no other."""
-        return self._limit + UNCOUNTED_BYTES
 
     def check_one(self, num_bytes: int) -> None:
         """Raise `TooLarge` for one request that has more bytes than all together may have."""

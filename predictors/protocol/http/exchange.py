@@ -71,7 +71,7 @@ class Exchange:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
         self.record = RequestRecord(endpoint.protocol, endpoint.operation, self.call)
-        self._registry = endpoint.registry
+        self._registry, self._most_bytes = endpoint.registry, endpoint.most_bytes
         self._receive = receive
         self._admitted = False
         self._charge: Charge | None = None  # None for a small body
@@ -188,12 +188,6 @@ class Exchange:
         """Raise `TooLarge` if the head says that the body has more bytes than are ever taken."""
         check_announced(self.call, self._most_bytes)
 
-    @property
-    def _most_bytes(self) -> int:
-        """Of the body, as sent and as inflated."""
-        most = self._registry.settings.server.max_body_bytes
-        return min(most, self._registry.bytes_in_flight.most_of_one)
-
     def find(self, name: str, version: str = "") -> Served:
         """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
         model = self._registry.find(name, version, call=self.call)
@@ -257,6 +251,9 @@ class Endpoint:
         self.protocol = protocol
         self.operation = operation
         self.body_of = body_of
+        own = registry.settings.server
+        self.most_bytes = min(own.max_body_bytes, registry.bytes_in_flight.most_of_one)
+        """Of a body, as sent and as inflated."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self, scope, receive)
