@@ -7,10 +7,7 @@ each message that does not arrive at once counts as one of the largest size.
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -25,7 +22,6 @@ AT_ONCE_S = 0.25
 """A message that takes no longer needs no place: in this time there arrives no more than the
 network brings, however many calls there are."""
 AGAIN_S = 0.25  # more for one that finds no place: a busy loop may be late to see it
-LOOK_AGAIN_S = 1.0  # at a stream that is busy for a time
 
 T = TypeVar("T")
 Receive = Callable[[], Coroutine[Any, Any, T | None]]
@@ -67,10 +63,7 @@ class ArrivingMessages:
                 self._places[place] = None
                 return place
             self._changed.clear()
-            with suppress(TimeoutError):
-                # not `wait_for`, whose Python 3.11 loses a cancellation that comes with the event
-                async with asyncio.timeout(LOOK_AGAIN_S):
-                    await self._changed.wait()
+            await self._changed.wait()
         return None
 
     def note_change(self) -> None:
@@ -222,7 +215,6 @@ class StreamMessages:
     ) -> None:
         self._refusal = refusal
         self._num_open = 0
-        self._busy_until = -math.inf  # seconds of `time.monotonic`
         self._arriving = arriving
         self._receive = receive
         self._name_caller = lru_cache(maxsize=1)(name_caller)
@@ -245,13 +237,11 @@ class StreamMessages:
 
     def is_busy(self) -> bool:
         """True while a message is not answered."""
-        return self._num_open > 0 or time.monotonic() < self._busy_until
+        return self._num_open > 0
 
-    def answered(self, more_within_s: float = 0.0) -> None:
-        """A message was answered. If that may not have been all, the stream stays busy meanwhile:
-        for so many seconds."""
+    def answered(self) -> None:
+        """The last part of a message's answer was sent."""
         self._num_open = max(0, self._num_open - 1)
-        self._busy_until = time.monotonic() + more_within_s
         if not self.is_busy():
             self._arriving.note_change()
 

@@ -41,7 +41,7 @@ from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
-from predictors.protocol.v2.grpc_stream import METHOD, StreamMethod
+from predictors.protocol.v2.grpc_stream import StreamMethod
 from predictors.protocol.v2.rest import (
     NAME,
     REPOSITORY_OFF,
@@ -50,6 +50,7 @@ from predictors.protocol.v2.rest import (
     extensions,
     metadata,
 )
+from predictors.protocol.v2.stream_responses import METHOD
 from predictors.protocol.v2.tensors import pack_tensor
 from predictors.protocol.v2.values import Scalar, V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import is_file

@@ -26,21 +26,17 @@ from predictors.protocol.outcomes import RequestRecord
 from predictors.protocol.refusal_pace import PACED
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served, StreamsInference
+from predictors.protocol.v2.stream_responses import ERROR, FINAL, METHOD, RESPONSE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.protocol.v2.wire_proto import id_of
 
 if TYPE_CHECKING:
     from predictors.protocol.v2.grpc import InferenceMethods
 
-METHOD = "ModelStreamInfer"
-FINAL = "triton_final_response"
-"""Parameter of every response: true for the last one to its request."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
 """Parameter of a request, ignored: the last response here is never empty."""
 MOST_REQUESTS = 16
 """Requests of one stream that are answered at a time; the next is read when one is done."""
-ERROR, RESPONSE = 1, 2
-"""Fields of `ModelStreamInferResponse`: `error_message`, `infer_response`."""
 
 
 class StreamMethod:
