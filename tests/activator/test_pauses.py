@@ -126,7 +126,7 @@ def test_an_answer_of_http_is_whole_however_long_it_pauses(
 
 # -- gRPC ------------------------------------------------------------------------------------------
 class Told:
-    """What the activator has done, for tests to wait for."""
+    """Counts steps of the activator, for tests to wait for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.waits_busy = threading.Semaphore(0)
