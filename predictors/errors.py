@@ -39,6 +39,10 @@ from __future__ import annotations
 
 from typing import Any
 
+FAILED_EXIT_CODE = 70
+"""Of a process that an engine which failed for good, or a port that was lost, has ended: sysexits'
+EX_SOFTWARE. It should be started again."""
+
 
 class ServingError(Exception):
     """Base of the exceptions that this package raises on purpose.

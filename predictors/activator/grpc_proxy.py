@@ -1,5 +1,5 @@
-"""Passes gRPC calls on to the model's server: any method, unary or streamed, as messages that are
-not parsed.
+"""Passes gRPC calls on to the model's server: any method, unary or streamed, as messages of which
+nothing is read but the mark of the last response to a request of a V2 stream.
 
 grpc.aio speaks HTTP/2 (h2c) on both sides, with its flow control, deadlines and cancellation. While
 a call is held its messages are not read, so that it holds no more than its flow-control window.
@@ -29,12 +29,13 @@ from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
 from predictors.protocol.grpc.unread_answers import UnreadAnswers
+from predictors.protocol.v2.stream_responses import PATH, ends_request
 from predictors.settings import Settings
 
 PING_MS = 20_000
 """A node that is gone is noticed after about twice this."""
-BETWEEN_PARTS_S = 10.0
-"""Between two parts of an answer at most; then it is taken for whole."""
+REFLECTION = "ServerReflectionInfo"
+"""A method, of two services, with one response to each request."""
 BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 
 
@@ -137,7 +138,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             receive = partial(receive_message, context)
             messages = StreamMessages(self._arriving, receive, lambda: peer_address(context.peer()))
-            answer = _answer(call, context, messages, self.calls.answers)
+            answer = _answer(method, call, context, messages, self.calls.answers)
             await first_of(answer, self._send(call, messages))
         finally:
             call.cancel()
@@ -172,8 +173,16 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             room.release(len(message))
 
 
+def _ends_request(method: str, message: bytes) -> bool:
+    """True if `message` is known to be the last of the answer to a request. Of a method that is
+    not known an answer ends with the call."""
+    if method == PATH:
+        return ends_request(message)
+    return method.rpartition("/")[2] == REFLECTION
+
+
 async def _answer(
-    call: Any, context: Any, messages: StreamMessages, answers: UnreadAnswers
+    method: str, call: Any, context: Any, messages: StreamMessages, answers: UnreadAnswers
 ) -> None:
     """Pass the model's answer to `messages` on. Raises `UpstreamFailed`."""
     first = passed_metadata(await call.initial_metadata() or ())
@@ -181,7 +190,8 @@ async def _answer(
     with contextlib.suppress(grpc.aio.AioRpcError):  # the status below
         async for message in call:
             await answers.write(context, message)
-            messages.answered(BETWEEN_PARTS_S)
+            if _ends_request(method, message):
+                messages.answered()
     code = await call.code()
     trailing = passed_metadata(await call.trailing_metadata() or ())
     if code in BROKEN_CODES and not trailing:

@@ -24,7 +24,7 @@ from predictors.activator.grpc_proxy import GrpcProxy, GrpcUpstream, start_grpc_
 from predictors.activator.http_proxy import HttpAddress, HttpProxy, HttpUpstream
 from predictors.activator.proxying import Proxying
 from predictors.activator.waking import WaitingRoom
-from predictors.errors import Draining
+from predictors.errors import FAILED_EXIT_CODE, Draining
 from predictors.protocol.grpc.port import GrpcListener, linger
 from predictors.protocol.http.app import CLOSE_TIMEOUT_S, HttpServer, PlainEndpoint, RestApp
 from predictors.protocol.http.connection_limits import proxied_requests
@@ -35,7 +35,6 @@ from predictors.settings import Settings
 
 log = logging.getLogger(__name__)
 
-FAILED = 70  # exit code after a port was lost (sysexits' EX_SOFTWARE)
 SIDE_CONNECTIONS = 32  # of the ports of probes and scrapes
 
 
@@ -187,7 +186,7 @@ class ActivatorServer:
         """A data port is not served any more."""
         if not self._ending.is_set():
             log.critical("%s is not served any more, the process ends", protocol)
-            self._exit_code = FAILED
+            self._exit_code = FAILED_EXIT_CODE
             self._ending.set()
 
     async def _end(self, proxying: Proxying, grpc_listener: GrpcListener | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from predictors.chat.limits import aligned
-from predictors.chat.step_budget import PassBound, PassTimes
+from predictors.chat.step_budget import PassBound, PassTimes, seconds_between
 
 K = TypeVar("K", bound=Hashable)
 
@@ -193,17 +193,9 @@ class StepCosts:
     def decode_s(self, num_rows: int) -> float:
         """Seconds of a step's decoding with so many rows, on the line between the nearest numbers
         of rows that were seen; 0 before the first."""
-        known = self._decode_s
-        if not num_rows or not known:
+        if not num_rows or not self._decode_s:
             return 0.0
-        if num_rows in known:
-            return known[num_rows]
-        below = max((rows for rows in known if rows < num_rows), default=0)
-        above = min((rows for rows in known if rows > num_rows), default=0)
-        if not below or not above:
-            return known[below or above]
-        part = (num_rows - below) / (above - below)
-        return known[below] + part * (known[above] - known[below])
+        return seconds_between(self._decode_s, num_rows)
 
     def expected(self, num_rows: int, units: float) -> tuple[float, float]:
         """Seconds of decoding, and of reading so many units of prompts."""

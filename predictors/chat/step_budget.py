@@ -36,7 +36,7 @@ class PassTimes:
 
     def decode_s(self, rows: int) -> float:
         """Seconds of a step in which so many rows decode."""
-        return _between(self.decode, rows)
+        return _in_proportion(self.decode, rows)
 
     def prompt_s(self, rows: int) -> float:
         """Seconds of a pass over so many rows of prompts: of the least width that takes them."""
@@ -45,7 +45,7 @@ class PassTimes:
 
     def vision_s(self, tokens: int) -> float:
         """Seconds of the tower for a picture of so many tokens."""
-        return _between(self.vision, tokens) if tokens else 0.0
+        return _in_proportion(self.vision, tokens) if tokens else 0.0
 
     @property
     def free_rows(self) -> int:
@@ -111,18 +111,22 @@ def _ascending(seconds: Mapping[int, float]) -> dict[int, float]:
     return dict(reversed(found.items()))
 
 
-def _between(seconds: Mapping[int, float], size: int) -> float:
-    """On the line between the nearest sizes; the least one's below it, in proportion above all."""
+def seconds_between(seconds: Mapping[int, float], size: int) -> float:
+    """On the line between the nearest sizes of `seconds`, which has one at least; outside of them
+    the nearest one's."""
     if size in seconds:
         return seconds[size]
     below = max((s for s in seconds if s < size), default=0)
     above = min((s for s in seconds if s > size), default=0)
-    if not below:
-        return seconds[above]
-    if not above:
-        return seconds[below] * size / below
+    if not below or not above:
+        return seconds[below or above]
     part = (size - below) / (above - below)
     return seconds[below] + part * (seconds[above] - seconds[below])
+
+
+def _in_proportion(seconds: Mapping[int, float], size: int) -> float:
+    """As `seconds_between`, but in proportion above all sizes."""
+    return seconds_between(seconds, size) * max(1.0, size / max(seconds))
 
 
 def _in_ms(seconds: Mapping[int, float]) -> dict[str, float]:

@@ -50,6 +50,25 @@ class DecoderSizes:
     qkv_bias: bool = True
     qk_norm: bool = False
 
+    @classmethod
+    def of(
+        cls, raw: Mapping[str, Any], text: Mapping[str, Any], *, head_dim: int, **own: bool
+    ) -> DecoderSizes:
+        """The sizes in a checked config with all defaults. `text` is the language model's part of
+        `raw`; `own` are the model's fields."""
+        return cls(
+            vocab=text["vocab_size"],
+            hidden=text["hidden_size"],
+            mlp=text["intermediate_size"],
+            layers=text["num_hidden_layers"],
+            heads=text["num_attention_heads"],
+            kv_heads=text["num_key_value_heads"],
+            head_dim=head_dim,
+            tied=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+            max_positions=text["max_position_embeddings"],
+            **own,
+        )
+
     @property
     def kv_values(self) -> int:
         """Numbers that the KV cache keeps per token."""

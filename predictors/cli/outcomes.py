@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from predictors.cli.program import INTERRUPTED, raise_interrupts
-from predictors.errors import ServingError
+from predictors.errors import FAILED_EXIT_CODE, ServingError
 from predictors.observe import logs
 
 log = logging.getLogger("predictors")
@@ -20,7 +20,7 @@ log = logging.getLogger("predictors")
 DONE, FAILED, REFUSED, NO_ROOM, NO_SERVER = 0, 1, 2, 3, 4
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors of a disk without room, and of a quota."""
-ENGINE_DIED, PIPE_CLOSED = 70, 141
+PIPE_CLOSED = 141
 EXIT_CODES: Mapping[int, str] = {
     DONE: "done, and all is well",
     FAILED: "a server refused or failed a request, a check of `smoke` failed, or a model of "
@@ -28,7 +28,8 @@ EXIT_CODES: Mapping[int, str] = {
     REFUSED: "the command line, a setting, a file or a checkpoint folder is wrong",
     NO_ROOM: "`check`: the folder is served, but not within the memory",
     NO_SERVER: "no server answers at the address, or what answers there is no server of this kind",
-    ENGINE_DIED: "`serve`: an engine failed for good; the process should be started again",
+    FAILED_EXIT_CODE: "`serve`: an engine failed for good; `serve`, `activator`: a port was lost; "
+    "the process should be started again",
     INTERRUPTED: "Ctrl-C",
     PIPE_CLOSED: "the reader of the output has left, as `head` does",
 }  # fmt: skip

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from predictors import metrics
 from predictors.errors import ServerOverloaded
+from predictors.protocol.bytes_in_flight import UNCOUNTED_BYTES
 from predictors.settings import OverloadSettings
 
 log = logging.getLogger(__name__)
 
 RELEASE = 0.9  # an action ends below this share of the pressure that began it
-LARGE_BYTES = 64 * 1024  # bodies up to this size are not held against `max_bytes_in_flight`
 
 CLOSE, REFUSE_LARGE, REFUSE = metrics.OVERLOAD_ACTIONS
 
@@ -61,7 +61,7 @@ class OverloadGate:
 
     def check_size(self, num_bytes: float) -> None:
         """Raise `ServerOverloaded` if a request with a body of this size is refused now."""
-        if self._refuses_all or (self.is_refusing and num_bytes > LARGE_BYTES):
+        if self._refuses_all or (self.is_refusing and num_bytes > UNCOUNTED_BYTES):
             action = REFUSE if self._refuses_all else REFUSE_LARGE
             raise ServerOverloaded(
                 f"the server is overloaded ({self._active[action]}); try again later"

@@ -22,11 +22,11 @@ from predictors.errors import (
     NotReady,
     NotSupported,
 )
+from predictors.protocol.bytes_in_flight import BytesInFlight, Charge
 from predictors.protocol.call import AdapterAccess, Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.heap_trims import HeapTrims
-from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import MAX_NAME, check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate

@@ -20,7 +20,7 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from predictors import metrics
-from predictors.errors import EngineFailed
+from predictors.errors import FAILED_EXIT_CODE, EngineFailed
 from predictors.protocol.addresses import is_loopback
 from predictors.protocol.anthropic.routes import anthropic_routes
 from predictors.protocol.callers import Callers
@@ -49,8 +49,6 @@ from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
-
-FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 
 AdminRoutes = Callable[[Registry, asyncio.Event], Sequence[BaseRoute]]
 """Makes the routes of the admin port. The event is set when the server begins to shut down."""
@@ -314,13 +312,13 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._drain_s = CLOSE_TIMEOUT_S  # nothing else will be answered
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended already
-                self._loop.call_soon_threadsafe(self._begin_end, FAILED)
+                self._loop.call_soon_threadsafe(self._begin_end, FAILED_EXIT_CODE)
 
     def _lost(self, protocol: str) -> None:
         """A data port is not served any more. What came through the other one is finished."""
         if not self._ending.is_set():
             log.critical("%s is not served any more, the process ends", protocol)
-            self._begin_end(FAILED)
+            self._begin_end(FAILED_EXIT_CODE)
 
     def _handle_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread() or self._loop is None:

@@ -139,9 +139,10 @@ class Admission(Generic[W, C]):
         if not is_idle:
             wait_s = self._wait_s(caller, self._accounts.find(caller), own_s, reserved)
         if wait_s + own_s > SAFETY * left_s:
+            later = "" if own_s > SAFETY * left_s else ", or try later"
             message = (
                 f"this needs about {wait_s + own_s:.3g} s, {wait_s:.3g} s of them to wait, and "
-                f"its deadline is in {left_s:.3g} s; ask for less, allow more time, or try later"
+                f"its deadline is in {left_s:.3g} s; ask for less or allow more time{later}"
             )
             raise self.rejected(DeadlineExceeded(message), rows)
         self.estimates.tighten()

@@ -17,7 +17,7 @@ class QueueSettings(SettingsGroup):
 
     section = "queue"
 
-    capacity: int = 64
+    capacity: int = bounded(64, least=1)
     """Jobs that may wait, in addition to those that run. The next one is refused at once. While
     several callers wait, each may hold half of the places, and up to half as many more wait."""
     capacity_s: float = 0.0

@@ -85,7 +85,8 @@ class ServerSettings(SettingsGroup):
     gRPC copies a message as a whole, which blocks the process for about a millisecond per MiB."""
     max_bytes_in_flight: int = 256 * 2**20
     """Bytes of request bodies that are held together, from arrival to answer. Requests beyond that
-    are answered with 503. The first 64 KiB of each request do not count."""
+    are answered with 503, and one that has more alone with 413. The first 64 KiB of each request do
+    not count."""
     max_arriving_messages: int = bounded(32, least=2)
     """gRPC messages that may take longer than a quarter of a second to arrive, and streams that
     wait for one, at a time; half of them for one caller. Each may take `server.max_message_bytes`.

@@ -260,11 +260,13 @@ def held_target() -> Iterator[str]:
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
-def grpc_model(target: str, handlers: dict[str, grpc.RpcMethodHandler]) -> grpc.Server:
-    """A started gRPC server of the service `test.Model` on a held target."""
+def grpc_model(
+    target: str, handlers: dict[str, grpc.RpcMethodHandler], service: str = "test.Model"
+) -> grpc.Server:
+    """A started gRPC server of a service on a held target."""
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(32), options=options)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Model", handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     assert server.add_insecure_port(target) == int(target.rpartition(":")[2])
     server.start()
     return server

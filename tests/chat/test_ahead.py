@@ -15,7 +15,7 @@ from predictors.chat.rows import DecodeRows, PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import HostCopy
-from tests.chat.injected_failures import fail_after_call
+from tests.chat.injected_failures import fail_after_call, finish_with_repeats
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
 from tests.chat.test_invariance import EIGHT, random_traffic
@@ -175,21 +175,9 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     ]
     alone = [wild.answer(request) for request in requests]
     ahead.engine._picture_cache._kept._entries.clear()
-    failures = 0
     fail_after_call(monkeypatch, owner, method, at)
     jobs = [ahead.start(request) for request in requests]
-    while ahead.engine.busy:
-        seen = [len(deltas_of(job)) for job in jobs]
-        active = ahead.engine.active
-        try:
-            ahead.engine.step(active)
-        except RuntimeError:
-            failures += 1
-            assert [len(deltas_of(job)) for job in jobs] == seen
-            # all again, or each alone, those too that the first of them saw end
-            for group in [active] if together else [[job] for job in active]:
-                ahead.engine.step(group)
-    assert failures == 1
+    assert finish_with_repeats(ahead, jobs, together=together) == 1
     assert [tokens_of(job) for job in jobs] == alone
 
 

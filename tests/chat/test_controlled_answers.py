@@ -28,7 +28,7 @@ from predictors.chat.work import ChatWork
 from predictors.compute.device.placement import HostCopy, LaunchMark
 from predictors.errors import InvalidRequest, ServingError, StepFailed
 from predictors.serving.job import Job
-from tests.chat.injected_failures import fail_after_call
+from tests.chat.injected_failures import fail_after_call, finish_with_repeats
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
 from tests.chat.test_paging import few_pages, run
 from tests.chat.token_grammars import OneOf, OneOfMatcher, constrained_job, one_of, run_together
@@ -368,21 +368,10 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
 ) -> None:  # fmt: skip
     chosen = (1, 4, 5, 6)
     jobs = [job for i, job in enumerate(jobs_of(either)) if i in chosen]
-    failures = 0
     calls = fail_after_call(monkeypatch, owner, method, at)
     for job in jobs:
         assert either.engine.admit(job)
-    while either.engine.busy:
-        seen = [len(deltas_of(job)) for job in jobs]
-        active = either.engine.active
-        try:
-            either.engine.step(active)
-        except RuntimeError:
-            failures += 1
-            assert [len(deltas_of(job)) for job in jobs] == seen
-            for group in [active] if together else [[job] for job in active]:
-                either.engine.step(group)
-    assert failures == (len(calls) >= at)
+    assert finish_with_repeats(either, jobs, together=together) == (len(calls) >= at)
     assert [tokens_of(job) for job in jobs] == [alone[i] for i in chosen]
 
 

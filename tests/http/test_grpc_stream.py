@@ -16,7 +16,8 @@ from predictors.base import Answer
 from predictors.protocol.call import Call
 from predictors.protocol.grpc.protobuf_reader import WireReader
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.v2.grpc_stream import FINAL, MOST_REQUESTS
+from predictors.protocol.v2.grpc_stream import MOST_REQUESTS
+from predictors.protocol.v2.stream_responses import FINAL
 from predictors.protocol.v2.values import V2Request, V2Response
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Running, TaskPredictor, serving, small_settings

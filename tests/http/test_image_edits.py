@@ -147,12 +147,14 @@ def test_a_form_beyond_the_limit_of_bytes_is_413(http: httpx.Client) -> None:
 
 
 def test_forms_count_as_bytes_in_flight() -> None:
-    settings = small_settings(server={"max_bytes_in_flight": 70_000})
+    settings = small_settings(server={"max_bytes_in_flight": 300_000})
     model = Artist("flux", words(), settings)
     with serving(model, settings=settings) as running, running.client() as http:
+        running.server.registry.bytes_in_flight.add(200_000)
         reply = http.post(EDITS, data=GIVEN, files={"image": bytes(200_000)})
+        running.server.registry.bytes_in_flight.remove(200_000)
     assert reply.status_code == 503
-    assert "at most 70000" in reply.json()["error"]["message"]
+    assert "at most 300000" in reply.json()["error"]["message"]
 
 
 def raw_post(served: Running, body: bytes, *heads: str) -> tuple[int, dict[str, Any]]:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.fakes import EchoEngine, ScriptedEngine
 from tests.http.echo import PATIENCE_S, Running, png, serving, small_settings
+from tests.http.error_checks import check_full_queue_of_streams
 from tests.http.openai_echo import Artist
 from tests.http.test_keys import ANN, bearer, keyed
 from tests.http.test_slow_readers import TIMEOUT_S, read_to_end, send_request
@@ -122,22 +123,8 @@ def test_a_refusal_keeps_its_status(body: Any, status: int) -> None:
 
 
 def test_a_full_queue_keeps_its_status() -> None:
-    with held(capacity=1) as (running, _, engine), running.client() as http:
-        waiting = [running.client() for _ in range(2)]
-        streams = [client.stream("POST", IMAGES, json=asked()) for client in waiting]
-        try:
-            first = streams[0].__enter__()
-            engine.wait_in_step()  # it holds the slot; the second one fills the queue
-            second = streams[1].__enter__()
-            assert (first.status_code, second.status_code) == (200, 200)
-            reply = http.post(IMAGES, json=asked())
-            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_overloaded")
-            assert int(reply.headers["retry-after"]) >= 1
-        finally:
-            engine.open()
-            for stream, client in zip(streams, waiting, strict=True):
-                stream.__exit__(None, None, None)
-                client.close()
+    with held(capacity=1) as (running, _, engine):
+        check_full_queue_of_streams(running, engine, IMAGES, asked())
 
 
 def test_a_drain_refuses_streams_and_finishes_those_that_run() -> None:

@@ -10,8 +10,7 @@ import grpc
 import httpx
 import pytest
 
-from predictors.activator import server as activator_server
-from predictors.protocol import server as protocol_server
+from predictors.errors import FAILED_EXIT_CODE
 from predictors.protocol.grpc.port import GrpcListener
 from predictors.protocol.http.app import HttpServer
 from tests.activator.scripted import activated, held_target
@@ -59,7 +58,7 @@ def test_a_server_whose_grpc_port_ends_by_itself_ends_with_a_failure(
 ) -> None:
     with serving(echo()) as running:
         in_loop(running, listeners[0]._server.stop(None))
-        assert running.join() == protocol_server.FAILED
+        assert running.join() == FAILED_EXIT_CODE
 
 
 def test_accepted_requests_of_http_are_answered_though_grpc_ended(
@@ -74,7 +73,7 @@ def test_accepted_requests_of_http_are_answered_though_grpc_ended(
             until_not_ready(running, http)
         engine.open()
         assert accepted.result(PATIENCE_S).status_code == 200
-        assert running.join() == protocol_server.FAILED
+        assert running.join() == FAILED_EXIT_CODE
 
 
 def until_not_ready(running: Running, http: httpx.Client) -> None:
@@ -90,7 +89,7 @@ def test_a_server_whose_http_port_ends_by_itself_ends_with_a_failure(
 ) -> None:
     with serving(echo()) as running:
         end(servers[0])
-        assert running.join() == protocol_server.FAILED
+        assert running.join() == FAILED_EXIT_CODE
 
 
 def test_an_activator_whose_ports_end_by_themselves_ends_with_a_failure(
@@ -108,7 +107,7 @@ def test_an_activator_whose_ports_end_by_themselves_ends_with_a_failure(
             way()
             rig.thread.join(PATIENCE_S)
             assert not rig.thread.is_alive()
-            assert rig.server._exit_code == activator_server.FAILED
+            assert rig.server._exit_code == FAILED_EXIT_CODE
 
 
 def end(server: HttpServer) -> None:

@@ -18,6 +18,7 @@ import pytest
 from predictors.cli.child import free_ports
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Running, serving, small_settings
+from tests.http.error_checks import check_full_queue_of_streams
 from tests.http.log_lines import logged
 from tests.http.openai_echo import Writer
 from tests.http.test_nginx import CONFIG, NGINX
@@ -109,21 +110,8 @@ def test_a_refusal_keeps_its_status(body: Any, status: int) -> None:
 
 
 def test_a_full_queue_keeps_its_status() -> None:
-    with held(capacity=1) as (running, _, engine), running.client() as http:
-        waiting = [running.client() for _ in range(2)]
-        streams = [client.stream("POST", CHAT, json=asked()) for client in waiting]
-        try:
-            assert streams[0].__enter__().status_code == 200
-            engine.wait_in_step()  # it holds the slot; the second one fills the queue
-            assert streams[1].__enter__().status_code == 200
-            reply = http.post(CHAT, json=asked())
-            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_overloaded")
-            assert int(reply.headers["retry-after"]) >= 1
-        finally:
-            engine.open()
-            for stream, client in zip(streams, waiting, strict=True):
-                stream.__exit__(None, None, None)
-                client.close()
+    with held(capacity=1) as (running, _, engine):
+        check_full_queue_of_streams(running, engine, CHAT, asked())
 
 
 @pytest.mark.parametrize("kind", ["deadline", "poisoned"])

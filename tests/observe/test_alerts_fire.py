@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from predictors.protocol.server import FAILED
+from predictors.errors import FAILED_EXIT_CODE
 from tests.observe.alertmanager import Alertmanager
 from tests.observe.clients import Clients, picture, words
 from tests.observe.conftest import WriteRules
@@ -217,7 +217,7 @@ def test_a_failed_engine_reaches_the_alertmanager_once_its_process_is_back(
         trouble.assert_silent("ProcessRestarted")
         trouble.faults.set("lose")
         assert trouble.clients.rest("flux", picture()) == "engine_failed"
-        assert trouble.live.wait_ended() == FAILED
+        assert trouble.live.wait_ended() == FAILED_EXIT_CODE
         trouble.live.start_again()
         told = alertmanager.wait_told("PredictorsProcessRestarted")
         assert told["labels"]["severity"] == "warning"

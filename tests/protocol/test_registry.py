@@ -12,8 +12,8 @@ from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
+from predictors.protocol.bytes_in_flight import Charge
 from predictors.protocol.call import Call
-from predictors.protocol.http.bodies import Charge
 from predictors.protocol.key_file import ApiKey, digest_of, write_keys
 from predictors.protocol.registry import Registry
 from predictors.settings import AccessSettings, Settings

@@ -77,6 +77,16 @@ def test_an_idle_engine_refuses_for_the_requests_own_time_only() -> None:
         bench.host.check_accepting(1, B, {"": 10.0}, in_time(bench, 5.0))
 
 
+def test_a_request_is_told_to_try_later_only_if_that_helps() -> None:
+    bench = measured(step_s=2.0)
+    bench.submit(A, jobs=9, step_s=2.0)
+    bench.run()
+    with pytest.raises(DeadlineExceeded, match=r"in 5 s; .* more time, or try later$"):
+        bench.host.check_accepting(1, A, {"": 1.0}, in_time(bench, 5.0))
+    with pytest.raises(DeadlineExceeded, match=r"in 5 s; ask for less or allow more time$"):
+        bench.host.check_accepting(1, A, {"": 10.0}, in_time(bench, 5.0))
+
+
 def test_an_idle_engine_is_tried_again_in_spite_of_old_estimates() -> None:
     bench = measured()
     bench.clock.now += TRUSTED_S + 1

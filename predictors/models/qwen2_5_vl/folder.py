@@ -127,17 +127,8 @@ def check_windows(text: Mapping[str, Any]) -> None:
 
 
 def decoder_sizes(raw: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderSizes:
-    return DecoderSizes(
-        vocab=text["vocab_size"],
-        hidden=text["hidden_size"],
-        mlp=text["intermediate_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        head_dim=text["hidden_size"] // text["num_attention_heads"],
-        tied=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        max_positions=text["max_position_embeddings"],
-    )
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    return DecoderSizes.of(raw, text, head_dim=head_dim)
 
 
 def linears(raw: Mapping[str, Any]) -> Shapes:

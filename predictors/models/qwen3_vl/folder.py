@@ -133,19 +133,7 @@ def _check_deepstack(found: object) -> None:
 
 
 def decoder_sizes(raw: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderSizes:
-    return DecoderSizes(
-        vocab=text["vocab_size"],
-        hidden=text["hidden_size"],
-        mlp=text["intermediate_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        head_dim=text["head_dim"],
-        tied=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        max_positions=text["max_position_embeddings"],
-        qkv_bias=False,
-        qk_norm=True,
-    )
+    return DecoderSizes.of(raw, text, head_dim=text["head_dim"], qkv_bias=False, qk_norm=True)
 
 
 def linears(raw: Mapping[str, Any]) -> Shapes:

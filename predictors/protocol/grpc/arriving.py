@@ -7,24 +7,21 @@ each message that does not arrive at once counts as one of the largest size.
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import grpc
 
 from predictors.errors import DeadlineExceeded, Overloaded, QuotaExceeded, ServingError
+from predictors.protocol.bytes_in_flight import RETRY_AFTER_S
 from predictors.protocol.grpc.unread_answers import take_error
-from predictors.protocol.http.bodies import BODY_TIMEOUT_S, RETRY_AFTER_S
+from predictors.protocol.http.bodies import BODY_TIMEOUT_S
 
 AT_ONCE_S = 0.25
 """A message that takes no longer needs no place: in this time there arrives no more than the
 network brings, however many calls there are."""
 AGAIN_S = 0.25  # more for one that finds no place: a busy loop may be late to see it
-LOOK_AGAIN_S = 1.0  # at a stream that is busy for a time
 
 T = TypeVar("T")
 Receive = Callable[[], Coroutine[Any, Any, T | None]]
@@ -66,10 +63,7 @@ class ArrivingMessages:
                 self._places[place] = None
                 return place
             self._changed.clear()
-            with suppress(TimeoutError):
-                # not `wait_for`, whose Python 3.11 loses a cancellation that comes with the event
-                async with asyncio.timeout(LOOK_AGAIN_S):
-                    await self._changed.wait()
+            await self._changed.wait()
         return None
 
     def note_change(self) -> None:
@@ -209,16 +203,18 @@ class Place:
 
 
 class StreamMessages:
-    """The messages of a stream, as they come. Raises as `ArrivingMessages.read`."""
+    """The messages of a stream, as they come. Raises as `ArrivingMessages.read`, and the `refusal`
+    of one that is not read."""
 
     def __init__(
         self,
         arriving: ArrivingMessages,
         receive: Receive[Any],
         name_caller: Callable[[], str],
+        refusal: ServingError | None = None,
     ) -> None:
+        self._refusal = refusal
         self._num_open = 0
-        self._busy_until = -math.inf  # seconds of `time.monotonic`
         self._arriving = arriving
         self._receive = receive
         self._name_caller = lru_cache(maxsize=1)(name_caller)
@@ -227,6 +223,8 @@ class StreamMessages:
         return self
 
     async def __anext__(self) -> Any:
+        if self._refusal is not None:
+            raise self._refusal
         arriving, reserved = self._arriving, None
         if self.is_busy():
             reserved = await arriving.reserve(self._name_caller(), self.is_busy)
@@ -239,13 +237,11 @@ class StreamMessages:
 
     def is_busy(self) -> bool:
         """True while a message is not answered."""
-        return self._num_open > 0 or time.monotonic() < self._busy_until
+        return self._num_open > 0
 
-    def answered(self, more_within_s: float = 0.0) -> None:
-        """A message was answered. If that may not have been all, the stream stays busy meanwhile:
-        for so many seconds."""
+    def answered(self) -> None:
+        """The last part of a message's answer was sent."""
         self._num_open = max(0, self._num_open - 1)
-        self._busy_until = time.monotonic() + more_within_s
         if not self.is_busy():
             self._arriving.note_change()
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from predictors.errors import Overloaded
+from predictors.protocol.bytes_in_flight import RETRY_AFTER_S
 from predictors.protocol.grpc.unread_answers import ENDLESS, UnreadAnswers, answers_of_task
-from predictors.protocol.http.bodies import RETRY_AFTER_S
 
 MOST_CALLS = 4096
 """Calls that are open at a time, of all connections. Each takes about 60 KiB and its messages."""

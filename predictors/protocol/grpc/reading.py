@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from predictors.errors import InvalidRequest, ServingError
+from predictors.observe import logs
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
@@ -69,12 +70,10 @@ class MessageReader:
 
     def duplex(self, name: str, method: Duplex) -> grpc.RpcMethodHandler:
         """Of many messages and many responses. What reading raises ends the call, unless the method
-        catches it."""
+        catches it. Reading a call that is refused raises the reason."""
 
         async def work(context: Any, write: Write, refusal: ServingError | None) -> None:
-            if refusal is not None:
-                raise refusal
-            await method(self._each(context), context, write)
+            await method(self._each(context, refusal), context, write)
 
         return self._of_streams(name, work)
 
@@ -87,8 +86,10 @@ class MessageReader:
                 self._answers.begin(context)  # its status
                 return
             except ServingError as error:
-                fault = fault_of(error)
-            await abort(context, fault, start_call(context))
+                fault, known_id = fault_of(error), logs.request_id.get()
+            call = start_call(context)
+            call.request_id = known_id or call.request_id  # that of the lines about it
+            await abort(context, fault, call)
 
         return grpc.stream_stream_rpc_method_handler(handle, RawMessage)
 
@@ -107,9 +108,9 @@ class MessageReader:
         await asyncio.sleep(AT_ONCE_S)
         return RawMessage(InvalidRequest("the call has no message"))
 
-    def _each(self, context: Any) -> StreamMessages:
+    def _each(self, context: Any, refusal: ServingError | None) -> StreamMessages:
         given = partial(receive_message, context), lambda: self._caller(context)
-        return StreamMessages(self._arriving, *given)
+        return StreamMessages(self._arriving, *given, refusal)
 
     def _caller(self, context: Any) -> str:
         call = start_call(context)

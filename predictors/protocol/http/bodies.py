@@ -25,21 +25,20 @@ from predictors.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
-    Overloaded,
     TooLarge,
     UnsupportedMedia,
 )
+from predictors.protocol.bytes_in_flight import UNCOUNTED_BYTES, Charge
 from predictors.protocol.http.inflating import Inflation, codings_of
 from predictors.workers.messages import SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | SharedMemory
 
-INLINE_BYTES = 64 * 1024  # largest body that is parsed on the event loop; it is not counted
+INLINE_BYTES = UNCOUNTED_BYTES  # largest body that is parsed on the event loop
 SHARED_BYTES = 2**20  # a larger body is parsed by a worker process instead of a thread
 BODY_TIMEOUT_S = 60.0  # for the whole body, after its head
 PIECE_BYTES = 64 * 1024  # that must arrive within each `server.body_timeout_s`
-RETRY_AFTER_S = 2.0
 _BODY_TIMEOUT_MESSAGE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
 
 MAX_DEPTH = 32
@@ -55,65 +54,6 @@ _NUMBER = re.compile(rb"[0-9.eE+-]++")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FILE = b";base64,"
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-class BytesInFlight:
-    """Bytes that all large requests hold together, with a limit: bodies that arrive, and the values
-    decoded from them until the response is sent. Event loop only."""
-
-    def __init__(self, limit: int, on_change: Callable[[int], object]) -> None:
-        self._limit = limit
-        self._on_change = on_change  # sets the gauge; workers import this module without metrics
-        self.used = 0
-
-    def pressure(self) -> float:
-        """The bytes as a share of their limit."""
-        return self.used / max(1, self._limit)
-
-    def add(self, num_bytes: int) -> None:
-        """Add `num_bytes`. Raises `Overloaded` above the limit."""
-        if self.used + num_bytes > self._limit:
-            raise Overloaded(
-                f"requests hold {self.used} bytes already, and at most {self._limit} are taken "
-                "from all callers together; try again later",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self.used += num_bytes
-        self._on_change(self.used)
-
-    def remove(self, num_bytes: int) -> None:
-        self.used -= num_bytes
-        self._on_change(self.used)
-
-
-class Charge:
-    """One request's share of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
-    requests pass while large ones use up the limit."""
-
-    def __init__(self, total: BytesInFlight) -> None:
-        self._total = total
-        self._seen = 0
-        self.num_bytes = 0
-
-    def add(self, num_bytes: int) -> None:
-        """Charge bytes that have arrived. Raises `Overloaded`."""
-        self._seen += num_bytes
-        due = max(0, self._seen - INLINE_BYTES) - self.num_bytes
-        if due > 0:
-            self._total.add(due)
-            self.num_bytes += due
-
-    def remove(self, num_bytes: int) -> None:
-        """Give back bytes that were charged and are held no more."""
-        self._seen -= num_bytes
-        spare = self.num_bytes - max(0, self._seen - INLINE_BYTES)
-        self._total.remove(spare)
-        self.num_bytes -= spare
-
-    def close(self) -> None:
-        if self.num_bytes:
-            self._total.remove(self.num_bytes)
-            self.num_bytes = 0
 
 
 async def receive_small_body(
@@ -148,14 +88,12 @@ async def receive_body(
     `DeadlineExceeded` when 64 KiB take longer than `piece_timeout_s` or the whole body longer than
     a minute.
     """
-    announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise _too_large(limit)
+    check_announced(headers, limit)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
         if len(body) > limit:
-            raise _too_large(limit)
+            raise _too_large(len(body), limit)
         if len(body) <= INLINE_BYTES:
             return body
     charge = None if make_charge is None else make_charge()
@@ -181,7 +119,7 @@ async def _read_rest(
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise _too_large(f"at least {size}", limit)
                 if charge is not None:
                     charge.add(len(chunk))
                 if large is None and size > SHARED_BYTES:
@@ -220,8 +158,15 @@ def slow_body_message(seconds: float) -> str:
     return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is larger than the limit of {limit} bytes")
+def check_announced(headers: Mapping[str, str], limit: int) -> None:
+    """Raise `TooLarge` for a body whose head says that it has more than `limit` bytes."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and (size := int(announced[:20])) > limit:
+        raise _too_large(size if len(announced) <= 20 else f"at least {size}", limit)
+
+
+def _too_large(size: int | str, limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the limit of {limit} bytes: it has {size}")
 
 
 # -- media types and JSON ------------------------------------------------------------------------

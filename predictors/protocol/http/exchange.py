@@ -25,6 +25,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
+from predictors.protocol.bytes_in_flight import Charge
 from predictors.protocol.call import PRIORITY_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.bodies import (
@@ -32,8 +33,8 @@ from predictors.protocol.http.bodies import (
     JSON_MEDIA,
     SHARED_BYTES,
     Body,
-    Charge,
     Receive,
+    check_announced,
     check_media,
     fail_at,
     receive_body,
@@ -70,7 +71,7 @@ class Exchange:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
         self.record = RequestRecord(endpoint.protocol, endpoint.operation, self.call)
-        self._registry = endpoint.registry
+        self._registry, self._most_bytes = endpoint.registry, endpoint.most_bytes
         self._receive = receive
         self._admitted = False
         self._charge: Charge | None = None  # None for a small body
@@ -98,7 +99,7 @@ class Exchange:
             raw = await receive_body(
                 self._receive,
                 self.call,
-                own.max_body_bytes,
+                self._most_bytes,
                 make_charge=self._make_charge,
                 piece_timeout_s=own.body_timeout_s,
             )
@@ -119,7 +120,7 @@ class Exchange:
     async def _inflate(self, raw: Body, codings: tuple[str, ...]) -> Body:
         """Inflate a body, in threads unless it is small. What it needs is charged as it grows."""
         size = len(raw) if isinstance(raw, bytes) else raw.size
-        inflation = Inflation(raw, codings, self._registry.settings.server.max_body_bytes)
+        inflation = Inflation(raw, codings, self._most_bytes)
         charged = 0 if self._charge is None else size
         charge = self._charge = self._charge or Charge(self._registry.bytes_in_flight)
         if size <= INFLATE_INLINE_BYTES:
@@ -182,6 +183,10 @@ class Exchange:
             if isinstance(raw, bytes):
                 return await self._registry.in_thread(decode, raw, *arguments)
             return await decode_large(self._registry.workers, decode, raw, *arguments)
+
+    def check_size(self) -> None:
+        """Raise `TooLarge` if the head says that the body has more bytes than are ever taken."""
+        check_announced(self.call, self._most_bytes)
 
     def find(self, name: str, version: str = "") -> Served:
         """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
@@ -246,6 +251,9 @@ class Endpoint:
         self.protocol = protocol
         self.operation = operation
         self.body_of = body_of
+        own = registry.settings.server
+        self.most_bytes = min(own.max_body_bytes, registry.bytes_in_flight.most_of_one)
+        """Of a body, as sent and as inflated."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self, scope, receive)
@@ -285,6 +293,7 @@ class Endpoint:
     async def _handle(self, exchange: Exchange) -> Response | EventStream:
         if (overload := self.registry.overload).is_refusing:
             exchange.record.model = self.registry.label(exchange.path.get("model", ""))
+            exchange.check_size()  # first: what never fits is not to be sent again later
             overload.check(exchange.call)
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
         if PRIORITY_HEADER in exchange.call:

@@ -22,6 +22,7 @@ from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
+from predictors.protocol.bytes_in_flight import Charge
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.key_check import adopt_key
@@ -34,13 +35,13 @@ from predictors.protocol.grpc.methods import (
     start_call,
 )
 from predictors.protocol.grpc.reading import MessageReader, Method, add_service
-from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
+from predictors.protocol.http.bodies import SHARED_BYTES, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
-from predictors.protocol.v2.grpc_stream import METHOD, StreamMethod
+from predictors.protocol.v2.grpc_stream import StreamMethod
 from predictors.protocol.v2.rest import (
     NAME,
     REPOSITORY_OFF,
@@ -49,6 +50,7 @@ from predictors.protocol.v2.rest import (
     extensions,
     metadata,
 )
+from predictors.protocol.v2.stream_responses import METHOD
 from predictors.protocol.v2.tensors import pack_tensor
 from predictors.protocol.v2.values import Scalar, V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import is_file
@@ -201,7 +203,9 @@ class InferenceMethods:
     # -- parts of an inference, for `StreamMethod` too -------------------------------------------
     @contextmanager
     def charged(self, raw: bytes) -> Iterator[None]:
-        """The message counts among the bytes in flight. Raises `Overloaded`."""
+        """The message counts among the bytes in flight. Raises `Overloaded`, and `TooLarge` for one
+        that never fits."""
+        self._registry.bytes_in_flight.check_one(len(raw))
         self._registry.overload.check_size(len(raw))
         charge = Charge(self._registry.bytes_in_flight)
         try:

@@ -23,23 +23,20 @@ from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_reques
 from predictors.protocol.grpc.reading import Write
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import RequestRecord
+from predictors.protocol.refusal_pace import PACED
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served, StreamsInference
+from predictors.protocol.v2.stream_responses import ERROR, FINAL, METHOD, RESPONSE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.protocol.v2.wire_proto import id_of
 
 if TYPE_CHECKING:
     from predictors.protocol.v2.grpc import InferenceMethods
 
-METHOD = "ModelStreamInfer"
-FINAL = "triton_final_response"
-"""Parameter of every response: true for the last one to its request."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
 """Parameter of a request, ignored: the last response here is never empty."""
 MOST_REQUESTS = 16
 """Requests of one stream that are answered at a time; the next is read when one is done."""
-ERROR, RESPONSE = 1, 2
-"""Fields of `ModelStreamInferResponse`: `error_message`, `infer_response`."""
 
 
 class StreamMethod:
@@ -75,7 +72,20 @@ class StreamMethod:
                 answering = self._answer(message, context, responses, number)
                 group.create_task(answering).add_done_callback(end)
         if refusal is not None:
+            if isinstance(refusal, PACED):
+                await self._count(refusal, context)
             raise refusal
+
+    async def _count(self, refusal: ServingError, context: Any) -> None:
+        """Count, log and pace the refusal of a stream as that of a request."""
+
+        async def work(record: RequestRecord) -> None:
+            raise refusal
+
+        async def tell(fault: Fault) -> None:
+            """The caller learns it as the status of the stream."""
+
+        await self._methods.recorded(METHOD, start_call(context), context, work, tell)
 
     async def _answer(
         self, message: RawMessage, context: Any, responses: ResponseWriter, number: int

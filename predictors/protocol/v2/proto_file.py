@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.v2.grpc_stream import ERROR, METHOD, RESPONSE
+from predictors.protocol.v2.stream_responses import ERROR, METHOD, RESPONSE
 
 _Field = FieldDescriptorProto
 _EXTRA_PARAMETERS = (

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from predictors.cli.child import held_ports
-from predictors.protocol.server import FAILED
+from predictors.errors import FAILED_EXIT_CODE
 from tests.faults.processes.server import PATIENCE_S, ServerProcess, command_line
 from tests.http.echo import png
 from tests.observe.faulty import Faults
@@ -106,7 +106,7 @@ def test_a_lost_device_answers_all_in_flight_and_ends_the_process(tmp_path: Path
         replies = [each.result() for each in asked]
         assert {reply.status_code for reply in replies} == {503}
         assert "flux failed while ready" in replies[0].json()["error"]
-        assert server.wait() == FAILED
+        assert server.wait() == FAILED_EXIT_CODE
         server.wait_log("an engine failed, the process ends: flux failed while ready")
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
+from predictors.protocol.bytes_in_flight import BytesInFlight, Charge
 from predictors.protocol.http import bodies
 from predictors.protocol.http.bodies import (
     INLINE_BYTES,
     SHARED_BYTES,
-    BytesInFlight,
-    Charge,
     fail_at,
     receive_body,
     receive_small_body,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest, TooLarge, UnsupportedMedia
-from predictors.protocol.http.bodies import BytesInFlight, Charge
+from predictors.protocol.bytes_in_flight import BytesInFlight, Charge
 from predictors.protocol.http.inflating import (
     ACCEPTED,
     CHUNK_BYTES,

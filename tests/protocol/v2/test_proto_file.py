@@ -11,8 +11,8 @@ from grpc_tools import protoc
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import InferenceMethods
-from predictors.protocol.v2.grpc_stream import METHOD
 from predictors.protocol.v2.proto_file import inference_file, proto_text
+from predictors.protocol.v2.stream_responses import METHOD
 from predictors.settings import Settings
 
 
