@@ -48,6 +48,7 @@ _COMPRESSION_NAMES = {
     50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
 _BILEVEL_BITS, _DEPTHS = 1, {1, 2, 4, 8, 16}
+_PLANES = {1, 3, 4}
 _PHOTOMETRICS = {0, 1, 2, 3, 5, 6}  # gray both ways, RGB, palette, CMYK, YCbCr
 _REDUCED, _MASK = 1, 4  # bits of the kind of page
 
@@ -217,6 +218,12 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     samples = page.first(SAMPLES, 1)
     if not (width and height and 1 <= samples <= MAX_SAMPLES):
         raise _damaged()
+    is_planar = page.first(PLANAR, 1) == 2
+    if is_planar and samples not in _PLANES:  # Pillow takes others for pixels side by side
+        raise InvalidRequest(
+            f"is a TIFF picture of {samples} samples a pixel in separate planes; taken are 1, 3 "
+            "and 4"
+        )
     if TILE_WIDTH in page.tags:
         piece = page.first(TILE_WIDTH), page.first(TILE_HEIGHT)
         offsets_tag, bytes_tag = TILES, TILE_BYTES
@@ -226,7 +233,7 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     if not all(piece) or piece[0] * piece[1] > max(4 * width * height, LEAST_TILE):
         raise InvalidRequest("is a TIFF picture whose tiles do not fit its size")
     count = -(-width // piece[0]) * -(-height // piece[1])
-    count *= samples if page.first(PLANAR, 1) == 2 else 1
+    count *= samples if is_planar else 1
     if count > MAX_PIECES:
         raise InvalidRequest(f"is a TIFF picture in more than {MAX_PIECES} strips or tiles")
     if len(page.tags.get(offsets_tag, ())) < count:
