@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from predictors.chat.grammars.patterns import check_pattern
+from predictors.chat.grammars.patterns import as_in_schemas, check_pattern
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import MAX_PATTERN_CHARS
 
@@ -187,9 +187,10 @@ class _SchemaReader:
         return read
 
     def _pattern_properties(self, at: str, value: Any) -> dict[str, Any]:
-        read = self._schemas(at, value)
-        for pattern in read:
-            _pattern(at, pattern)
+        given = self._schemas(at, value)
+        read = {_pattern(at, pattern): each for pattern, each in given.items()}
+        if len(read) < len(given):
+            raise _refusal(at, "has two patterns that are the same", "write one of them")
         self._pattern_pairs += len(read) * (len(read) - 1) // 2
         if self._pattern_pairs > MAX_PATTERN_PAIRS:
             raise TooLarge(f"{self._where} has too many patternProperties", param=self._where)
@@ -264,7 +265,7 @@ def _pattern(at: str, value: Any) -> str:
         message = f"{at[:200]} has {len(value)} characters; at most {MAX_PATTERN_CHARS} are taken"
         raise TooLarge(message, param=at[:200])
     check_pattern(at[:200], value)
-    return value
+    return as_in_schemas(value)
 
 
 def _is_double(number: int) -> bool:

@@ -125,3 +125,31 @@ def test_a_bound_that_no_answer_reaches_is_refused_by_its_own_words(
     for schema in ({"minimum": 1e30}, {"maximum": -1e30}):
         with pytest.raises(InvalidRequest, match=r"imum is beyond 9e\+18"):
             compiler.compile(schema_format("schema", {"type": "number", **schema}))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "valid", "invalid"),
+    [
+        (r"^\d+$", ["0", "99"], ["\u0663", "9\u0663", "a"]),
+        (r"^[\d-]+$", ["9-", "-"], ["\u0663", "a"]),
+        (r"^\w$", ["a", "_", "Z", "5"], ["\u00e9", "\u0663", "-"]),
+        (r"^[^\w]$", ["\u00e9", "-"], ["a", "_"]),
+        (r"^\D$", ["\u0663", "a"], ["5"]),
+        (r"^[\W\d]$", ["\u00e9", "5", "-"], ["a"]),
+        (r"^\\d$", [r"\d"], ["5", r"\5"]),
+        (r"^\\\d$", [r"\5"], [r"\d", "5"]),
+    ],
+)
+def test_digits_and_words_of_a_schema_are_those_of_ascii(
+    pattern: str, valid: list[str], invalid: list[str], compiler: GrammarCompiler
+) -> None:
+    named = {"patternProperties": {pattern: {}}, "additionalProperties": False, "type": "object"}
+    for schema, wrapped in (
+        ({"type": "string", "pattern": pattern}, "{}"),
+        (named, "{{{}:1}}"),
+    ):
+        grammar = compiler.compile(schema_format("schema", schema))
+        for text in valid:
+            assert takes(grammar, wrapped.format(json.dumps(text, ensure_ascii=False)))
+        for text in invalid:
+            assert not takes(grammar, wrapped.format(json.dumps(text, ensure_ascii=False)))
