@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -50,6 +50,10 @@ def tiff_of(
     }  # fmt: skip
     if (colours == RGB and channels > 3) or (colours == BLACK_IS_ZERO and channels > 1):
         tags[338] = [CLEAR_BY_ALPHA] * (channels - (3 if colours == RGB else 1))
+    return written(tags, strips, order)
+
+
+def written(tags: Mapping[int, Sequence[int]], strips: Sequence[bytes], order: str) -> bytes:
     start = 8 + sum(map(len, strips))
     tail_start, entries, tail = start + 2 + 12 * len(tags) + 4, b"", b""
     for tag, values in sorted(tags.items()):
@@ -127,3 +131,20 @@ def test_what_a_frame_leaves_of_its_screen_is_clear(clear: int | None) -> None:
     file = gif(frame, clear)
     assert (array(decode_pixels(file, LIMITS)) == expected).all()
     assert (array(decode_mask(file, LIMITS))[..., 0] == is_clear).all()
+
+
+@pytest.mark.parametrize("counts", ["none", "zero", "short", "right"])
+@pytest.mark.parametrize("rows", [3, 5, HEIGHT])
+def test_strips_without_compression_need_no_true_byte_counts(counts: str, rows: int) -> None:
+    samples = np.random.default_rng(rows).integers(0, 256, (HEIGHT, WIDTH, 3))
+    strips = [samples[at : at + rows].astype(np.uint8).tobytes() for at in range(0, HEIGHT, rows)]
+    offsets = [8 + sum(map(len, strips[:at])) for at in range(len(strips))]
+    tags = {
+        256: [WIDTH], 257: [HEIGHT], 258: [8, 8, 8], 259: [NONE], 262: [RGB], 273: offsets,
+        277: [3], 278: [rows], 284: [1],
+    }  # fmt: skip
+    if counts != "none":
+        change = {"zero": lambda _: 0, "short": lambda size: size // 2, "right": int}[counts]
+        tags[279] = [change(len(strip)) for strip in strips]
+    file = written(tags, strips, "<")
+    assert (array(decode_pixels(file, LIMITS)) == samples).all()
