@@ -63,6 +63,7 @@ MAX_OPTIONAL = 250  # properties of one object that may be left out: 2 ms of a m
 MAX_PATTERN_PAIRS = 300  # of patternProperties: each pair is shown to be disjoint
 MAX_MULTIPLE = 10_000  # least common multiple of all multipleOf: 40 ms and 13 MB to compile
 MAX_MULTIPLE_DIGITS = 9
+MAX_HOSTNAME = 253  # characters in all; the library bounds each part alone
 MAX_WHOLE = 2**53  # beyond it a double has not every whole number
 MAX_BOUND = 9e18  # of minimum and maximum: the library makes no range beyond 63 bits
 _DATE = (
@@ -312,7 +313,9 @@ def _names(at: str, value: Any) -> list[str]:
 
 
 def _with_formats(read: dict[str, Any]) -> dict[str, Any]:
-    """The schema with the patterns of `WRITTEN` in place of formats."""
+    """The schema with the patterns of `WRITTEN` in place of formats, and the length of names."""
+    if read.get("format") == "hostname":
+        return read | {"maxLength": min(MAX_HOSTNAME, read.get("maxLength", MAX_HOSTNAME))}
     pattern = WRITTEN.get(read.get("format", ""))
     if pattern is None:
         return read

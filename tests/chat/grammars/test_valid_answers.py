@@ -28,11 +28,13 @@ SNOWFLAKE = 1234567890123456789  # an id as Discord and X have them
         ("time", "23:59:59Z", "23:59:60Z"),
         ("time", "00:00:00.5+23:59", "24:00:00Z"),
         ("time", "12:00:00-00:00", "12:00:00+24:00"),
+        ("hostname", "0" * 63 + ".a", "0" * 64 + ".a"),
+        ("hostname", ".".join(["0" * 63] * 3 + ["0" * 61]), ".".join(["0" * 63] * 4)),
         ("date-time", "2024-02-29T12:00:00Z", "2023-02-29T12:00:00Z"),
         ("date-time", "1998-12-31T23:59:59.123456789Z", "1998-12-31T23:58:60Z"),
     ],
 )
-def test_dates_and_times_exist(
+def test_dates_times_and_names_exist(
     form: str, valid: str, invalid: str, compiler: GrammarCompiler
 ) -> None:
     for schema in ({"type": "string", "format": form}, {"format": form, "pattern": "^[0-2]"}):
