@@ -9,7 +9,12 @@ from collections.abc import Iterable, Sequence
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.addresses import FORWARDED_HEADER
-from predictors.protocol.call import REQUEST_ID_HEADER, TIMEOUT_HEADER, parse_timeout
+from predictors.protocol.call import (
+    REQUEST_ID_HEADER,
+    SINGLE_HEADERS,
+    TIMEOUT_HEADER,
+    parse_timeout,
+)
 
 Fields = list[tuple[bytes, bytes]]
 Metadata = list[tuple[str, str | bytes]]
@@ -20,6 +25,14 @@ HOP_BY_HOP = frozenset(
         b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
+END_TO_END = frozenset(
+    {
+        b"host", b"content-length", b"content-type", b"content-encoding", b"origin",
+        *(name.encode() for name in SINGLE_HEADERS),
+    }
+)  # fmt: skip
+"""Fields that no Connection header removes: without them the model's server would read another
+request than the caller and the proxies before have sent."""
 _REQUEST_ID = REQUEST_ID_HEADER.encode()
 _FORWARDED = FORWARDED_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
@@ -123,6 +136,5 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]], own: frozenset[bytes]) -
         if name == b"connection"
         for word in value.split(b",")
     }
-    # a Connection header must not remove what other fields stand on
-    left_out = (named - {b"host", b"content-length", b"content-type"}) | HOP_BY_HOP | own
+    left_out = (named - END_TO_END) | HOP_BY_HOP | own
     return [(name, value) for name, value in pairs if name not in left_out]

@@ -3,7 +3,6 @@ are the codec's."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,21 +22,21 @@ from predictors.protocol.openai.film_fields import (
     RequestedFrames,
     read_frames,
 )
+from predictors.protocol.openai.json_texts import parse_json_text
 from predictors.protocol.openai.pixel_fields import DETAILS, MAX_PIXELS
 from predictors.protocol.openai.token_fields import TEXTS as TOKEN_TEXTS
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS
 from predictors.protocol.seeds import SEED_SCHEMA
 from predictors.protocol.v2.values import Parameters
 
+MAX_STOPS_TEXT = 2**17  # characters: of the longest stop strings, most of them as escapes
+
 
 def read_stops(raw: str | None) -> tuple[str, ...]:
-    """The stop strings of a JSON list."""
+    """The stop strings of a JSON list. Raises `InvalidRequest`."""
     if raw is None:
         return ()
-    try:
-        stops = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest('stop must be a JSON list, such as ["\\n"]', param="stop") from error
+    stops = parse_json_text("stop", raw, MAX_STOPS_TEXT, r'["\n"]')
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
         raise InvalidRequest("stop must be a JSON list of strings that are not empty", param="stop")
     if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARS for s in stops):

@@ -19,6 +19,13 @@ from predictors.observe.tracing import Trace
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 PRIORITY_HEADER = "x-request-priority"
+SINGLE_HEADERS = frozenset(
+    {
+        "content-type", "authorization", "x-api-key", "inference-header-content-length",
+        TIMEOUT_HEADER, PRIORITY_HEADER,
+    }
+)  # fmt: skip
+"""Headers that say one thing. Of two that differ, a proxy may have gone by the other one."""
 MAX_TIMEOUT_S = 24 * 3600.0
 DEFAULT_LEVEL = 5
 """Level of a request without one: of those from 1 (first) to `LAST_LEVEL`."""
@@ -101,6 +108,8 @@ class Call(dict[str, str]):
         """The caller's share of an engine, relative to others'."""
         self.priority = 0
         """Order among the caller's own requests: a higher one goes first."""
+        self.repeated = ""
+        """Of `repeated_header`, over gRPC; HTTP refuses it at once."""
         self.deadline = deadline
         """Seconds of `time.monotonic()`, None for no deadline."""
         self.log_fields: dict[str, object] = {}
@@ -153,6 +162,24 @@ class Call(dict[str, str]):
         """Bring the deadline forward to `timeout_s` from now; never push it back."""
         deadline = clock() + timeout_s
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+
+
+def repeated_header(pairs: Iterable[tuple[str, object]]) -> str:
+    """The name of one of `SINGLE_HEADERS` that is there with two values; empty without one."""
+    seen: dict[str, object] = {}
+    for name, value in pairs:
+        if name in SINGLE_HEADERS and seen.setdefault(name, value) != value:
+            return name
+    return ""
+
+
+def check_single(repeated: str) -> None:
+    """Raise `InvalidRequest` for what `repeated_header` found."""
+    if repeated:
+        raise InvalidRequest(
+            f"the request has two {repeated} headers with different values; send one",
+            param=repeated,
+        )
 
 
 def parse_timeout(raw: object, name: str, *, unit_s: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from predictors.activator.fields import (
+    END_TO_END,
     passed_metadata,
     request_fields,
     request_metadata,
@@ -18,11 +19,13 @@ def test_a_request_without_a_host_gets_that_of_the_model() -> None:
     assert (b"x-forwarded-for", b"10.0.0.9") in fields
 
 
-@pytest.mark.parametrize("kept", [b"host", b"content-length", b"content-type"])
-def test_a_connection_header_removes_no_field_that_others_stand_on(kept: bytes) -> None:
-    given = [(b"host", b"m"), (b"content-length", b"2"), (b"content-type", b"text/plain")]
+@pytest.mark.parametrize("kept", sorted(END_TO_END))
+def test_a_connection_header_removes_no_field_that_the_request_stands_on(kept: bytes) -> None:
+    given = [(b"host", b"m"), (b"content-length", b"2"), (kept, b"5"), (b"x-own", b"6")]
+    given = list(dict(given).items())
     fields = request_fields([*given, (b"connection", b"close, " + kept)], "id", "", b"model:80")
     assert set(given) <= set(fields)
+    assert b"x-own" not in dict(request_fields([*given, (b"connection", b"x-own")], "", "", b"m"))
 
 
 def test_a_chunked_request_is_chunked_again_and_a_sized_one_keeps_its_length() -> None:

@@ -100,6 +100,8 @@ def test_parameters_that_need_no_codec_are_let_through() -> None:
     )
     assert (row.stop, row.max_tokens) == (("x", "\n"), 5)
     assert row.messages[0] == Message("system", ("be brief",))
+    (marked,) = v2(column("prompt", b"a"), stop='\ufeff["x"]')
+    assert marked.stop == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,7 @@ def test_parameters_that_need_no_codec_are_let_through() -> None:
         ({"stop": "[1]"}, "stop"),
         ({"stop": json.dumps(["x"] * 10_000)}, "stop"),
         ({"stop": "[" * 100_000}, "stop"),
+        ({"stop": '["\\ud800"]'}, "stop"),
         ({"system_prompt": 5}, "system_prompt"),
         ({"num_inference_steps": 4}, "num_inference_steps"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import grpc
 import httpx
 import pytest
 
+from predictors.protocol.call import SINGLE_HEADERS
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.serving.accounts import Caller
 from predictors.settings import AccessSettings, Settings
@@ -148,3 +150,38 @@ def test_several_lines_of_forwarded_addresses_are_one_list(
     assert httpx.post(url, json=infer_body("a"), headers=lines, timeout=PATIENCE_S).is_success
     expected = "203.0.113.5" if name_header == "x-forwarded-for" else ADDRESS
     assert [caller.name for caller in server.seen] == [expected]
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE_HEADERS - {"content-type"}))
+def test_two_headers_of_which_one_counts_are_refused_where_they_differ(
+    server: Serving, name: str
+) -> None:
+    """A proxy may have gone by the other one."""
+    server.seen.clear()
+    url, body = f"{server.running.url}/v2/models/echo/infer", json.dumps(infer_body("a"))
+    first = str(len(body)) if "length" in name else "60000"
+    for second, status in ((first, 200), ("9", 400)):
+        lines = [(name, first), (name.upper(), second), ("content-type", "application/json")]
+        answer = httpx.post(url, content=body, headers=lines, timeout=PATIENCE_S)
+        assert answer.status_code == status
+    assert answer.json() == {
+        "error": f"the request has two {name} headers with different values; send one"
+    }
+    with grpc.insecure_channel(server.running.grpc_target) as channel:
+        asked = pb.ModelInferRequest(model_name="echo")
+        asked.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
+            b"a"
+        )
+        call = pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(
+            asked, metadata=((name, "60000"), (name, "50000")), timeout=PATIENCE_S
+        )
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(server.seen) == 1
+
+
+def test_two_content_types_are_refused(server: Serving) -> None:
+    url = f"{server.running.url}/v1/chat/completions"
+    lines = [("content-type", "application/json"), ("Content-Type", "multipart/form-data")]
+    answer = httpx.post(url, content=b"{}", headers=lines, timeout=PATIENCE_S)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "content-type"

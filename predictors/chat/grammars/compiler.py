@@ -24,7 +24,7 @@ from predictors.chat.grammars.matcher import (
     mask_threads,
 )
 from predictors.chat.grammars.patterns import check_pattern
-from predictors.chat.grammars.schemas import SPACING, grammar_schema
+from predictors.chat.grammars.schemas import ESCAPES, SPACING, grammar_schema
 from predictors.chat.tools.call_grammar import ANSWER
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
@@ -222,12 +222,12 @@ def _checked_line(line: str, fields: Mapping[str, str]) -> str:
     schema = json.loads(text)
     read = grammar_schema(fields[rule], schema)
     # arguments have spacing of their own, an answer does not
-    spacing = SPACING if rule == ANSWER else schema["x-guidance"]
-    return f"{rule}{sign}{json.dumps({**read, 'x-guidance': spacing}, ensure_ascii=False)}"
+    style = ESCAPES | (SPACING if rule == ANSWER else schema["x-guidance"])
+    return f"{rule}{sign}{json.dumps({**read, 'x-guidance': style}, ensure_ascii=False)}"
 
 
 def _json_source(schema: Mapping[str, Any]) -> str:
-    whole = {"x-guidance": SPACING, **schema}
+    whole = {"x-guidance": ESCAPES | SPACING, **schema}
     return json.dumps({"grammars": [{"json_schema": whole}]}, ensure_ascii=False)
 
 

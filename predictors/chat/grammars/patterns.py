@@ -1,4 +1,5 @@
-"""Bounds on regular expressions before the library reads them: it writes some repetitions out."""
+"""Regular expressions before the library reads them: bounds, since it writes some repetitions out,
+and the classes of schemas."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ MAX_PARTS = 10_000
 MAX_GROUPS = 200  # inside of one another
 _TIMES = re.compile(r"\{\s*+(\d*+)\s*+(,?)\s*+(\d*+)\s*+\}")
 _FLAGS = re.compile(r"\(\?([a-zA-Z-]*+)[:)]")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ASCII = {
+    "d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]",
+}  # fmt: skip
 _NAMED = re.compile(r"\\[pPxuU]\{[^}]*+\}")
 
 
@@ -79,3 +84,9 @@ def _skip_part(pattern: str, at: int) -> int:
         if depth == 0:
             break
     return end - at
+
+
+def as_in_schemas(pattern: str) -> str:
+    """A schema's pattern in the library's notation: `\\d` and `\\w` are ASCII's, as in ECMAScript,
+    where the library has those of every script."""
+    return _ESCAPE.sub(lambda found: _ASCII.get(found[1], found[0]), pattern)

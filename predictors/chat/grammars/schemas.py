@@ -7,11 +7,12 @@ one that only describes is left out, and what would cost too much is refused by 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from predictors.chat.grammars.patterns import check_pattern
+from predictors.chat.grammars.patterns import as_in_schemas, check_pattern
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import MAX_PATTERN_CHARS
 
@@ -62,8 +63,31 @@ MAX_OPTIONAL = 250  # properties of one object that may be left out: 2 ms of a m
 MAX_PATTERN_PAIRS = 300  # of patternProperties: each pair is shown to be disjoint
 MAX_MULTIPLE = 10_000  # least common multiple of all multipleOf: 40 ms and 13 MB to compile
 MAX_MULTIPLE_DIGITS = 9
+MAX_HOSTNAME = 253  # characters in all; the library bounds each part alone
+MAX_WHOLE = 2**53  # beyond it a double has not every whole number
+MAX_BOUND = 9e18  # of minimum and maximum: the library makes no range beyond 63 bits
+_DATE = (
+    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+)
+_TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
+    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+WRITTEN: Final[Mapping[str, str]] = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
+}
+"""Patterns of formats of which the library has 29 February in every year, and 60 seconds in every
+minute."""
 SPACING: Final = {"whitespace_pattern": r" |\n {0,32}"}
 """Between two tokens of JSON: nothing, one space, or a line break and its indentation."""
+ESCAPES: Final = {"json_allowed_escapes": 'nrbtf\\"'}
+"""Signs behind a backslash; other control characters than these do not come. With `u`, a name that
+is written by it would not be known for one of `properties`: any value could stand under it."""
+_UNWRITTEN = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
 def grammar_schema(where: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +126,8 @@ class _SchemaReader:
             "anyOf": self._list,
             "oneOf": self._list,
             "allOf": self._list,
-            **dict.fromkeys(
-                ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _number
-            ),
+            **dict.fromkeys(("minimum", "exclusiveMinimum"), _least),
+            **dict.fromkeys(("maximum", "exclusiveMaximum"), _most),
             **dict.fromkeys(
                 ("minLength", "maxLength", "minItems", "maxItems", "minProperties"), _count
             ),
@@ -129,7 +152,7 @@ class _SchemaReader:
             if checked is not None or name == "const":
                 read[name] = checked
         _check_properties(at, read)
-        return read
+        return _with_formats(read)
 
     def _check_unread(self, at: str, name: str, value: Any) -> None:
         """Refuse a keyword that may not be left out."""
@@ -165,9 +188,10 @@ class _SchemaReader:
         return read
 
     def _pattern_properties(self, at: str, value: Any) -> dict[str, Any]:
-        read = self._schemas(at, value)
-        for pattern in read:
-            _pattern(at, pattern)
+        given = self._schemas(at, value)
+        read = {_pattern(at, pattern): each for pattern, each in given.items()}
+        if len(read) < len(given):
+            raise _refusal(at, "has two patterns that are the same", "write one of them")
         self._pattern_pairs += len(read) * (len(read) - 1) // 2
         if self._pattern_pairs > MAX_PATTERN_PAIRS:
             raise TooLarge(f"{self._where} has too many patternProperties", param=self._where)
@@ -211,6 +235,14 @@ def _literal(at: str, value: Any) -> Any:
     left = [value]
     while left:
         part = left.pop()
+        if isinstance(part, int) and abs(part) > MAX_WHOLE and not _is_double(part):
+            raise _refusal(
+                at,
+                f"has {str(part)[:32]}, which can't be written to the last digit",
+                "make it text",
+            )
+        if isinstance(part, str) and _UNWRITTEN.search(part):
+            raise _refusal(at, "has a control character that no answer can have", "leave it out")
         if isinstance(part, str) and len(part) > MAX_LITERAL_CHARS:
             message = f"{at[:200]} has a string of {len(part)} characters; at most"
             raise TooLarge(f"{message} {MAX_LITERAL_CHARS} are taken", param=at[:200])
@@ -234,7 +266,29 @@ def _pattern(at: str, value: Any) -> str:
         message = f"{at[:200]} has {len(value)} characters; at most {MAX_PATTERN_CHARS} are taken"
         raise TooLarge(message, param=at[:200])
     check_pattern(at[:200], value)
-    return value
+    return as_in_schemas(value)
+
+
+def _is_double(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
+
+
+def _least(at: str, value: Any) -> float:
+    """A lower bound. The library counts in doubles and 63 bits, so the next one above that it has:
+    fewer numbers may come then, and none that is too small."""
+    number = max(_number(at, value), -MAX_BOUND)
+    if number > MAX_BOUND:
+        raise _refusal(at, f"is beyond {MAX_BOUND:g}, up to which bounds are kept")
+    near = float(number)
+    return number if near == number else near if near > number else math.nextafter(near, math.inf)
+
+
+def _most(at: str, value: Any) -> float:
+    """An upper bound, as `_least`."""
+    return -_least(at, -_number(at, value))
 
 
 def _number(at: str, value: Any) -> float:
@@ -256,6 +310,19 @@ def _names(at: str, value: Any) -> list[str]:
     for name in value:
         _literal(at, name)
     return value
+
+
+def _with_formats(read: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the patterns of `WRITTEN` in place of formats, and the length of names."""
+    if read.get("format") == "hostname":
+        return read | {"maxLength": min(MAX_HOSTNAME, read.get("maxLength", MAX_HOSTNAME))}
+    pattern = WRITTEN.get(read.get("format", ""))
+    if pattern is None:
+        return read
+    rest = {name: value for name, value in read.items() if name != "format"}
+    if "pattern" not in rest:
+        return rest | {"pattern": pattern}
+    return rest | {"allOf": [*rest.get("allOf", ()), {"pattern": pattern}]}
 
 
 def _check_properties(at: str, read: Mapping[str, Any]) -> None:

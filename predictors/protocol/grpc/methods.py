@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from predictors.errors import InvalidRequest, ServingError, TooLarge
 from predictors.observe import logs
-from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.call import REQUEST_ID_HEADER, Call, repeated_header
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.unread_answers import answers_of_task
 from predictors.protocol.outcomes import result_or_error
@@ -101,9 +101,11 @@ def set_request_id(context: Any, call: Call) -> None:
 
 def start_call(context: Any) -> Call:
     """The call's headers and request id. The id is also set for the current task's log lines."""
-    pairs = context.invocation_metadata() or ()
-    headers = {key: value for key, value in pairs if isinstance(value, str)}
+    pairs = [pair for pair in context.invocation_metadata() or () if isinstance(pair[1], str)]
+    headers = dict(pairs)
     call = Call(headers, protocol="v2_grpc")
+    if len(headers) < len(pairs):
+        call.repeated = repeated_header(pairs)
     logs.request_id.set(call.request_id)  # each call runs in its own task
     return call
 

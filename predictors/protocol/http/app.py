@@ -25,7 +25,7 @@ from predictors.errors import Cancelled, InvalidRequest, NotFound, ServingError
 from predictors.observe import logs
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import FORWARDED_HEADER
-from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.call import REQUEST_ID_HEADER, Call, check_single, repeated_header
 from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates
 from predictors.protocol.error_formats import error_format
@@ -78,6 +78,17 @@ def _by_name(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
             lines = [v.decode("latin-1") for k, v in raw if k == name.encode()]
             headers[name] = ",".join(lines)
     return headers
+
+
+def _head_refusal(scope: Scope, call: Call) -> ServingError | None:
+    """The error for a head that is well formed and has no one meaning."""
+    raw: Sequence[tuple[bytes, bytes]] = scope["headers"]
+    if len(call) < len(raw):
+        try:
+            check_single(repeated_header((name.decode("latin-1"), value) for name, value in raw))
+        except InvalidRequest as error:
+            return error
+    return _path_refusal(scope["path"])
 
 
 def _path_refusal(path: str) -> ServingError | None:
@@ -137,7 +148,7 @@ class RestApp:
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
-        error: Exception | None = _path_refusal(scope["path"])
+        error: Exception | None = _head_refusal(scope, call)
         if error is None and self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
             if error is None:

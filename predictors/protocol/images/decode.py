@@ -33,10 +33,14 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.images import kinds
 from predictors.protocol.images.gif import clean_gif
 from predictors.protocol.images.jpeg import clean_jpeg
-from predictors.protocol.images.kinds import ACCEPTED, Kind, kind_of
+from predictors.protocol.images.kinds import ACCEPTED, CleanFile, Kind, kind_of
 from predictors.protocol.images.memory import bmp_size
 from predictors.protocol.images.png import clean_png
 from predictors.protocol.images.tiff import clean_tiff
+from predictors.protocol.images.transparent_colour import (
+    apply_transparent_colour,
+    gray_with_alpha,
+)
 from predictors.protocol.named_fields import naming_field
 from predictors.settings import ImageLimits
 from predictors.workers.messages import SharedMemory, result_memory
@@ -94,6 +98,7 @@ _CLEAN = {
 
 Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter, and says the numbers
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata that is damaged
+TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader takes planes of 16 bits for 8
 # one thread per picture: a worker process has one, and each takes memory for its own frames
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
@@ -156,31 +161,33 @@ def _decode(
     kind = kind_of(raw)
     if not kind.codec:
         raise InvalidRequest(f"is {kind.name}; taken are pictures in {ACCEPTED}")
-    picture, orientation = _open(kind, raw, in_worker)
-    with picture:
+    file, orientation = _cleaned(kind, raw)
+    with _open(kind, file, in_worker) as picture:
         _check_size(picture.size, limits)
         _check_frames(picture)
         try:
             picture.load()
             _check_size(picture.size, limits)  # which the data may contradict
-            if kind is kinds.BMP:
-                _fill_blank_alpha(picture)
-            return read(_upright(picture, orientation))
+            return read(_upright(_with_transparency(kind, picture, file), orientation))
         except DECODER_ERRORS as error:
             raise InvalidRequest("is damaged or cut short and can't be decoded") from error
 
 
-def _open(kind: Kind, raw: bytes, in_worker: bool) -> tuple[Image.Image, int | None]:
-    """The picture, with its pixels not decoded yet, and its orientation if that is known."""
-    orientation = None
+def _cleaned(kind: Kind, raw: bytes) -> CleanFile:
+    """The file that is decoded, and its orientation if that is known."""
     if kind is kinds.BMP:
         _check_runs(raw)
-    elif kind in _CLEAN:
-        raw, orientation = _CLEAN[kind](raw)
+    if kind is kinds.HEIC:
+        return CleanFile(raw, 1)  # its decoder turns it
+    return _CLEAN[kind](raw) if kind in _CLEAN else CleanFile(raw)
+
+
+def _open(kind: Kind, file: bytes, in_worker: bool) -> Image.Image:
+    """The picture, with its pixels not decoded yet."""
     try:
         if kind is kinds.HEIC:
-            return _open_heic(raw, in_worker), 1
-        return Image.open(BytesIO(raw), formats=[kind.codec]), orientation
+            return _open_heic(file, in_worker)
+        return Image.open(BytesIO(file), formats=[kind.codec])
     except DECODER_ERRORS as error:
         problem = "whose header is damaged, or of a form that is not read"
         raise InvalidRequest(f"is {kind.name} {problem}") from error
@@ -232,6 +239,29 @@ def _check_frames(picture: Image.Image) -> None:
     frames = 1 if picture.format == kinds.HEIC.codec else getattr(picture, "n_frames", 1)
     if frames != 1:
         raise InvalidRequest(f"is an animation of {frames} frames; send a single picture")
+
+
+def _with_transparency(kind: Kind, picture: Image.Image, file: bytes) -> Image.Image:
+    """The loaded picture with the transparency that its format means, where Pillow's differs."""
+    if kind is kinds.PNG:
+        apply_transparent_colour(picture, file)
+    if isinstance(picture, GifImagePlugin.GifImageFile):
+        return _with_clear_surround(picture)
+    if kind is kinds.BMP:
+        _fill_blank_alpha(picture)
+    return picture
+
+
+def _with_clear_surround(picture: GifImagePlugin.GifImageFile) -> Image.Image:
+    """Pillow fills what a GIF's frame leaves of its screen with the palette's first colour."""
+    whole, frame = (0, 0, *picture.size), picture.dispose_extent
+    if frame in (None, whole) or picture.has_transparency_data:
+        return picture
+    alpha = Image.new("L", picture.size, 0)
+    alpha.paste(255, frame)
+    found = picture.convert("RGB")
+    found.putalpha(alpha)
+    return found
 
 
 def _fill_blank_alpha(picture: Image.Image) -> None:
@@ -304,6 +334,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 def _converted(picture: Image.Image) -> Image.Image:
     """The picture in a mode that every other one can be made of."""
     if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
+        if picture.has_transparency_data:
+            return gray_with_alpha(picture)
         return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if picture.mode == "La":  # no other conversion takes premultiplied gray
         return picture.convert("LA")

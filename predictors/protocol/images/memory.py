@@ -16,8 +16,11 @@ PER_PIXEL_TRANSPOSED = 4  # a second copy if EXIF says that the picture is rotat
 PER_PIXEL_PROGRESSIVE = 6  # coefficients of all scans: two bytes for each of three components
 PER_PIXEL_WEBP = 4 + 4 + 4 + 4  # two canvases, the decoder's pixels, and their copy
 PER_PIXEL_TIFF = 8  # a strip as large as the picture, of four samples of 16 bits
+PER_PIXEL_DEEP_PNG = 4 + 2  # decoded twice if one of its colours is transparent
 PER_PIXEL_BOXED = 6 + 4  # planes of 16 bits, and the decoder's pixels
 MIN_BYTES = 4 * 2**20
+
+_DEEP_RGB = bytes([16, 2])  # bits of a sample and kind of colour in a PNG's header
 
 _Size = Callable[[bytes], tuple[int, int] | None]
 
@@ -83,6 +86,8 @@ def _jpeg(raw: bytes) -> tuple[tuple[int, int] | None, int]:
 
 def _other(kind: Kind, raw: bytes) -> tuple[tuple[int, int] | None, int]:
     read_size, more = _KINDS[kind]
+    if kind is kinds.PNG and raw[24:26] == _DEEP_RGB:
+        more = PER_PIXEL_DEEP_PNG
     return read_size(raw), more
 
 

@@ -48,6 +48,9 @@ _COMPRESSION_NAMES = {
     50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
 }  # fmt: skip
 _BILEVEL_BITS, _DEPTHS = 1, {1, 2, 4, 8, 16}
+_PLANES = {1, 3, 4}
+_YCBCR = 6
+_MOST = 2**32 - 1  # that a tag can say
 _PHOTOMETRICS = {0, 1, 2, 3, 5, 6}  # gray both ways, RGB, palette, CMYK, YCbCr
 _REDUCED, _MASK = 1, 4  # bits of the kind of page
 
@@ -217,6 +220,12 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     samples = page.first(SAMPLES, 1)
     if not (width and height and 1 <= samples <= MAX_SAMPLES):
         raise _damaged()
+    is_planar = page.first(PLANAR, 1) == 2
+    if is_planar and samples not in _PLANES:  # Pillow takes others for pixels side by side
+        raise InvalidRequest(
+            f"is a TIFF picture of {samples} samples a pixel in separate planes; taken are 1, 3 "
+            "and 4"
+        )
     if TILE_WIDTH in page.tags:
         piece = page.first(TILE_WIDTH), page.first(TILE_HEIGHT)
         offsets_tag, bytes_tag = TILES, TILE_BYTES
@@ -226,17 +235,35 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     if not all(piece) or piece[0] * piece[1] > max(4 * width * height, LEAST_TILE):
         raise InvalidRequest("is a TIFF picture whose tiles do not fit its size")
     count = -(-width // piece[0]) * -(-height // piece[1])
-    count *= samples if page.first(PLANAR, 1) == 2 else 1
+    count *= samples if is_planar else 1
     if count > MAX_PIECES:
         raise InvalidRequest(f"is a TIFF picture in more than {MAX_PIECES} strips or tiles")
     if len(page.tags.get(offsets_tag, ())) < count:
         raise _damaged()
     page.tags[offsets_tag] = page.tags[offsets_tag][:count]
-    sizes = page.tags[bytes_tag] = page.tags.get(bytes_tag, (0,))[:count]
+    sizes = page.tags.get(bytes_tag, (0,))[:count]
+    if page.first(COMPRESSION, _RAW) == _RAW and page.first(PHOTOMETRIC) != _YCBCR:
+        sizes = _raw_sizes(page, piece, count, samples_each=1 if is_planar else samples)
+    page.tags[bytes_tag] = sizes
     if page.first(COMPRESSION, _RAW) == _RAW:
         return
     if len(sizes) < count or not all(sizes) or sum(sizes) > file_bytes:
         raise InvalidRequest("is a TIFF picture whose strips or tiles do not fit its file")
+
+
+def _raw_sizes(
+    page: _Page, piece: tuple[int, int], count: int, samples_each: int
+) -> tuple[int, ...]:
+    """The bytes of each piece without compression, whatever the file says: libtiff, which decodes,
+    goes by the tag, and it may be missing."""
+    width, rows = piece
+    row_bytes = (width * samples_each * page.first(BITS, _BILEVEL_BITS) + 7) // 8
+    row_bytes = min(row_bytes, _MOST // rows)  # of a size that is refused once the file is open
+    if TILE_WIDTH in page.tags:
+        return (rows * row_bytes,) * count
+    height = page.first(HEIGHT)
+    per_plane = -(-height // rows)
+    return tuple(row_bytes * min(rows, height - rows * (i % per_plane)) for i in range(count))
 
 
 # -- writing ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from predictors.protocol.openai.tool_fields import function_type, tool_name
 MAX_CALLS = 128  # of one message
 MAX_ARGUMENTS = 2**18  # characters of one call
 MAX_ID = 256  # characters
+BYTE_ORDER_MARK = "\ufeff"
 NO_OLDER_CALLS = "it is the older form of tool_calls; send tool_calls and messages of role tool"
 
 
@@ -41,7 +42,8 @@ class ToolCall:
 
 @described({"type": "string", "description": "The JSON text of an object, or nothing."})
 def arguments_rule(name: str, value: Any) -> str:
-    """The JSON text of the object, as it was sent; `{}` for an empty text."""
+    """The JSON text of the object, as it was sent but for a byte order mark; `{}` for an empty
+    text."""
     if not isinstance(value, str):
         raise wrong(name, "a string, the JSON text of an object", value)
     if len(value) > MAX_ARGUMENTS:
@@ -55,7 +57,7 @@ def arguments_rule(name: str, value: Any) -> str:
         raise InvalidRequest(f"{name} is not the JSON text of an object", param=name) from error
     if not isinstance(found, dict):
         raise InvalidRequest(f"{name} is JSON, but not an object", param=name)
-    return value
+    return value.removeprefix(BYTE_ORDER_MARK)  # `parse_json` skips it, other readers do not
 
 
 _CALLED: dict[str, DescribedRule] = {

@@ -23,7 +23,7 @@ from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.bytes_in_flight import Charge
-from predictors.protocol.call import Call
+from predictors.protocol.call import Call, check_single
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import (
@@ -218,6 +218,7 @@ class InferenceMethods:
         self, record: RequestRecord, raw: bytes, call: Call, remaining: float | None
     ) -> Served:
         """The model, with one more request in flight, which the caller must end."""
+        check_single(call.repeated)
         name, version = model_of(raw)
         model = self._registry.find(name, version, call=call)
         record.model = model.name
