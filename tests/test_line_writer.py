@@ -97,6 +97,30 @@ def test_without_a_reader_the_newest_lines_are_dropped_and_counted(make: Make, h
     assert held.text == f"first\n{kept}{200 - 74} missing\nafter\n"
 
 
+class HeldNote(Held):
+    """One that holds a note of dropped lines for longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note_gate = threading.Event()
+
+    def write(self, text: str) -> int:
+        if "missing" in text:
+            assert self.note_gate.wait(PATIENCE_S)
+        return super().write(text)
+
+
+def test_a_flush_waits_for_the_note_of_what_was_dropped(make: Make) -> None:
+    held = HeldNote()
+    writer = make(held)
+    stop_at_first(writer, held)
+    for _ in range(80):
+        writer.put("line\n")
+    held.gate.set()
+    assert not writer.flush(0.2)
+    held.note_gate.set()
+
+
 def test_the_queue_is_bounded_in_bytes_too(make: Make, held: Held) -> None:
     dropped: list[int] = []
     writer = make(held, dropped.append)

@@ -145,14 +145,20 @@ class TaskPredictor(EchoPredictor):
     """An `EchoPredictor` on a `ScriptedEngine`: the prompt is the task's name.
 
     `submitted` is released once per accepted request, `left` is set when a request is cancelled.
-    The host's clock is the real one plus what `let_pass` added.
+    The host's clock is `clock`, the real one by default, plus what `let_pass` added.
     """
 
-    def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine[Any, Any],
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(name, engine, settings)
         self._ahead_s = 0.0
-        clock = lambda: time.monotonic() + self._ahead_s  # noqa: E731
-        self.host = EngineHost(name, engine, settings.queue, clock=clock)
+        ahead = lambda: clock() + self._ahead_s  # noqa: E731
+        self.host = EngineHost(name, engine, settings.queue, clock=ahead)
         self.submitted = threading.Semaphore(0)
         self.left = threading.Event()
 
@@ -279,11 +285,12 @@ def held(
     settings: Settings | None = None,
     *,
     wait_ready: bool = True,
+    clock: Callable[[], float] = time.monotonic,
     **more: Any,
 ) -> Iterator[tuple[Running, TaskPredictor]]:
     """A server whose engine steps only when the test allows it; opened at the end."""
     settings = settings or small_settings()
-    model = TaskPredictor("echo", engine, settings)
+    model = TaskPredictor("echo", engine, settings, clock)
     with serving(model, settings=settings, wait_ready=wait_ready, **more) as running:
         try:
             yield running, model
