@@ -36,12 +36,21 @@ from predictors.protocol.v2.values import (
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
-from predictors.settings import AccessSettings, ImageLimits, QueueSettings, ServerSettings, Settings
+from predictors.settings import (
+    AccessSettings,
+    ImageLimits,
+    OverloadSettings,
+    QueueSettings,
+    ServerSettings,
+    Settings,
+)
 from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
 
 PATIENCE_S = 60.0  # also the timeout of requests that a test holds
+CALM = OverloadSettings(loop_lag_s=0.0)
+"""Refuses nothing because a busy machine makes the event loop late."""
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
 
 PIXEL = base64.b64decode(
@@ -196,7 +205,7 @@ def echo(name: str = "echo", settings: Settings | None = None) -> EchoPredictor:
 def small_settings(
     *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
 ) -> Settings:
-    """Settings with free ports, and bodies of at most 1 MiB."""
+    """Settings with free ports, bodies of at most 1 MiB, and no refusals by loop lag."""
     base = {
         "port": 0,
         "grpc_port": 0,
@@ -207,6 +216,7 @@ def small_settings(
     return Settings(
         server=ServerSettings(**base | (server or {})),
         queue=QueueSettings(**(queue or {})),
+        overload=CALM,
         access=AccessSettings(open=True),  # for tests that listen on other addresses
     )
 
