@@ -15,7 +15,7 @@ import pytest
 from predictors.observe import line_writer
 from predictors.observe.line_writer import ATOMIC_BYTES, LineStream, LineWriter
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class Held(io.StringIO):

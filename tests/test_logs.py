@@ -17,7 +17,7 @@ import pytest
 
 from predictors.observe import line_writer, logs
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 MOMENT = 1_700_000_000.25
 
 

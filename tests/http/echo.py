@@ -48,7 +48,7 @@ from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0  # also the timeout of requests that a test holds
+PATIENCE_S = 180.0  # also the timeout of requests that a test holds
 CALM = OverloadSettings(loop_lag_s=0.0)
 """Refuses nothing because a busy machine makes the event loop late."""
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
