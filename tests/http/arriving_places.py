@@ -13,6 +13,19 @@ from tests.http.echo import PATIENCE_S, Running
 from tests.http.http2 import Connection
 
 
+def end_at_once(messages: ArrivingMessages, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Whatever `messages` still wait for on their loop has not come at once."""
+    assert loop is not None
+
+    async def end() -> None:
+        messages._new = dict.fromkeys(messages._new, 0.0)
+        if messages._timer is not None:
+            messages._timer.cancel()
+        messages._look_at_new()
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(PATIENCE_S)
+
+
 class Places:
     """Tells when the number of messages that are waited for has changed."""
 
@@ -56,16 +69,7 @@ class Places:
     def end_at_once(self) -> None:
         """Whatever is still waited for has not come at once."""
         assert self.running is not None
-        messages, loop = self.running.server.registry.arriving, self.running.server._loop
-        assert loop is not None
-
-        async def end() -> None:
-            messages._new = dict.fromkeys(messages._new, 0.0)
-            if messages._timer is not None:
-                messages._timer.cancel()
-            messages._look_at_new()
-
-        asyncio.run_coroutine_threadsafe(end(), loop).result(PATIENCE_S)
+        end_at_once(self.running.server.registry.arriving, self.running.server._loop)
 
     def hold(self, connection: Connection, path: str, stream: int, part: bytes) -> None:
         """Begin a call, and return once it has a place."""
