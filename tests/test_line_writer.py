@@ -55,6 +55,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setattr(line_writer, "MAX_LINES", 100)
     monkeypatch.setattr(line_writer, "MAX_BYTES", 100_000)
     monkeypatch.setattr(line_writer, "GATHER_S", 0.0)
+    monkeypatch.setattr(LineWriter.flush, "__defaults__", (PATIENCE_S,))
 
     def build(stream: io.StringIO, on_drop: Callable[[int], object] = lambda _: None) -> LineWriter:
         made.append(LineWriter(stream, lambda count: f"{count} missing\n", on_drop))

@@ -32,6 +32,7 @@ class Terminal(io.StringIO):
 def _logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(line_writer.LineWriter.flush, "__defaults__", (PATIENCE_S,))
     before = root.handlers[:], root.level
     root.handlers.clear()  # those of pytest: `configure` would close them
     yield
