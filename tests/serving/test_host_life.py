@@ -186,10 +186,12 @@ def test_no_job_is_accepted_after_the_drain_has_ended(make_host: MakeHost) -> No
 
 
 def test_stopping_during_the_load_never_becomes_ready(make_host: MakeHost) -> None:
-    engine = ScriptedEngine(hold=["load"])
-    host = make_host(engine, wait=False)
-    assert host.lifecycle.wait_for(State.LOADING, timeout_s=PATIENCE_S)
-    stopping = in_background(host.stop)
+    engine, has_begun = ScriptedEngine(hold=["load"]), threading.Event()
+    host = make_host(engine, start=False)
+    host.events.subscribe(on_progress=lambda progress: has_begun.set())
+    host.start()
+    assert has_begun.wait(PATIENCE_S)
+    stopping = in_background(host.stop, PATIENCE_S)
     assert host.lifecycle.wait_for(State.DRAINING, State.STOPPED, timeout_s=PATIENCE_S)
     with pytest.raises(Draining):
         host.wait_ready(PATIENCE_S)
