@@ -37,8 +37,11 @@ def test_a_busy_engine_runs_calls_between_two_steps_in_their_order(make_host: Ma
     engine = ScriptedEngine()
     host = make_host(engine)
     jobs = busy(host, engine, steps=3)
+    waits, wake = threading.Event(), host.loop.calls._wake
+    host.loop.calls._wake = lambda: (waits.set(), wake())  # type: ignore[assignment,return-value]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(host.call, lambda: len(engine.steps))
+        assert waits.wait(PATIENCE_S)  # the last step that is allowed is not over before it asks
         engine.take_steps(1)
         assert first.result(PATIENCE_S) >= 1
         engine.open()
