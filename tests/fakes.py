@@ -24,7 +24,7 @@ from predictors.serving.job import Job
 W = TypeVar("W")
 C = TypeVar("C")
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 """How long a test waits for a thread before it fails. A test that passes never waits that long,
 even on a busy machine."""
 

@@ -15,7 +15,7 @@ import pytest
 from predictors.observe import line_writer
 from predictors.observe.line_writer import ATOMIC_BYTES, LineStream, LineWriter
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class Held(io.StringIO):
@@ -55,6 +55,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setattr(line_writer, "MAX_LINES", 100)
     monkeypatch.setattr(line_writer, "MAX_BYTES", 100_000)
     monkeypatch.setattr(line_writer, "GATHER_S", 0.0)
+    monkeypatch.setattr(LineWriter.flush, "__defaults__", (PATIENCE_S,))
 
     def build(stream: io.StringIO, on_drop: Callable[[int], object] = lambda _: None) -> LineWriter:
         made.append(LineWriter(stream, lambda count: f"{count} missing\n", on_drop))
@@ -95,6 +96,30 @@ def test_without_a_reader_the_newest_lines_are_dropped_and_counted(make: Make, h
     assert writer.flush()
     kept = "".join(f"{i}\n" for i in range(74))
     assert held.text == f"first\n{kept}{200 - 74} missing\nafter\n"
+
+
+class HeldNote(Held):
+    """One that holds a note of dropped lines for longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note_gate = threading.Event()
+
+    def write(self, text: str) -> int:
+        if "missing" in text:
+            assert self.note_gate.wait(PATIENCE_S)
+        return super().write(text)
+
+
+def test_a_flush_waits_for_the_note_of_what_was_dropped(make: Make) -> None:
+    held = HeldNote()
+    writer = make(held)
+    stop_at_first(writer, held)
+    for _ in range(80):
+        writer.put("line\n")
+    held.gate.set()
+    assert not writer.flush(0.2)
+    held.note_gate.set()
 
 
 def test_the_queue_is_bounded_in_bytes_too(make: Make, held: Held) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from predictors.observe import line_writer, logs
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 MOMENT = 1_700_000_000.25
 
 
@@ -32,6 +32,7 @@ class Terminal(io.StringIO):
 def _logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(line_writer.LineWriter.flush, "__defaults__", (PATIENCE_S,))
     before = root.handlers[:], root.level
     root.handlers.clear()  # those of pytest: `configure` would close them
     yield

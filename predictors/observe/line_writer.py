@@ -84,12 +84,13 @@ class LineWriter:
             self._hurry.put(None)
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait until everything queued is written; False after `timeout_s`. Later calls do not wait
-        until something has been written."""
-        if self._is_closed:
-            return not self._gave_up
+        """Wait until everything queued is written, and a note of what was dropped; False after
+        `timeout_s`. Later calls do not wait until something has been written."""
         written = threading.Event()
-        self._queue.put(written)
+        with self._lock:
+            if self._is_closed:
+                return not self._gave_up
+            self._queue.put(written)
         self._hurry.put(None)
         done = written.wait(0.0 if self._gave_up else timeout_s)
         self._gave_up = not done
@@ -111,21 +112,21 @@ class LineWriter:
             first = self._queue.get()
             lost = self._take_lost()  # dropped after the lines queued now, before later ones
             lines: list[bytes] = []
+            flushes: list[threading.Event] = []
             for item in self._queued(first):
                 if isinstance(item, bytes):
                     lines.append(item)
-                    continue
-                self._write(lines)
-                lines = []
-                if item is None:
+                elif item is None:
                     is_open = False
                 else:
-                    item.set()
+                    flushes.append(item)
             self._write(lines)
             if self._queue.empty():
                 lost += self._take_lost()
             if lost:
                 self._write_note(lost)
+            for written in flushes:  # the process may end at once, and the note is out by then
+                written.set()
             self._gather()  # a line after a pause is written at once, later ones together
 
     def _take_lost(self) -> int:

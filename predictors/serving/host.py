@@ -265,6 +265,7 @@ class EngineHost(Generic[W, C]):
                 threading.Thread(target=self.loop.run, name=f"{self.model}-engine", daemon=True),
                 threading.Thread(target=self._watch, name=f"{self.model}-watch", daemon=True),
             ]
+            self.lifecycle.move(State.LOADING)  # here: a call that follows at once is not too early
             for thread in self._threads:
                 thread.start()
 

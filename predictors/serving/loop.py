@@ -269,7 +269,9 @@ class EngineLoop(Generic[W, C]):
     # -- start and end ---------------------------------------------------------------------------
     def prepare(self) -> None:
         """Load and warm the engine and become ready, unless the host drains meanwhile. Once."""
-        self._lifecycle.move(State.LOADING)
+        self._lifecycle.move(State.LOADING)  # the host's `start` did so already
+        if self._lifecycle.state is not State.LOADING:
+            return
         self._holds_device = True
         self._timed("load", self._engine.load)
         if self._lifecycle.move(State.WARMING):

@@ -29,6 +29,7 @@ from tests.activator.scripted import (
     held_target,
     sample,
 )
+from tests.http.arriving_places import end_at_once
 from tests.http.http2 import HEADERS, ODD_PATHS, connect
 
 
@@ -296,9 +297,16 @@ def test_messages_that_never_end_are_so_many_and_harm_no_whole_one(
 def test_a_stream_whose_answer_is_not_whole_is_ended_for_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+    monkeypatch.setattr(arriving, "AT_ONCE_S", PATIENCE_S)  # whole messages may come late
     monkeypatch.setattr(arriving, "AGAIN_S", 0.01)
-    with grpc_rig(places=2) as (_, model, channel), ThreadPoolExecutor(5) as pool:
+    proxies: list[GrpcProxy] = []
+
+    def made(*given: Any) -> GrpcProxy:
+        proxies.append(GrpcProxy(*given))
+        return proxies[-1]
+
+    monkeypatch.setattr(activator_server, "GrpcProxy", made)
+    with grpc_rig(places=2) as (rig, model, channel), ThreadPoolExecutor(5) as pool:
 
         def ask() -> list[bytes]:
             is_answered, found = threading.Event(), []
@@ -319,6 +327,7 @@ def test_a_stream_whose_answer_is_not_whole_is_ended_for_no_other(
         asking = [pool.submit(ask) for _ in range(5)]
         for _ in asking:
             assert model.asked.acquire(timeout=PATIENCE_S)
+        end_at_once(proxies[0]._arriving, rig.server._loop)
         for _ in range(20):  # meanwhile each of them looks for a place
             assert unary(channel, "Echo")(b"whole", timeout=PATIENCE_S) == b"whole"
         model.left.set()
@@ -362,7 +371,8 @@ def test_calls_beyond_those_that_have_files_are_refused(monkeypatch: pytest.Monk
     with grpc_rig() as (_, model, channel):
         wait = unary(channel, "Wait")
         waiting = [wait.future(b"", timeout=PATIENCE_S) for _ in range(2)]
-        assert model.asked.acquire(timeout=PATIENCE_S)
+        for _ in waiting:
+            assert model.asked.acquire(timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError) as refused:
             unary(channel, "Echo")(b"", timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

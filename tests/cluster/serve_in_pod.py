@@ -30,10 +30,16 @@ class Patient(EventReporter):
 
 
 def held(model: Any, events: Any, state: State) -> None:
-    """Report the state; a model that loads waits for the test."""
+    """Report the state; a model's load waits for the test."""
     report_state(model, events, state)
-    if state is State.LOADING:
-        os.read(0, 1)
+    if state is State.LOADING:  # before the engine thread begins
+        engine, load = model.host._engine, model.host._engine.load
+
+        def load_late() -> None:
+            os.read(0, 1)
+            load()
+
+        engine.load = load_late
 
 
 if __name__ == "__main__":

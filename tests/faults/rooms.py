@@ -36,6 +36,7 @@ def serving_both() -> Iterator[Running]:
     settings = Settings(
         server=base.server,
         queue=base.queue,
+        overload=base.overload,
         compute=ComputeSettings(device="cpu"),
         flux=FluxSettings(
             sizes="64x64", default_size="64x64", max_sequence_length=16, default_steps=STEPS,

@@ -20,7 +20,7 @@ from predictors.__main__ import build
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.tasks import make_workers
 from predictors.settings import ImageLimits, QwenVLSettings, Settings
-from tests.http.echo import PATIENCE_S, Running, png, serving, small_settings
+from tests.http.echo import CALM, PATIENCE_S, Running, png, serving, small_settings
 from tests.http.pictures import chunk
 from tests.protocol.images import stored_files
 from tests.protocol.images.test_decode import saved
@@ -28,6 +28,7 @@ from tests.protocol.images.test_decode import saved
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-qwen-vl"
 SETTINGS = Settings(
     server=small_settings(server={"max_body_bytes": 8 * 2**20}).server,
+    overload=CALM,
     images=ImageLimits(max_pixels=4_000_000, max_images=4, max_aspect=300.0),
     qwen_vl=QwenVLSettings(slots=2, max_context=512),
 )

@@ -24,10 +24,12 @@ from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.tasks import make_workers
 from predictors.settings import ImageLimits, QwenVLSettings, Settings
-from tests.http.echo import Running, serving, small_settings
+from tests.http.echo import CALM, Running, serving, small_settings
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-qwen-vl"
-SETTINGS = Settings(server=small_settings(server={"max_body_bytes": 8 * 2**20}).server)
+SETTINGS = Settings(
+    server=small_settings(server={"max_body_bytes": 8 * 2**20}).server, overload=CALM
+)
 OPERATORS = 1_103_872  # what the default setting allows
 MEGAPIXEL = {"width": 1036, "height": 1036, "tokens": 1369}
 LOW = {"width": 504, "height": 504, "tokens": 324}

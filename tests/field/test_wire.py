@@ -199,7 +199,7 @@ def test_the_server_names_the_extensions_that_it_offers(http: httpx.Client) -> N
 def test_one_large_picture_does_not_make_the_next_refusals_say_a_minute() -> None:
     engine = ScriptedEngine(slots=1)
     settings = small_settings(queue={"capacity": 2})
-    with held(engine, settings) as (running, model), Asking(running) as asking:
+    with held(engine, settings, clock=lambda: 0.0) as (running, model), Asking(running) as asking:
         for seconds in (100.0, 0.05, 0.05):
             asked = asking.post("a")
             engine.wait_in_step()

@@ -97,6 +97,7 @@ def fuzzed_server() -> Iterator[Running]:
     settings = Settings(
         server=base.server,
         queue=base.queue,
+        overload=base.overload,
         flux=FluxSettings(max_sequence_length=32, default_steps=1, max_steps=2, max_side=128),
         qwen_vl=QwenVLSettings(max_context=256, default_max_tokens=4),
     )

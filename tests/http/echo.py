@@ -36,12 +36,21 @@ from predictors.protocol.v2.values import (
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
-from predictors.settings import AccessSettings, ImageLimits, QueueSettings, ServerSettings, Settings
+from predictors.settings import (
+    AccessSettings,
+    ImageLimits,
+    OverloadSettings,
+    QueueSettings,
+    ServerSettings,
+    Settings,
+)
 from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0  # also the timeout of requests that a test holds
+PATIENCE_S = 180.0  # also the timeout of requests that a test holds
+CALM = OverloadSettings(loop_lag_s=0.0)
+"""Refuses nothing because a busy machine makes the event loop late."""
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
 
 PIXEL = base64.b64decode(
@@ -145,14 +154,20 @@ class TaskPredictor(EchoPredictor):
     """An `EchoPredictor` on a `ScriptedEngine`: the prompt is the task's name.
 
     `submitted` is released once per accepted request, `left` is set when a request is cancelled.
-    The host's clock is the real one plus what `let_pass` added.
+    The host's clock is `clock`, the real one by default, plus what `let_pass` added.
     """
 
-    def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine[Any, Any],
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(name, engine, settings)
         self._ahead_s = 0.0
-        clock = lambda: time.monotonic() + self._ahead_s  # noqa: E731
-        self.host = EngineHost(name, engine, settings.queue, clock=clock)
+        ahead = lambda: clock() + self._ahead_s  # noqa: E731
+        self.host = EngineHost(name, engine, settings.queue, clock=ahead)
         self.submitted = threading.Semaphore(0)
         self.left = threading.Event()
 
@@ -190,7 +205,7 @@ def echo(name: str = "echo", settings: Settings | None = None) -> EchoPredictor:
 def small_settings(
     *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
 ) -> Settings:
-    """Settings with free ports, and bodies of at most 1 MiB."""
+    """Settings with free ports, bodies of at most 1 MiB, and no refusals by loop lag."""
     base = {
         "port": 0,
         "grpc_port": 0,
@@ -201,6 +216,7 @@ def small_settings(
     return Settings(
         server=ServerSettings(**base | (server or {})),
         queue=QueueSettings(**(queue or {})),
+        overload=CALM,
         access=AccessSettings(open=True),  # for tests that listen on other addresses
     )
 
@@ -279,11 +295,12 @@ def held(
     settings: Settings | None = None,
     *,
     wait_ready: bool = True,
+    clock: Callable[[], float] = time.monotonic,
     **more: Any,
 ) -> Iterator[tuple[Running, TaskPredictor]]:
     """A server whose engine steps only when the test allows it; opened at the end."""
     settings = settings or small_settings()
-    model = TaskPredictor("echo", engine, settings)
+    model = TaskPredictor("echo", engine, settings, clock)
     with serving(model, settings=settings, wait_ready=wait_ready, **more) as running:
         try:
             yield running, model

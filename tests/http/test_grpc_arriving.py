@@ -16,12 +16,12 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from predictors.protocol.grpc import arriving, listening
-from predictors.protocol.grpc.arriving import ArrivingMessages
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.kserve_sdk import pb
 from tests.fakes import ScriptedEngine
+from tests.http.arriving_places import Places
 from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
-from tests.http.http2 import END_STREAM, HEADERS, Connection, Frame, connect
+from tests.http.http2 import END_STREAM, HEADERS, Frame, connect
 from tests.http.log_lines import logged
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -36,48 +36,6 @@ METHODS = {
 MOST = 4
 PART = struct.pack(">BI", 0, 500_000) + b"x" * 100  # of a message that never ends
 EMPTY = struct.pack(">BI", 0, 0)
-
-
-class Places:
-    """Tells when the number of messages that are waited for has changed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._changed = threading.Condition()
-        self.running: Running | None = None
-        take, wait = ArrivingMessages._take, ArrivingMessages._wait
-
-        def taken(messages: ArrivingMessages, place: Any) -> None:
-            take(messages, place)
-            self._tell()
-
-        async def waited(messages: ArrivingMessages, reading: Any, place: Any) -> None:
-            try:
-                await wait(messages, reading, place)
-            finally:
-                self._tell()
-
-        monkeypatch.setattr(ArrivingMessages, "_take", taken)
-        monkeypatch.setattr(ArrivingMessages, "_wait", waited)
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def __len__(self) -> int:
-        assert self.running is not None
-        return len(self.running.server.registry.arriving)
-
-    def wait(self, count: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self) == count, PATIENCE_S), len(self)
-
-    def hold(self, connection: Connection, path: str, stream: int, part: bytes) -> None:
-        """Begin a call, and return once it has a place."""
-        before = len(self)
-        connection.open(path, stream)
-        if part:
-            connection.part(part, stream)
-        self.wait(before + 1)
 
 
 @pytest.fixture
@@ -199,7 +157,10 @@ def num_answers(channel: grpc.Channel) -> int:
     return found
 
 
-def test_streams_whose_requests_are_in_progress_end_none_of_each_other(places: Places) -> None:
+def test_streams_whose_requests_are_in_progress_end_none_of_each_other(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "AT_ONCE_S", PATIENCE_S)  # their first messages may come late
     settings, engine = small_settings(server={"max_arriving_messages": MOST}), ScriptedEngine()
     with held(engine, settings) as (running, model), ThreadPoolExecutor(2 * MOST) as pool:
         places.running = running
@@ -207,6 +168,8 @@ def test_streams_whose_requests_are_in_progress_end_none_of_each_other(places: P
             asking = [pool.submit(num_answers, channel) for _ in range(2 * MOST)]
             model.wait_submitted(2 * MOST)
             places.wait(MOST // 2)
+            monkeypatch.setattr(arriving, "AT_ONCE_S", 0.01)
+            places.end_at_once()
             with connect(running.server.grpc_port) as connection:  # nor does one give way
                 connection.open(INFER, 1)
                 connection.part(PART, 1)
@@ -246,7 +209,8 @@ def test_a_stream_may_wait_longer_than_a_message(
     monkeypatch.setattr(arriving, "BODY_TIMEOUT_S", 0.05)
     with connect(running.server.grpc_port) as connection:
         places.hold(connection, STREAM, 1, b"")
-        places.hold(connection, INFER, 3, PART)
+        connection.open(INFER, 3)  # its place may be free again before anybody looks
+        connection.part(PART, 3)
         connection.answer(3)
         assert b"the message took longer than 0.05 s" in connection.trailers
         connection.part(EMPTY, 1, END_STREAM)

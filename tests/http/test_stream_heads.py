@@ -116,14 +116,16 @@ def test_a_full_queue_keeps_its_status() -> None:
 
 @pytest.mark.parametrize("kind", ["deadline", "poisoned"])
 def test_a_later_failure_is_an_event_and_counted_as_what_it_is(kind: str) -> None:
-    with logged() as lines, held() as (running, _, engine), running.client() as http:
-        headers = {"x-request-timeout-ms": "50"} if kind == "deadline" else {}
+    with logged() as lines, held() as (running, model, engine), running.client() as http:
+        headers = {"x-request-timeout-ms": "60000"} if kind == "deadline" else {}
         if kind == "poisoned":
             engine.poison["a"] = RuntimeError("secret")
         with http.stream("POST", CHAT, json=asked(), headers=headers) as reply:
             assert reply.status_code == 200
             if kind == "poisoned":
                 engine.open()
+            else:
+                model.let_pass(60.0)
             (last,) = events(reply.iter_lines())  # the error alone: no `[DONE]`
         code = {"deadline": "deadline_exceeded", "poisoned": "job_failed"}[kind]
         assert (last["error"]["code"], last["error"]["type"]) == (code, "server_error")

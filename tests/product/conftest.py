@@ -27,7 +27,7 @@ Sample = Callable[..., float]
 def product_settings() -> Settings:
     """Free ports, and pictures that take tens of milliseconds."""
     base = small_settings(server={"max_body_bytes": 8 * 2**20})
-    return Settings(server=base.server, queue=base.queue, flux=FLUX)
+    return Settings(server=base.server, queue=base.queue, overload=base.overload, flux=FLUX)
 
 
 @contextmanager

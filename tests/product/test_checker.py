@@ -40,7 +40,7 @@ def settings(checker: Path, action: str) -> Settings:
         checker_action=action,
     )
     base = small_settings()
-    return Settings(server=base.server, queue=base.queue, flux=flux)
+    return Settings(server=base.server, queue=base.queue, overload=base.overload, flux=flux)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ SETTINGS = {
     "PREDICTORS_FLUX_DEFAULT_STEPS": "50",
     "PREDICTORS_FLUX_TIERS": "lossless",
     "OMP_NUM_THREADS": "1",
+    "PREDICTORS_OVERLOAD_LOOP_LAG_S": "0",  # a busy machine makes the event loop late
 }
 
 

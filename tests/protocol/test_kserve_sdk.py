@@ -16,7 +16,7 @@ import pytest
 
 from predictors.protocol.kserve_sdk import put_off
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 NAME = "package_put_off_by_a_test"
 AFTERWARDS = """
 import sys

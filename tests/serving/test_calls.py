@@ -10,6 +10,7 @@ import pytest
 from predictors.errors import Draining, EngineFailed, NotReady
 from predictors.serving.calls import EngineAccess
 from predictors.serving.engine import StickyDeviceError
+from predictors.serving.lifecycle import State
 from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer
 from tests.serving.conftest import MakeHost, busy, submit
 
@@ -36,8 +37,11 @@ def test_a_busy_engine_runs_calls_between_two_steps_in_their_order(make_host: Ma
     engine = ScriptedEngine()
     host = make_host(engine)
     jobs = busy(host, engine, steps=3)
+    waits, wake = threading.Event(), host.loop.calls._wake
+    host.loop.calls._wake = lambda: (waits.set(), wake())  # type: ignore[assignment,return-value]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(host.call, lambda: len(engine.steps))
+        assert waits.wait(PATIENCE_S)  # the last step that is allowed is not over before it asks
         engine.take_steps(1)
         assert first.result(PATIENCE_S) >= 1
         engine.open()
@@ -100,3 +104,26 @@ def test_waiting_for_jobs_counts_those_that_wait_and_those_that_run(make_host: M
         gone.result(PATIENCE_S)
     assert waiting.done
     assert host.jobs.open_jobs == 0
+
+
+def test_a_host_is_loading_once_it_is_started_and_loads_nothing_after_a_stop(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, go_on = ScriptedEngine(), threading.Event()
+    host = make_host(engine, start=False)
+    run = host.loop.run
+
+    def run_late() -> None:
+        assert go_on.wait(PATIENCE_S)
+        run()
+
+    monkeypatch.setattr(host.loop, "run", run_late)
+    host.start()
+    assert host.state is State.LOADING
+    host.stop(timeout_s=0.0)
+    go_on.set()
+    for thread in host._threads:
+        thread.join(PATIENCE_S)
+    assert engine.calls == []
+    with pytest.raises(Draining):
+        host.call(list)

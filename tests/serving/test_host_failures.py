@@ -263,7 +263,7 @@ def test_an_on_failed_callback_that_raises_does_not_hide_the_failure(make_host: 
 
     host.events.subscribe(on_failed=on_failed)
     assert isinstance(failure(submit(host, Task("bad"))[0]), EngineFailed)
-    host.stop()
+    host.stop(PATIENCE_S)
     assert host.state is State.FAILED
     assert ("close",) in engine.calls
 

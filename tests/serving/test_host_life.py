@@ -113,7 +113,7 @@ def test_a_drain_finishes_accepted_jobs_and_refuses_new_ones(make_host: MakeHost
     assert not draining.is_alive()
     assert all(job.done for job in jobs)  # at the moment when the drain returns
     assert [answer(job) for job in jobs] == [job.work.chunks for job in jobs]
-    host.stop()
+    host.stop(PATIENCE_S)
     assert host.state is State.STOPPED
     assert engine.calls[-1] == ("close",)
     assert sample("predictors_admission_rejected_total", host, reason="draining") == 1
@@ -128,7 +128,7 @@ def test_jobs_left_after_the_drain_time_fail_with_draining(make_host: MakeHost) 
     assert isinstance(failure(running), Draining)
     assert isinstance(failure(waiting), Draining)
     engine.open()
-    host.stop()
+    host.stop(PATIENCE_S)
     assert engine.active == []
     assert ("evict", "long0") in engine.calls
     assert sample("predictors_jobs_total", host, reason="draining") == 2
@@ -186,10 +186,12 @@ def test_no_job_is_accepted_after_the_drain_has_ended(make_host: MakeHost) -> No
 
 
 def test_stopping_during_the_load_never_becomes_ready(make_host: MakeHost) -> None:
-    engine = ScriptedEngine(hold=["load"])
-    host = make_host(engine, wait=False)
-    assert host.lifecycle.wait_for(State.LOADING, timeout_s=PATIENCE_S)
-    stopping = in_background(host.stop)
+    engine, has_begun = ScriptedEngine(hold=["load"]), threading.Event()
+    host = make_host(engine, start=False)
+    host.events.subscribe(on_progress=lambda progress: has_begun.set())
+    host.start()
+    assert has_begun.wait(PATIENCE_S)
+    stopping = in_background(host.stop, PATIENCE_S)
     assert host.lifecycle.wait_for(State.DRAINING, State.STOPPED, timeout_s=PATIENCE_S)
     with pytest.raises(Draining):
         host.wait_ready(PATIENCE_S)
@@ -202,8 +204,8 @@ def test_stopping_during_the_load_never_becomes_ready(make_host: MakeHost) -> No
 def test_stopping_twice_or_before_the_start_is_allowed(make_host: MakeHost) -> None:
     engine = ScriptedEngine()
     host = make_host(engine, start=False)
-    host.stop()
-    host.stop()
+    host.stop(PATIENCE_S)
+    host.stop(PATIENCE_S)
     host.start()
     assert host.state is State.STOPPED
     assert engine.calls == []
@@ -269,7 +271,7 @@ def test_jobs_running_at_the_stop_are_evicted_before_the_engine_is_closed(
     host.stop(timeout_s=0.01)  # the engine thread is inside `busy` meanwhile
     assert isinstance(failure(job), Draining)
     go_on.set()
-    host.stop()
+    host.stop(PATIENCE_S)
     assert engine.calls[-2:] == [("evict", "a"), ("close",)]
 
 
@@ -286,7 +288,7 @@ def test_an_idle_host_does_not_poll(make_host: MakeHost) -> None:
     host = make_host(Counting(gated=False))
     for i in range(50):
         answer(submit(host, Task(f"t{i}"))[0])  # starts a new event loop: the host idles
-    host.stop()
+    host.stop(PATIENCE_S)
     assert looks <= 50 * 4
 
 
@@ -296,7 +298,7 @@ def test_a_failing_close_is_logged_and_the_stop_goes_on(
     engine = ScriptedEngine()
     engine.raise_in["close"] = RuntimeError("device busy")
     host = make_host(engine)
-    host.stop()
+    host.stop(PATIENCE_S)
     assert host.state is State.STOPPED
     assert "closing the engine failed" in caplog.text
 
@@ -304,7 +306,7 @@ def test_a_failing_close_is_logged_and_the_stop_goes_on(
 def test_no_thread_is_left_behind(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(gated=False))
     answer(submit(host, Task("a"))[0])
-    host.stop()
+    host.stop(PATIENCE_S)
     assert not [t.name for t in threading.enumerate() if t.name.startswith(f"{host.model}-")]
 
 
@@ -322,7 +324,7 @@ def test_every_engine_method_but_validate_runs_on_one_thread(make_host: MakeHost
     jobs[3].cancel()
     for job in (jobs[i] for i in (0, 1, 2, 4, 5)):
         answer(job)
-    host.stop()
+    host.stop(PATIENCE_S)
     assert threads.keys() == {"load", "warm", "admit", "step", "evict", "close", "active", "busy"}
     assert set().union(*threads.values()) == {f"{host.model}-engine"}
 
@@ -334,5 +336,5 @@ def test_a_host_without_threads_runs_one_round_at_a_time(make_host: MakeHost) ->
     [job] = submit(host, Task("a", steps=2))
     assert [host.loop.run_once(), host.loop.run_once(), host.loop.run_once()] == [True, True, False]
     assert answer(job) == ["a:1", "a:2"]
-    host.stop()
+    host.stop(PATIENCE_S)
     assert engine.calls[-1] == ("close",)

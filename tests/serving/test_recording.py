@@ -105,7 +105,7 @@ def test_a_recorder_that_fails_ends_its_recording_and_nothing_else(
 def test_a_recording_without_a_step_fails_when_the_host_stops(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine())
     recording = host.record(Recorder(), 1)
-    host.stop()
+    host.stop(PATIENCE_S)
     assert isinstance(recording.outcome.exception(PATIENCE_S), Draining)
     with pytest.raises(Draining):
         host.record(Recorder(), 1)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -137,7 +137,11 @@ async def test_a_task_that_takes_too_long_is_killed_with_its_process(tmp_path: P
         with pytest.raises(StepFailed, match=r"longer than 0\.2 s"):
             await workers.run(*Gate(tmp_path, "never opened").task())
         assert workers.is_alive
-        assert await workers.run(f"{TASKS}:double", 1) == 2
+        answer = None
+        while answer is None:  # on a busy machine this may take too long as well
+            with suppress(StepFailed):
+                answer = await workers.run(f"{TASKS}:double", 1)
+        assert answer == 2
     finally:
         workers.close()
 

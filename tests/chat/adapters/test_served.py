@@ -18,11 +18,12 @@ from predictors.protocol.serves import ServesAdapters
 from predictors.settings import QwenVLSettings, Settings
 from tests.chat.adapters.conftest import Adapted
 from tests.chat.room import CHECKPOINT, GREEDY, chat, png
-from tests.http.echo import Running, serving, small_settings
+from tests.http.echo import CALM, Running, serving, small_settings
 
 PICTURE, QUESTION = png(3, 120, 90), "describe this picture"
 SETTINGS = Settings(
     server=small_settings().server,
+    overload=CALM,
     qwen_vl=QwenVLSettings(slots=4, max_context=512, lora_max_rank=8),
 )
 ASKED = chat(PICTURE, QUESTION, max_tokens=6, ignore_eos=True)

@@ -4,8 +4,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -67,7 +68,12 @@ def test_a_format_is_compiled_once_for_all_who_ask_at_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, release, count = threading.Event(), threading.Event(), 0
-    now = GrammarCompiler._compile_now
+    now, waits = GrammarCompiler._compile_now, threading.Semaphore(0)
+
+    class Watched(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            waits.release()
+            return super().result(timeout)
 
     def slow(self: GrammarCompiler, format: object) -> object:
         nonlocal count
@@ -77,11 +83,14 @@ def test_a_format_is_compiled_once_for_all_who_ask_at_once(
         return now(self, format)  # type: ignore[arg-type]
 
     monkeypatch.setattr(GrammarCompiler, "_compile_now", slow)
+    monkeypatch.setattr(compiler_module, "Future", Watched)
     asked = regex_format("regex", "once")
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(compiler.compile, asked)
         assert started.wait(60)
         others = [pool.submit(compiler.compile, asked) for _ in range(3)]
+        for _ in others:  # one that asks after the end may get a lexer of its own
+            assert waits.acquire(timeout=60)
         release.set()
         assert {each.result().compiled for each in (first, *others)} == {first.result().compiled}
     assert count == 1

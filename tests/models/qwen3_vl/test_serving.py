@@ -17,11 +17,11 @@ from predictors.settings import QwenVLSettings, Settings
 from tests.chat.films import Clip
 from tests.chat.reference import Reference
 from tests.chat.room import chat, png
-from tests.http.echo import serving, small_settings
+from tests.http.echo import CALM, serving, small_settings
 
 PICTURE = png(5, 96, 64)
 SETTINGS = Settings(
-    server=small_settings().server, qwen_vl=QwenVLSettings(slots=2, max_context=256)
+    server=small_settings().server, overload=CALM, qwen_vl=QwenVLSettings(slots=2, max_context=256)
 )
 
 

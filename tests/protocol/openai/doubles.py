@@ -32,7 +32,7 @@ HELLO = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hello"}]}
 CIRCLE = {"model": "flux", "prompt": "a red circle"}
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 EDITS = "/v1/images/edits"
-PATIENCE_S = 60.0  # never reached when all is well
+PATIENCE_S = 180.0  # never reached when all is well
 
 
 class Model:
