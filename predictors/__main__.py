@@ -74,6 +74,7 @@ SUMMARIES = {
 }
 """Module and function that describe a folder without torch. Beside it is `describe_adapter`."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
+NO_RANKS: Mapping[str, int] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +195,7 @@ def check(arguments: argparse.Namespace) -> int:
     components = _read_components(arguments.component, {"": folder}).get("")
     parts = {"model": components or {}}
     adapters = _read_loras(arguments.lora, {"model": folder}, settings, parts)
+    settings = adapters.room(settings)
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
@@ -234,9 +236,10 @@ def build(
     workers: Workers | None = None,
     components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
     loras: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
+    ranks: Mapping[str, int] = NO_RANKS,
 ) -> BasePredictor[Any, Any, Any]:
     """The predictor of a checkpoint folder; `workers` decode its pictures, `components` are folders
-    of parts that replace its own, and `loras` its adapters, both by model.
+    of parts that replace its own, `loras` its adapters and `ranks` their largest, all by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
@@ -246,6 +249,7 @@ def build(
     more = {kind: by_model[name] for kind, by_model in given.items() if name in by_model}
     for part, folder in more.get("parts", {}).items():
         log.info("%s: %s is that in the folder %s", name, part, folder.name)
+    settings = settings.with_adapter_rank(ranks.get(name, 0))
     made: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers, **more)
     return made
 
@@ -309,12 +313,11 @@ def _read_models(
     components = _read_components(arguments.component, named)
     check_memory_shares(describe_folder, named, settings, components, os.environ)
     adapters = _read_loras(arguments.lora, named, settings, components)
-    for look in adapters.looks.values():
-        look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
     if settings.flux.checker:
         folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
-    make = partial(build, components=components, loras=adapters.paths)
+    ranks = adapters.ranks()
+    make = partial(build, components=components, loras=adapters.paths, ranks=ranks)
     return list(named.items()), make, Verification(folders, settings.compute)
 
 

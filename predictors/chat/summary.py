@@ -44,7 +44,7 @@ from predictors.compute.checkpoint.summary import (
     num_values,
     summarise_part,
 )
-from predictors.settings import Settings
+from predictors.settings import MOST_RANK, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ChatFolders:
         not served."""
         assert not components
         raw, *_ = self.read_folder(checkpoint)
-        most = settings.qwen_vl.lora_max_rank
+        most = settings.qwen_vl.lora_max_rank or MOST_RANK
         return read_peft_adapter(path, self.linears(raw), most).summary(name)
 
 

@@ -46,11 +46,9 @@ from predictors.models.flux.adapters.names import (
 from predictors.models.flux.adapters.places import PARTS, TRANSFORMER, Piece, Place, Places
 from predictors.models.flux.folder import part_folders
 from predictors.models.flux.tensors import with_defaults
-from predictors.settings import Settings
+from predictors.settings import MOST_RANK, Settings
 
 Array = NDArray[np.float32]
-MAX_RANK = 1024
-"""The largest rank that is read at all; a server has a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class _Layer:
 
 
 def read_stored(
-    path: Path, places: Places, max_rank: int = MAX_RANK, root: Path | None = None
+    path: Path, places: Places, max_rank: int = MOST_RANK, root: Path | None = None
 ) -> StoredAdapter:
     """The adapter in the file or folder at `path`, whose links may lead into `root` only.
 
@@ -161,7 +159,9 @@ def describe_adapter(
     Raises `ServingError` with the start's own message for one that is not served.
     """
     places = read_places(part_folders(checkpoint, components))
-    return summarise_stored(name, read_stored(path, places, settings.flux.lora_max_rank))
+    return summarise_stored(
+        name, read_stored(path, places, settings.flux.lora_max_rank or MOST_RANK)
+    )
 
 
 # -- names -----------------------------------------------------------------------------------------
