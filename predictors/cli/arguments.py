@@ -15,6 +15,7 @@ from typing import IO
 from predictors import __version__
 from predictors.cli import client_flags
 from predictors.cli.activator_flags import activator_flags
+from predictors.cli.foreign_flags import advice_of
 from predictors.cli.outcomes import DISK_FULL
 from predictors.errors import InvalidRequest
 
@@ -34,6 +35,7 @@ def parse(
     arguments, left = make_parser(verbs).parse_known_args(argv)
     if left:
         hint = "; models are given as --model NAME=PATH" if "model" in arguments else ""
+        hint = advice_of(left) or hint
         arguments.usage_error(f"unrecognized arguments: {' '.join(left)}{hint}")
     if "model" in arguments and not arguments.model:
         arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")

@@ -242,6 +242,12 @@ def test_a_part_is_read_in_every_spelling(case: str) -> None:
             "send the picture as a data URL in `image`",
         ),
         ({"type": "image"}, "image", "is required"),
+        ({"type": "image", "url": PICTURE}, "url", "send the picture as a data URL in `image`"),
+        (
+            {"type": "image", "image": PICTURE, "resized_height": 280},
+            "resized_height",
+            "use min_pixels and max_pixels",
+        ),
         ({"type": "image", "image": "https://x/a.png"}, "image", "image"),
         ({"type": "image", "data": "AAAA", "mimeType": "image/png"}, "data", "unknown field"),
         ({"type": "input_image", "file_id": "f"}, "file_id", "files are not kept"),
