@@ -227,8 +227,8 @@ FOLDERS = {
 }
 """By the first cell of a row: folders, and what `check` says of each."""
 LORAS = {
-    "LoKr, LoHa, DoRA, OFT, IA3, VeRA adapters": {
-        "lokr_w1": "LoKr", "hada_w1_a": "LoHa", "dora_scale": "DoRA", "oft_blocks": "OFT",
+    "DoRA, OFT, IA3, VeRA adapters, LoKr of whole matrices": {
+        "lokr_t2": "LoKr", "hada_t1": "LoHa", "dora_scale": "DoRA", "oft_blocks": "OFT",
         "ia3_l": "IA3", "vera_lambda_b": "VeRA",
     },
     "adapters with `modules_to_save`, biases": {
