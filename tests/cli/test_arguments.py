@@ -15,7 +15,7 @@ import pytest
 from predictors.__main__ import main
 from predictors.cli.arguments import GRAMMAR, make_parser, new_file, read_file
 from predictors.cli.foreign_flags import INSTEAD, advice_of
-from predictors.cli.named_values import named_value
+from predictors.cli.named_values import named_aliases, named_value
 from predictors.errors import InvalidRequest
 from predictors.settings import Settings, variable_name
 
@@ -30,6 +30,21 @@ from predictors.settings import Settings, variable_name
 def test_a_parameter_is_json_or_else_text(raw: str, value: object) -> None:
     name, found = named_value(raw)
     assert (name, found, type(found)) == ("a", value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("aliases", "models", "whole"),
+    [
+        (["gpt-4o"], ["q=/x"], ["gpt-4o=q"]),
+        (["gpt-4o=q", "b"], ["q=/x"], ["gpt-4o=q", "b=q"]),
+        (["q"], ["q=/x"], []),
+        (["gpt-4o"], ["q=/x", "f=/y"], ["gpt-4o"]),
+    ],
+)
+def test_an_alias_alone_is_one_of_the_only_model(
+    aliases: list[str], models: list[str], whole: list[str]
+) -> None:
+    assert named_aliases(aliases, models) == whole
 
 
 @pytest.mark.parametrize("raw", ["a", "=5", "a=[1]", "a=null", "a={}"])
