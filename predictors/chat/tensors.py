@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from predictors.compute.checkpoint.accounting import ExpectedTensor, check_tensors
+from predictors.compute.checkpoint.accounting import ADAPTED, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.headers import Header
 from predictors.errors import EngineFailed
 
@@ -62,6 +62,8 @@ class DecoderSizes:
 
 
 def hub_name(name: str) -> str:
+    if ADAPTED.search(name):  # refused by the name that is stored
+        return name
     while wrapper := next((each for each in WRAPPERS if name.startswith(each)), ""):
         name = name.removeprefix(wrapper)
     for longer, shorter in RENAMED:
