@@ -30,12 +30,19 @@ from predictors.cli.named_values import named_components, named_loras, named_pat
 from predictors.cli.outcomes import print_report, run_verb
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
-from predictors.compute.checkpoint.folder import check_entries, read_json, reading
+from predictors.compute.checkpoint.folder import check_entries, reading
 from predictors.compute.checkpoint.integrity import Verification, verify_folders
-from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
+from predictors.compute.checkpoint.layout import (
+    INDEX,
+    advice,
+    class_in_config,
+    model_type_of,
+    resolve_folder,
+)
+from predictors.compute.checkpoint.other_models import instead_of
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.errors import InvalidRequest
 from predictors.observe import logs
 from predictors.operators import given_adapters
 from predictors.operators.garbage import collections_paused, freeze_loaded_objects
@@ -67,6 +74,11 @@ MODELS = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
+MODEL_TYPES = {
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""By the `model_type` of a config that names no class, as transformers' own loader takes it."""
 SUMMARIES = {
     **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.summary:summarise"),
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
@@ -74,6 +86,7 @@ SUMMARIES = {
 }
 """Module and function that describe a folder without torch. Beside it is `describe_adapter`."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
+NO_RANKS: Mapping[str, int] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +207,7 @@ def check(arguments: argparse.Namespace) -> int:
     components = _read_components(arguments.component, {"": folder}).get("")
     parts = {"model": components or {}}
     adapters = _read_loras(arguments.lora, {"model": folder}, settings, parts)
+    settings = adapters.room(settings)
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
@@ -234,9 +248,10 @@ def build(
     workers: Workers | None = None,
     components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
     loras: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
+    ranks: Mapping[str, int] = NO_RANKS,
 ) -> BasePredictor[Any, Any, Any]:
     """The predictor of a checkpoint folder; `workers` decode its pictures, `components` are folders
-    of parts that replace its own, and `loras` its adapters, both by model.
+    of parts that replace its own, `loras` its adapters and `ranks` their largest, all by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
@@ -246,6 +261,8 @@ def build(
     more = {kind: by_model[name] for kind, by_model in given.items() if name in by_model}
     for part, folder in more.get("parts", {}).items():
         log.info("%s: %s is that in the folder %s", name, part, folder.name)
+    if name in ranks:
+        settings = settings.with_adapter_rank(ranks[name])
     made: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers, **more)
     return made
 
@@ -275,7 +292,8 @@ def served_architecture(checkpoint: Path) -> str:
     architecture = architecture_of(checkpoint)
     if architecture in MODELS:
         return architecture
-    hint = advice(checkpoint)  # before the classes, which are long to read
+    # before the classes, which are long to read
+    hint = instead_of(architecture) or advice(checkpoint)
     raise InvalidRequest(
         f"{checkpoint.name or '/'} is a {architecture or 'folder whose config names no class'}; "
         f"{hint}{hint and '; '}served are {', '.join(MODELS)}"
@@ -283,17 +301,8 @@ def served_architecture(checkpoint: Path) -> str:
 
 
 def architecture_of(checkpoint: Path) -> str:
-    """The class that a checkpoint's config names, or an empty string."""
-    for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
-        try:
-            value = read_json(checkpoint, file, file).get(key)
-        except EngineFailed:
-            continue
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if isinstance(value, str):
-            return value
-    return ""
+    """The class that a checkpoint's config names or its `model_type` means, or an empty string."""
+    return class_in_config(checkpoint) or MODEL_TYPES.get(model_type_of(checkpoint), "")
 
 
 def _read_models(
@@ -309,12 +318,11 @@ def _read_models(
     components = _read_components(arguments.component, named)
     check_memory_shares(describe_folder, named, settings, components, os.environ)
     adapters = _read_loras(arguments.lora, named, settings, components)
-    for look in adapters.looks.values():
-        look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
     if settings.flux.checker:
         folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
-    make = partial(build, components=components, loras=adapters.paths)
+    ranks = adapters.ranks()
+    make = partial(build, components=components, loras=adapters.paths, ranks=ranks)
     return list(named.items()), make, Verification(folders, settings.compute)
 
 

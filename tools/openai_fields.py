@@ -13,6 +13,7 @@ from predictors.protocol.openai import (
     clients,
     completions_body,
     edits_body,
+    image_clients,
     images_body,
     messages,
     responses_body,
@@ -37,6 +38,9 @@ SHOWN_TYPES = {
     "string": "text",
     "boolean": "true or false",
 }
+NAMES = {"Other services' names of the same": images_body.SERVICES}
+OF_IMAGES = {**NAMES, **image_clients.IMAGE_CLIENTS}
+OF_EDITS = {**NAMES, **image_clients.EDIT_CLIENTS}
 WIDTH = 80  # characters of a description of values
 
 
@@ -47,8 +51,16 @@ def files() -> dict[Path, str]:
         ("POST /v1/chat/completions", chat_body.OWN_FIELDS, clients.CHAT_CLIENTS),
         ("POST /v1/responses", responses_body.OWN_FIELDS, responses_body.CLIENTS),
         ("POST /v1/completions", completions_body.OWN_FIELDS, completions_body.CLIENTS),
-        ("POST /v1/images/generations", images_body.OWN_FIELDS, clients.IMAGE_CLIENTS),
-        ("POST /v1/images/edits", edits_body.OWN_FIELDS, clients.EDIT_CLIENTS),
+        (
+            "POST /v1/images/generations",
+            images_body.OWN_FIELDS,
+            OF_IMAGES,
+        ),
+        (
+            "POST /v1/images/edits",
+            edits_body.OWN_FIELDS,
+            OF_EDITS,
+        ),
         ("POST /tokenize", tokens_body.TOKENIZE_FIELDS, {}),
         ("POST /detokenize", tokens_body.DETOKENIZE_FIELDS, {}),
     ):

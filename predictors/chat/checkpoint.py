@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,14 +29,14 @@ from predictors.chat.folder import (
 )
 from predictors.chat.model import OPENS_ANSWER
 from predictors.chat.request import Sampling
-from predictors.chat.template_checks import VIDEO_TOKEN
+from predictors.chat.template_checks import THINKING, VIDEO_TOKEN, opens_thinking
 from predictors.chat.template_files import read_template
 from predictors.chat.token_files import NAMED_TOKENS, check_tokens, end_tokens, read_tokens
 from predictors.chat.vision.films import FRAMES, FilmPreparation
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.chat.vision.settings import FILM_DEFAULTS, PROCESSOR_DEFAULTS, usual_settings
 from predictors.compute.checkpoint.folder import read_if_there, reading
-from predictors.errors import EngineFailed
+from predictors.errors import EngineFailed, ServingError
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class HubCheckpoint(ABC):
         self.tokenizer: Any = found.tokenizer
         self._special = found.special
         self.template = read_template(checkpoint)
+        if self.template and _opens_thinking(self.render):
+            log.warning("%s: %s", checkpoint.name, THINKING)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
         self.video_token = tokens.get(VIDEO_TOKEN)
         self.films, self.no_films = self._read_films(checkpoint, parts_of(config)["vision_config"])
@@ -148,6 +150,15 @@ class HubCheckpoint(ABC):
 
     def positions(self, num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tensor, int]:
         return mrope_positions(num_tokens, spans)
+
+
+def _opens_thinking(render: Callable[[Sequence[Mapping[str, Any]]], str]) -> bool:
+    """False as well for a template that does not take a turn of text, which is refused later."""
+    try:
+        with reading("the chat template"):
+            return opens_thinking(render([{"role": "user", "content": "first words"}]))
+    except ServingError:
+        return False
 
 
 def _processor(kind: str, settings: Mapping[str, Any]) -> Any:

@@ -155,7 +155,7 @@ class ChatEngine:
         if uses_fp8(own, placement):
             quantize_decoder(decoder)
         places = {**decoder_places(decoder), **vision.places}
-        tables = self.adapters.make_tables(places, own.lora_max_rank, placement)
+        tables = self.adapters.make_tables(places, own.adapter_rank, placement)
         most, graphs = pixel_limits(own, model.pictures).max_pixels, self._graphs
         frames = 1 if why_no_films(own, model) else FRAMES
         pictures = PictureRunner(vision, placement, graphs, most, tables=tables, frames=frames)

@@ -137,7 +137,7 @@ def _option(
 
 def _adapter_bytes(settings: QwenVLSettings, weights: ChatWeights, size: int) -> dict[str, int]:
     """The adapters' tables, where there are any. Padding of the tower's MLP is not counted."""
-    rank_rows = settings.lora_max_active * settings.lora_max_rank
+    rank_rows = settings.lora_max_active * settings.adapter_rank
     return {"adapters": rank_rows * weights.adaptable * size} if rank_rows else {}
 
 

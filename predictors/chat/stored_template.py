@@ -15,29 +15,34 @@ from predictors.chat.bounded_work import MOST_CHARACTERS, TooMuchWork, limited_w
 from predictors.chat.chat_template import ChatTemplate
 from predictors.chat.chat_tokenizer import read_chat_tokenizer
 from predictors.chat.request import Message
-from predictors.chat.template_checks import check_template
+from predictors.chat.template_checks import PROBES, check_template
 from predictors.chat.template_files import read_template
 from predictors.chat.token_files import NAMED_TOKENS
 
 
-def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> None:
-    """Raise `EngineFailed` for a template or a tokenizer that a start would refuse. `tokens` are
-    `read_tokens`'s."""
+def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> str:
+    """The prompt of a short turn. Raises `EngineFailed` for a template or a tokenizer that a start
+    would refuse. `tokens` are `read_tokens`'s."""
     template = read_template(checkpoint)
     found = read_chat_tokenizer(checkpoint)
     tokenizer = found.tokenizer
     bounded = ChatTemplate(template, found.special, BoundedEnvironment)
 
-    def tokens_of(messages: Sequence[Message]) -> list[int]:
+    def prompt_of(messages: Sequence[Message]) -> str:
         with limited_work():
             turns = [{"role": each.role, "content": _content(each)} for each in messages]
-            text = bounded.render(turns, add_generation_prompt=True)
+            text: str = bounded.render(turns, add_generation_prompt=True)
         if len(text) > MOST_CHARACTERS:
             raise TooMuchWork
+        return text
+
+    def tokens_of(messages: Sequence[Message]) -> list[int]:
+        text = prompt_of(messages)
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     check_template(template, tokens_of, tokenizer, tokens[NAMED_TOKENS["image_token_id"]])
+    return prompt_of(PROBES["a turn of text"])
 
 
 def _content(message: Message) -> str | list[dict[str, str]]:

@@ -16,6 +16,7 @@ from predictors.chat.adapters.peft import read_peft_adapter
 from predictors.chat.folder import check_generation
 from predictors.chat.memory import ChatWeights, chat_options
 from predictors.chat.stored_template import check_stored_template
+from predictors.chat.template_checks import THINKING, opens_thinking
 from predictors.chat.tensors import (
     FRAMES,
     HEAD,
@@ -44,7 +45,7 @@ from predictors.compute.checkpoint.summary import (
     num_values,
     summarise_part,
 )
-from predictors.settings import Settings
+from predictors.settings import MOST_RANK, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class ChatFolders:
         not served."""
         assert not components
         raw, *_ = self.read_folder(checkpoint)
-        most = settings.qwen_vl.lora_max_rank
+        most = settings.qwen_vl.lora_max_rank or MOST_RANK
         return read_peft_adapter(path, self.linears(raw), most).summary(name)
 
 
@@ -102,7 +103,7 @@ def _summarise(
     check_tokens(raw, tokens, sizes.vocab)
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
-    check_stored_template(checkpoint, tokens)
+    prompt = check_stored_template(checkpoint, tokens)
     stored = read_headers(checkpoint, settings.compute.weights_variant)
     named = read_quantisation(raw, checkpoint, LANGUAGE)
     quantised = recognise(stored, named, component_of)
@@ -117,13 +118,17 @@ def _summarise(
     width, *_, patch = vision[FRAMES]
     linears = adaptable_linears(decoder | vision).values()
     adaptable = sum(sum(linear_sides(shape)) for shape in linears)
+    notes = {
+        BOTH_HEADS: sizes.tied and HEAD in map(hub_name, stored),
+        THINKING: opens_thinking(prompt),
+    }
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch, adaptable)
     return FolderSummary(
         architecture=architecture,
         task="qwen_vl",
         parts=tuple(parts),
         options=chat_options(weights, settings.qwen_vl, card_dtype(settings), card),
-        notes=(BOTH_HEADS,) if sizes.tied and HEAD in map(hub_name, stored) else (),
+        notes=tuple(note for note, is_true in notes.items() if is_true),
         memory_fraction=settings.qwen_vl.memory_fraction,
     )
 

@@ -32,6 +32,12 @@ PROBES: dict[str, tuple[Message, ...]] = {
 }
 FILM_PROBE = (Message("user", ("first words", FILM, "second words")),)
 OPENING = "assistant"
+THINK = "<think>"
+THINKING = (
+    "the chat template opens <think>: an answer begins with the model's reasoning, which ends with "
+    "</think> and is part of the text"
+)
+"""The warning of a start and of `check` about such a folder."""
 SPELLED = "Two words, caf\u00e9, \u4e2d, 12.5\n"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 """Tokens that templates write around texts and pictures."""
@@ -77,6 +83,12 @@ def check_template(
                     raise EngineFailed(f"the chat template ({TEMPLATES}) loses text of {name}")
         if OPENING not in rest:
             raise EngineFailed(f"the chat template ({TEMPLATES}) does not open an answer to {name}")
+
+
+def opens_thinking(prompt: str) -> bool:
+    """True for a rendered prompt whose answer begins within `<think>`, as those of Qwen's Thinking
+    models do."""
+    return prompt.rstrip().endswith(THINK)
 
 
 def takes_films(tokens_of: Callable[..., list[int]], video_token: int | None) -> bool:

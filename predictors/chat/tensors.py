@@ -10,15 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from predictors.compute.checkpoint.accounting import ExpectedTensor, check_tensors
+from predictors.compute.checkpoint.accounting import ADAPTED, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.headers import Header
 from predictors.errors import EngineFailed
 
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""Prefixes of all names of a checkpoint that was saved through DistributedDataParallel,
+`torch.compile` or PEFT."""
 RENAMED = (  # what transformers 5 and its earlier releases call the same things
     ("model.language_model.", "model."),
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.visual.", "visual."),
+    ("model.model.", "model."),
+    ("model.lm_head.", "lm_head."),
 )
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
@@ -76,6 +81,10 @@ class DecoderSizes:
 
 
 def hub_name(name: str) -> str:
+    if ADAPTED.search(name):  # refused by the name that is stored
+        return name
+    while wrapper := next((each for each in WRAPPERS if name.startswith(each)), ""):
+        name = name.removeprefix(wrapper)
     for longer, shorter in RENAMED:
         if name.startswith(longer):
             return shorter + name.removeprefix(longer)

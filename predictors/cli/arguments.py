@@ -15,6 +15,8 @@ from typing import IO
 from predictors import __version__
 from predictors.cli import client_flags
 from predictors.cli.activator_flags import activator_flags
+from predictors.cli.foreign_flags import advice_of
+from predictors.cli.named_values import named_aliases
 from predictors.cli.outcomes import DISK_FULL
 from predictors.errors import InvalidRequest
 
@@ -34,9 +36,12 @@ def parse(
     arguments, left = make_parser(verbs).parse_known_args(argv)
     if left:
         hint = "; models are given as --model NAME=PATH" if "model" in arguments else ""
+        hint = advice_of(left) or hint
         arguments.usage_error(f"unrecognized arguments: {' '.join(left)}{hint}")
     if "model" in arguments and not arguments.model:
         arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
+    if getattr(arguments, "aliases", None):
+        arguments.aliases = named_aliases(arguments.aliases, arguments.model)
     return arguments
 
 
@@ -111,8 +116,9 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
         "--alias",
         dest="aliases",
         action="append",
-        metavar="ALIAS=NAME",
-        help="a further name of a model; may be repeated (default: PREDICTORS_SERVER_ALIASES)",
+        metavar="ALIAS[=NAME]",
+        help="a further name of a model, or of the only one; repeatable (default: "
+        "PREDICTORS_SERVER_ALIASES)",
     )
     verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
     verb.add_argument(

@@ -32,6 +32,14 @@ def _named(raw: str, option: str) -> str:
     return f"; for example {option} {path.name}={raw}" if is_path else ""
 
 
+def named_aliases(flags: Sequence[str], models: Sequence[str]) -> list[str]:
+    """Each as `ALIAS=NAME`; an alias alone is one of the only model, as vLLM takes it. `models` are
+    values of `--model`."""
+    only = models[0].partition("=")[0] if len(models) == 1 else ""
+    whole = [f"{raw}={only}" if only and "=" not in raw else raw for raw in flags]
+    return [each for each in whole if each != f"{only}={only}"]
+
+
 def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
     """The paths of `PART=PATH` or `MODEL.PART=PATH` by model and part. Raises `InvalidRequest` as
     `named_paths`, and where the model is not clear."""

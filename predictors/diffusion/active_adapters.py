@@ -306,7 +306,7 @@ def make_adapters(
     model: DiffusionModel, settings: FluxSettings, placement: Placement
 ) -> ActiveAdapters:
     """Raises `InvalidSetting` if they are switched on for a model that takes none."""
-    most, rank = settings.lora_max_active, settings.lora_max_rank
+    most, rank = settings.lora_max_active, settings.adapter_rank
     if not most:
         return ActiveAdapters({}, 0, rank, placement)
     if not isinstance(model, AdaptableModel):

@@ -106,7 +106,7 @@ def _adapter_tables(settings: FluxSettings, weights: PictureWeights, size: int) 
     """The tables of adapters; what they change outside of the step stays on the host."""
     if not settings.lora_max_active:
         return {}
-    rows = 1 + settings.lora_max_active * settings.lora_max_rank  # row 0 is zero
+    rows = 1 + settings.lora_max_active * settings.adapter_rank  # row 0 is zero
     return {"adapters": rows * weights.rank_row * size}
 
 

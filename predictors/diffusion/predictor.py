@@ -100,7 +100,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         self._engine = engine
-        self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
+        self._loras = LoraChanges(name, model, engine, adapters, own.adapter_rank)
         super().__init__(name, engine, settings, workers)
         self._sources = SourceReader(limits, settings.images, workers, self.off_loop)
         announce(name, placement)

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from predictors.compute.checkpoint.summary import AdapterSummary
@@ -23,7 +24,23 @@ class GivenAdapters:
     """By model and adapter."""
     looks: Mapping[tuple[str, str], Callable[[], AdapterSummary]]
     """By model and adapter: describes it as a start would load it, or raises `ServingError` with
-    the start's own message."""
+    the start's own message. A file is read once."""
+
+    def ranks(self) -> dict[str, int]:
+        """The largest rank of each model's. Raises `ServingError` for an adapter that is not
+        served."""
+        found: dict[str, int] = {}
+        for (model, _), look in self.looks.items():
+            found[model] = max(found.get(model, 0), look().rank)
+        return found
+
+    def room(self, settings: Settings) -> Settings:
+        """`settings` with room for the largest one that is served, as a start of its model has."""
+        largest = 0
+        for look in self.looks.values():
+            with suppress(ServingError):
+                largest = max(largest, look().rank)
+        return settings.with_adapter_rank(largest)
 
 
 def find_adapters(
@@ -44,10 +61,10 @@ def find_adapters(
     for model, own in paths.items():
         for lora, path in own.items():
             _check_lora_name(model, lora, taken)
-            looks[model, lora] = partial(
+            looks[model, lora] = cache(partial(
                 _describe, describers[model], lora, path, named[model], settings,
                 components.get(model) or {},
-            )  # fmt: skip
+            ))  # fmt: skip
     return GivenAdapters(paths, looks)
 
 

@@ -22,6 +22,7 @@ from predictors.settings.bounds import (
 )
 from predictors.settings.models import (
     ATTENTION,
+    MOST_RANK,
     ComputeSettings,
     FluxSettings,
     QueueSettings,
@@ -33,10 +34,11 @@ from predictors.settings.sharing import SharingSettings
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
-    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "ActivatorSettings",
-    "Bounds", "ClusterSettings", "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits",
-    "InvalidSetting", "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings",
-    "Settings", "SettingsGroup", "SharingSettings", "TlsSettings", "bounds_of", "variable_name",
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "MOST_RANK", "PREFIX", "AccessSettings",
+    "ActivatorSettings", "Bounds", "ClusterSettings", "ComputeSettings", "FilmLimits",
+    "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings", "QueueSettings",
+    "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "SharingSettings",
+    "TlsSettings", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -72,6 +74,16 @@ class Settings:
             return self
         changed: dict[str, Any] = {task: replace(own, lora_max_active=count)}
         return replace(self, **changed)
+
+    def with_adapter_rank(self, rank: int) -> Settings:
+        """These with room for adapters of this rank, for a model of either task, unless they say
+        how large one may be."""
+        flux, qwen_vl = self.flux, self.qwen_vl
+        if not flux.lora_max_rank:
+            flux = replace(flux, lora_max_rank=max(rank, flux.adapter_rank))
+        if not qwen_vl.lora_max_rank:
+            qwen_vl = replace(qwen_vl, lora_max_rank=max(rank, qwen_vl.adapter_rank))
+        return replace(self, flux=flux, qwen_vl=qwen_vl)
 
     def with_all_warm(self) -> Settings:
         """These with every promised shape warm before a model is ready."""

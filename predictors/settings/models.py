@@ -75,6 +75,10 @@ class ComputeSettings(SettingsGroup):
     without either is refused."""
 
 
+MOST_RANK = 1024
+"""The largest rank of an adapter that is read at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class FluxSettings(SettingsGroup):
     """Text-to-image models (FLUX.1)."""
@@ -140,8 +144,9 @@ class FluxSettings(SettingsGroup):
     """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
     smaller rank. 0: as many as are given at the start; if none is, adapters are switched off and
     take no memory and no graphs."""
-    lora_max_rank: int = bounded(64, least=1, most=1024)
-    """Largest rank of an adapter, and of all adapters of one picture together."""
+    lora_max_rank: int = bounded(0, least=0, most=MOST_RANK)
+    """Largest rank of an adapter, and of all adapters of one picture together. 0: that of the
+    largest one that is given at the start, at least 64."""
     edits: str = bounded("auto", choices=("auto", "on", "off"))
     """Pictures as inputs (image to image, inpainting, FLUX.1-Fill, -Kontext), for which the
     encoder of the autoencoder is loaded. `auto`: if the checkpoint stores it. FLUX.1's takes 69 MB
@@ -175,6 +180,11 @@ class FluxSettings(SettingsGroup):
     checker_action: str = bounded("refuse", choices=("refuse", "blank"))
     """`refuse` fails the request with 400 (`content_policy_violation`); `blank` sends a black
     picture instead, and says so."""
+
+    @property
+    def adapter_rank(self) -> int:
+        """`lora_max_rank`, or the least of it where none was given."""
+        return self.lora_max_rank or 64
 
     @property
     def of_drawing(self) -> FluxSettings:
@@ -260,9 +270,14 @@ class QwenVLSettings(SettingsGroup):
     """Adapters (LoRA, in PEFT's format) that the device holds at once, each `lora_max_rank` of all
     linear layers of language model and vision tower; more can be loaded and take turns. 0: none are
     served, and they cost nothing. Else a pass over rows without one costs what it did."""
-    lora_max_rank: int = bounded(16, least=1, most=1024)
+    lora_max_rank: int = bounded(0, least=0, most=MOST_RANK)
     """Largest rank of an adapter. A step in which a row has one reads `lora_max_active` times
-    this."""
+    this. 0: that of the largest one that is given at the start, at least 16."""
+
+    @property
+    def adapter_rank(self) -> int:
+        """`lora_max_rank`, or the least of it where none was given."""
+        return self.lora_max_rank or 16
 
     @property
     def of_passes(self) -> QwenVLSettings:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from predictors.__main__ import main
-from predictors.cli.arguments import new_file, read_file
-from predictors.cli.named_values import named_value
+from predictors.cli.arguments import GRAMMAR, make_parser, new_file, read_file
+from predictors.cli.foreign_flags import INSTEAD, advice_of
+from predictors.cli.named_values import named_aliases, named_value
 from predictors.errors import InvalidRequest
+from predictors.settings import Settings, variable_name
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,21 @@ def test_a_parameter_is_json_or_else_text(raw: str, value: object) -> None:
     assert (name, found, type(found)) == ("a", value, type(value))
 
 
+@pytest.mark.parametrize(
+    ("aliases", "models", "whole"),
+    [
+        (["gpt-4o"], ["q=/x"], ["gpt-4o=q"]),
+        (["gpt-4o=q", "b"], ["q=/x"], ["gpt-4o=q", "b=q"]),
+        (["q"], ["q=/x"], []),
+        (["gpt-4o"], ["q=/x", "f=/y"], ["gpt-4o"]),
+    ],
+)
+def test_an_alias_alone_is_one_of_the_only_model(
+    aliases: list[str], models: list[str], whole: list[str]
+) -> None:
+    assert named_aliases(aliases, models) == whole
+
+
 @pytest.mark.parametrize("raw", ["a", "=5", "a=[1]", "a=null", "a={}"])
 def test_a_parameter_without_a_name_or_with_a_whole_object_is_refused(raw: str) -> None:
     with pytest.raises(InvalidRequest, match="--parameter"):
@@ -38,6 +57,12 @@ def test_a_parameter_without_a_name_or_with_a_whole_object_is_refused(raw: str) 
     ("argv", "said"),
     [
         (["serve", "checkpoints/flux"], "arguments: checkpoints/flux; models are given as --model"),
+        (
+            ["serve", "--max-model-len", "4096", "--dtype=bfloat16", "--model", "a=b"],
+            "arguments: --max-model-len 4096 --dtype=bfloat16; --max-model-len: set "
+            "PREDICTORS_QWEN_VL_MAX_CONTEXT; --dtype: set PREDICTORS_COMPUTE_DTYPE",
+        ),
+        (["serve", "--mine", "--model", "a=b"], "--mine; models are given as --model NAME=PATH"),
         (["draw", "x", "-o", "x.png", "extra"], "unrecognized arguments: extra\n"),
         (["draw", "x", "--steps", "0"], "--steps: must be a whole number above 0, not '0'"),
         (["draw", "x", "--steps", "two"], "--steps: must be a whole number above 0, not 'two'"),
@@ -52,6 +77,25 @@ def test_a_wrong_command_line_is_answered_in_words_of_the_caller(
         main(argv)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_flags_of_other_servers_lead_to_flags_and_settings_that_there_are() -> None:
+    parser = make_parser(dict.fromkeys(GRAMMAR, main))  # type: ignore[arg-type]
+    assert advice_of([]) == advice_of(["x", "-q"]) == ""
+    for flag, instead in INSTEAD.items():
+        assert advice_of([f"--{flag.replace('-', '_')}=1"]).endswith(instead)
+        for name in re.findall("PREDICTORS_[A-Z0-9_]+", instead):
+            assert name in every_variable(), (flag, name)
+        with pytest.raises(SystemExit):
+            parser.parse_args(["serve", "--model", "a=b", f"--{flag}"])
+
+
+def every_variable() -> set[str]:
+    return {
+        variable_name(type(getattr(Settings(), group.name)), knob.name)
+        for group in fields(Settings)
+        for knob in fields(getattr(Settings(), group.name))
+    }
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

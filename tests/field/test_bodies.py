@@ -14,8 +14,9 @@ from predictors.protocol.faults import fault_of
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai import chat_body, images_body
 from predictors.protocol.openai.chat_body import NO_LIMIT, read_chat_body
-from predictors.protocol.openai.clients import CHAT_CLIENTS, IMAGE_CLIENTS, MESSAGE_CLIENTS
+from predictors.protocol.openai.clients import CHAT_CLIENTS, MESSAGE_CLIENTS
 from predictors.protocol.openai.fields import DescribedRule
+from predictors.protocol.openai.image_clients import IMAGE_CLIENTS
 from predictors.protocol.openai.images_body import ImagesBody, read_images_body
 from predictors.protocol.openai.picture_files import MAX_FILES
 from predictors.settings import ServerSettings, Settings
@@ -182,7 +183,9 @@ def examples(rule: DescribedRule) -> list[Any]:
     return [*rule.schema.get("enum", []), *found, None]
 
 
-@pytest.mark.parametrize("table", [*CHAT_CLIENTS.values(), *MESSAGE_CLIENTS.values()])
+@pytest.mark.parametrize(
+    "table", [*CHAT_CLIENTS.values(), *MESSAGE_CLIENTS.values(), *IMAGE_CLIENTS.values()]
+)
 def test_every_field_that_only_some_values_pass_is_refused_with_the_reason(
     table: dict[str, DescribedRule],
 ) -> None:
@@ -239,6 +242,12 @@ def test_a_part_is_read_in_every_spelling(case: str) -> None:
             "send the picture as a data URL in `image`",
         ),
         ({"type": "image"}, "image", "is required"),
+        ({"type": "image", "url": PICTURE}, "url", "send the picture as a data URL in `image`"),
+        (
+            {"type": "image", "image": PICTURE, "resized_height": 280},
+            "resized_height",
+            "use min_pixels and max_pixels",
+        ),
         ({"type": "image", "image": "https://x/a.png"}, "image", "image"),
         ({"type": "image", "data": "AAAA", "mimeType": "image/png"}, "data", "unknown field"),
         ({"type": "input_image", "file_id": "f"}, "file_id", "files are not kept"),
@@ -287,6 +296,7 @@ def test_no_field_of_a_client_hides_one_that_is_served() -> None:
     for own, tables in (
         (chat_body.OWN_FIELDS, CHAT_CLIENTS),
         (images_body.OWN_FIELDS, IMAGE_CLIENTS),
+        (images_body.SERVICES, IMAGE_CLIENTS),
     ):
         assert not own.keys() & {name for table in tables.values() for name in table}
 

@@ -31,6 +31,7 @@ from predictors.compute.checkpoint.layout import (
     resolve_folder,
     resolve_snapshot,
 )
+from predictors.compute.checkpoint.other_models import instead_of
 from predictors.compute.checkpoint.shards import Shards
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, InvalidRequest
@@ -414,6 +415,39 @@ def test_a_folder_near_a_checkpoint_is_named_with_what_to_give(
     assert bool(said) == bool(found)
     with pytest.raises(InvalidRequest):
         root.served_architecture(tmp_path / "e")
+
+
+@pytest.mark.parametrize("kind", root.MODEL_TYPES)
+def test_a_config_without_a_class_is_known_by_its_model_type(tmp_path: Path, kind: str) -> None:
+    write("config.json", json.dumps({"model_type": kind}))(tmp_path)
+    assert root.served_architecture(tmp_path) == root.MODEL_TYPES[kind]
+    write("config.json", json.dumps({"model_type": kind, "architectures": ["Mine"]}))(tmp_path)
+    with pytest.raises(InvalidRequest, match="is a Mine"):
+        root.served_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("FluxControlPipeline", "control pictures are not offered: take FLUX.1-dev"),
+        ("FluxControlNetInpaintPipeline", "control pictures are not offered"),
+        ("Flux2Pipeline", "FLUX.2 is another architecture"),
+        ("QwenImageEditPipeline", "Qwen-VL reads pictures and draws none"),
+        ("Qwen3VLMoeForConditionalGeneration", "take a dense Qwen3-VL"),
+        ("Qwen2VLForConditionalGeneration", "take a Qwen2.5-VL of its size"),
+        ("Qwen2_5_VLForSequenceClassification", "no head that writes text"),
+    ],
+)
+def test_a_class_that_is_known_and_not_served_has_what_to_take_instead(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    write("config.json", json.dumps({"architectures": [name]}))(tmp_path)
+    with pytest.raises(InvalidRequest, match=f"is a {name}; .*{said}.*; served are"):
+        root.served_architecture(tmp_path)
+
+
+def test_no_class_that_is_served_has_something_to_take_instead() -> None:
+    assert not any(map(instead_of, root.MODELS))
 
 
 def test_an_adapter_beside_the_weights_is_found_by_its_tensors(tmp_path: Path) -> None:

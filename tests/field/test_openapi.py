@@ -148,7 +148,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v2/repository/index", {"state": "READY"}),
     ("/v1/images/generations", DRAW | {"model": "other"}),
     ("/v1/images/generations", {"model": "flux"}),
-    ("/v1/images/generations", DRAW | {"steps": 4}),
+    ("/v1/images/generations", DRAW | {"stepz": 4}),
     ("/v1/images/generations", DRAW | {"width": 60}),
     ("/v1/images/generations", DRAW | {"width": 272}),
     ("/v1/images/generations", DRAW | {"num_inference_steps": 101}),

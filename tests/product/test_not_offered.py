@@ -189,17 +189,20 @@ def pipeline(folder: Path, name: str) -> Path:
 def other_architectures(folder: Path) -> list[tuple[Path, str]]:
     names = ("Flux2Pipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline")
     names += ("ChromaPipeline", "ZImagePipeline", "QwenImagePipeline")
-    return [(pipeline(folder / name, name), f"is a {name}; served are") for name in names]
+    said = "is another architecture than FLUX.1"
+    return [(pipeline(folder / name, name), said) for name in names]
 
 
 def control_pipelines(folder: Path) -> list[tuple[Path, str]]:
     names = ("FluxControlPipeline", "FluxControlNetPipeline")
-    return [(pipeline(folder / name, name), f"is a {name}; served are") for name in names]
+    said = "{}; control pictures are not offered: take"
+    return [(pipeline(folder / name, name), said.format(name)) for name in names]
 
 
 def mixtures_of_experts(folder: Path) -> list[tuple[Path, str]]:
     name = "Qwen3VLMoeForConditionalGeneration"
-    return [(named(folder / "moe", "config.json", {"architectures": [name]}), f"is a {name}")]
+    made = named(folder / "moe", "config.json", {"architectures": [name]})
+    return [(made, "take a dense Qwen3-VL")]
 
 
 def other_formats(folder: Path) -> list[tuple[Path, str]]:
@@ -224,8 +227,8 @@ FOLDERS = {
 }
 """By the first cell of a row: folders, and what `check` says of each."""
 LORAS = {
-    "LoKr, LoHa, DoRA, OFT, IA3, VeRA adapters": {
-        "lokr_w1": "LoKr", "hada_w1_a": "LoHa", "dora_scale": "DoRA", "oft_blocks": "OFT",
+    "DoRA, OFT, IA3, VeRA adapters, LoKr of whole matrices": {
+        "lokr_t2": "LoKr", "hada_t1": "LoHa", "dora_scale": "DoRA", "oft_blocks": "OFT",
         "ia3_l": "IA3", "vera_lambda_b": "VeRA",
     },
     "adapters with `modules_to_save`, biases": {
@@ -234,6 +237,7 @@ LORAS = {
 }  # fmt: skip
 """By the first cell of a row: the end of a tensor's name, and a word of the refusal."""
 NO_REQUEST = {
+    "`reasoning_content` of thinking models": "tests/models/qwen3_vl/test_thinking.py",
     "quantised weights that stay small in memory": "memory; `check` shows it",
     "downloads at the start": "tests/product/test_refused_starts.py",
     "several GPUs for one model": "there is no setting for it",

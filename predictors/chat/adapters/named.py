@@ -28,7 +28,7 @@ class NamedAdapters:
     ) -> None:
         self._set_loaded = metrics.loras_loaded.labels(model).set
         self._linears = linears
-        self._max_active, self._max_rank = settings.lora_max_active, settings.lora_max_rank
+        self._max_active, self._max_rank = settings.lora_max_active, settings.adapter_rank
         self._placement = placement
         self._by_name: Mapping[str, ChatAdapter] = {}  # replaced whole, so that reads need no lock
         self._lock = threading.Lock()

@@ -102,6 +102,31 @@ def _main_revision(folder: Path) -> str:
     return read_whole(folder / "refs" / "main", "refs/main")[:200].decode(errors="replace").strip()
 
 
+def class_in_config(folder: Path) -> str:
+    """The class that a checkpoint's config names, or an empty string."""
+    for file, key in ((INDEX, "_class_name"), (CONFIG, "architectures")):
+        try:
+            value = read_json(folder, file, file).get(key)
+        except EngineFailed:
+            continue
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, str):
+            return value
+    return ""
+
+
+def model_type_of(folder: Path) -> str:
+    """The `model_type` of a checkpoint in transformers' layout whose config names no class at all,
+    or an empty string."""
+    try:
+        config = read_json(folder, CONFIG, CONFIG)
+    except EngineFailed:
+        return ""
+    value = config.get("model_type")
+    return value if isinstance(value, str) and config.get("architectures") is None else ""
+
+
 def advice(folder: Path) -> str:
     """The likely kind of a folder without a known class, and what to give instead; or empty."""
     if find_adapter(folder, sorted(folder.glob("*.safetensors"))):

@@ -34,6 +34,15 @@ _BY_LOGPROBS = "use logprobs and top_logprobs"
 _ONE_MODEL = "the model that is named answers"
 _ROUTER = "it is for the router or library that sends it"
 _IDENTITY = "it identifies the caller's chat"
+_HEADER = "the header `x-request-id` names a request"
+_TOKENIZE = "POST /tokenize answers with a prompt's tokens"
+_RENDERING = "it is for routes that only render prompts"
+_NO_EXPERTS = "no model here has experts"
+_WORKERS = (
+    "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "data_parallel_rank",
+    "disagg_prefill_dp_rank",
+)  # fmt: skip
+"""SGLang's names of the worker that a router means."""
 
 
 @described(
@@ -74,7 +83,7 @@ ROUTER_FIELDS: Mapping[str, DescribedRule] = {
     "extra_headers": only_values({}, why="headers belong into the request's head"),
     "extra_query": only_values({}, why="no route takes a query"),
 }
-"""LiteLLM's; on both POST routes."""
+"""LiteLLM's; on every POST route."""
 
 LLAMA = "llama.cpp and what is built on it"
 
@@ -131,6 +140,18 @@ CHAT_CLIENTS: Tables = {
         "cache_salt": only_values(why="the prefix cache is shared by all callers"),
         "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
         "vllm_xargs": only_values({}, why=_SAMPLER),
+        "request_id": dropped(str, why=_HEADER),
+        "truncation_side": dropped(str, why="prompts are not shortened"),
+        "logprob_token_ids": only_values([], why="use top_logprobs"),
+        "thinking_token_budget": dropped(float, why=NO_REASONING),
+        "watermarking": only_values(False, why="tokens are drawn without a mark"),
+        "repetition_detection": only_values({}, why="use repetition_penalty, or max_tokens"),
+        "stream_interval": only_values(1, why="events come as tokens do"),
+        "return_prompt_text": only_values(False, why=_TOKENIZE),
+        "return_token_offsets": dropped(bool, why=_RENDERING),
+        "return_mm_kwargs": dropped(bool, why=_RENDERING),
+        "routed_experts_prompt_start": dropped(float, why=_NO_EXPERTS),
+        "ec_transfer_params": only_values({}, why="features of pictures are not sent elsewhere"),
     },
     "DashScope, SiliconFlow, Z.ai and Anthropic": {
         "enable_thinking": only_values(False, why=NO_REASONING),
@@ -144,6 +165,28 @@ CHAT_CLIENTS: Tables = {
         "separate_reasoning": dropped(bool, why=NO_REASONING),
         "stream_reasoning": dropped(bool, why=NO_REASONING),
         "return_hidden_states": only_values(False, why="answers are text"),
+        "rid": dropped(str, list, why=_HEADER),
+        "max_new_tokens": only_values(why="use max_tokens"),
+        "stop_regex": only_values("", [], why="use stop, or regex for the whole answer"),
+        "lora_path": only_values(why="name an adapter in loras, or as MODEL:ADAPTER"),
+        "session_params": only_values({}, why="send the whole conversation"),
+        "custom_logit_processor": only_values("", why="no code of a caller is run"),
+        "custom_params": only_values({}, why="no code of a caller is run"),
+        "input_ids": only_values(why="send token ids as the prompt of /v1/completions"),
+        "extra_key": only_values(why="the prefix cache is shared by all callers"),
+        "custom_labels": only_values({}, why="series have the labels of docs/metrics.md"),
+        "return_cached_tokens_details": only_values(False, why="usage has the cached tokens"),
+        "return_prompt_token_ids": only_values(False, why=_TOKENIZE),
+        "return_meta_info": only_values(False, why="usage has the counts of tokens"),
+        "return_routed_experts": only_values(False, why=_NO_EXPERTS),
+        "routed_experts_start_len": dropped(float, why=_NO_EXPERTS),
+        "use_audio_in_video": only_values(False, why="films are read without their sound"),
+        "min_dynamic_patch": only_values(why="use min_pixels"),
+        "max_dynamic_patch": only_values(why="use max_pixels"),
+        "images_config": only_values({}, why="use min_pixels and max_pixels"),
+        "task": only_values(why="no model here has such tasks"),
+        "ngram_corpus_id": only_values(why="there is no speculative decoding to be guided"),
+        **dict.fromkeys(_WORKERS, only_values(why="this server alone answers")),
     },
     LLAMA: {
         "cache_prompt": dropped(bool, why="the operator sets the prefix cache"),
@@ -172,6 +215,10 @@ CHAT_CLIENTS: Tables = {
         "timings_per_token": only_values(False, why="timings come at the end"),
         "return_progress": only_values(False, why="chunks are text"),
         "return_tokens": only_values(False, why="answers are text"),
+        "n_predict": only_values(why="use max_tokens"),
+        "samplers": only_values([], why="samplers have one order"),
+        "n_discard": dropped(float, why="a prompt is never shortened"),
+        "t_max_predict_ms": only_values(0, why="the header `x-request-timeout-ms` is a deadline"),
         "post_sampling_probs": only_values(False, why=_BY_LOGPROBS),
         "lora": only_values([], why="use loras"),
     },
@@ -183,11 +230,6 @@ CHAT_CLIENTS: Tables = {
     },
 }
 """Of `POST /v1/chat/completions`."""
-
-IMAGE_CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}
-"""Of `POST /v1/images/generations`."""
-EDIT_CLIENTS: Tables = IMAGE_CLIENTS
-"""Of `POST /v1/images/edits`."""
 
 SENT_BACK = "it came with the answer that is sent back"
 _CACHE_MARK = "equal beginnings are found without it"

@@ -173,19 +173,33 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "suffix": only_values("", why="the models here were not trained to fill in a text"),
 }
 """OpenAI's and our own fields."""
-_PROMPTS = (
-    "truncate_prompt_tokens", "prompt_logprobs", "allowed_token_ids", "bad_words",
-    "logits_processors", "cache_salt", "use_beam_search", "length_penalty", "early_stopping",
-)  # fmt: skip
+_OF_CHATS = {
+    "add_special_tokens", "best_of", "chat_template", "documents", "echo", "continue_final_message",
+    "min_dynamic_patch", "max_dynamic_patch", "use_audio_in_video",
+    "separate_reasoning", "stream_reasoning", "input_ids",
+}  # fmt: skip
+"""Fields of other servers' chats that are others in their completions, or none."""
 _SAMPLERS = (
     "mirostat", "mirostat_tau", "mirostat_eta", "typical_p", "tfs_z", "top_a", "top_n_sigma",
     "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold", "dry_multiplier",
     "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
-    "repeat_penalty", "repeat_last_n",
+    "repeat_penalty", "repeat_last_n", "cache_prompt", "id_slot", "n_keep", "n_predict", "n_probs",
+    "samplers", "n_discard", "t_max_predict_ms",
 )  # fmt: skip
+
+
+def _of_completions(client: str) -> dict[str, DescribedRule]:
+    table = CHAT_CLIENTS[client]
+    return {name: rule for name, rule in table.items() if name not in _OF_CHATS}
+
+
 CLIENTS: Tables = {
     "LiteLLM": ROUTER_FIELDS,
-    "vLLM": {name: CHAT_CLIENTS["vLLM"][name] for name in _PROMPTS},
+    "vLLM": {
+        **_of_completions("vLLM"),
+        "session_id": CHAT_CLIENTS["Open WebUI"]["session_id"],
+    },
+    "SGLang": _of_completions("SGLang"),
     LLAMA: {name: CHAT_CLIENTS[LLAMA][name] for name in _SAMPLERS},
 }
 """Of `POST /v1/completions`: what other servers take there, with the rules of chat."""

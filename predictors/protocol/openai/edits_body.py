@@ -16,7 +16,7 @@ from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.http.multipart import is_form, read_form
 from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai import images_body
-from predictors.protocol.openai.clients import EDIT_CLIENTS, merged
+from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     DROP,
     DecodedBody,
@@ -33,6 +33,7 @@ from predictors.protocol.openai.fields import (
     wrong,
 )
 from predictors.protocol.openai.forms import body_of_form
+from predictors.protocol.openai.image_clients import EDIT_CLIENTS
 from predictors.protocol.openai.image_events import EDIT, check_stream
 from predictors.protocol.openai.images_body import ImagesBody, with_sides
 
@@ -182,4 +183,8 @@ OWN_FIELDS: Mapping[str, DescribedRule] = {
     "markup": only_values(why="a mask says what is to be redrawn"),
 }
 """OpenAI's and our own fields."""
-FIELDS: Mapping[str, DescribedRule] = {**merged(EDIT_CLIENTS), **OWN_FIELDS}
+FIELDS: Mapping[str, DescribedRule] = {
+    **merged(EDIT_CLIENTS),
+    **images_body.SERVICES,
+    **OWN_FIELDS,
+}

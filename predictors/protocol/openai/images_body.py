@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.openai.clients import IMAGE_CLIENTS, merged
+from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,
@@ -23,6 +23,7 @@ from predictors.protocol.openai.fields import (
     check_body,
     described,
     number,
+    object_schema,
     one_of,
     only_values,
     read_fields,
@@ -33,6 +34,7 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.image_clients import IMAGE_CLIENTS
 from predictors.protocol.openai.image_events import GENERATION, STREAM_FIELDS, check_stream
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 
@@ -42,6 +44,15 @@ MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
 B64_JSON, URL = "b64_json", "url"
 QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 """OpenAI's. They set no tier: a caller who asks for high quality must not get less exactness."""
+NAMED_SIZES: Mapping[str, tuple[int, int]] = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+"""fal's names of sizes, as width and height."""
 _EDITS = "pictures are edited by POST /v1/images/edits"
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
@@ -96,12 +107,17 @@ def read_images_body(body: object) -> ImagesBody:
 
 
 def with_sides(read: dict[str, Any]) -> dict[str, Any]:
-    """Checked fields with `width` and `height` in place of `size`, and `spelt`. Raises
-    `InvalidRequest` if they disagree."""
+    """Checked fields with `width` and `height` in place of `size`, our own names in place of other
+    services', and `spelt`. Raises `InvalidRequest` if they disagree."""
     spelt: dict[str, str] = {}
-    if "size" in read:
-        width, height = read.pop("size")
-        _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
+    for name in ("size", "image_size"):
+        if name in read:
+            width, height = read.pop(name)
+            _merge(read, name, f"{width}x{height}", {"width": width, "height": height}, spelt)
+    for name, own in OTHER_NAMES.items():
+        if name in read:
+            value = read.pop(name)
+            _merge(read, name, str(value)[:32], {own: value}, spelt)
     return {**read, "spelt": spelt}
 
 
@@ -206,4 +222,44 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "frame_duration_ms": only_values(why="pictures do not move"),
 }
 """OpenAI's and our own fields."""
-FIELDS: dict[str, DescribedRule] = {**merged(IMAGE_CLIENTS), **OWN_FIELDS}
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("steps", "step"), "num_inference_steps"),
+    **dict.fromkeys(("num_images", "num_outputs", "num_images_per_prompt", "batch_size"), "n"),
+    **dict.fromkeys(("guidance", "distilled_cfg_scale"), "guidance_scale"),
+}
+"""Our own fields, by their names at other services."""
+
+
+def _same_as(own: str) -> DescribedRule:
+    rule = OWN_FIELDS[own]
+    values = {key: each for key, each in rule.schema.items() if key not in ("default", "title")}
+    return DescribedRule(rule.check, {**values, "description": f"The same as `{own}`."})
+
+
+_SIDES = {"width": whole(1, MAX_SIDE), "height": whole(1, MAX_SIDE)}
+
+
+@described(
+    {
+        "anyOf": [
+            {"type": "string", "pattern": rf"^(auto|{_SIZE.pattern}|{'|'.join(NAMED_SIZES)})$"},
+            object_schema(_SIDES, "width", "height"),
+        ],
+        "description": "The same as `size`; also fal's names, and an object of both sides.",
+    }
+)
+def _image_size(name: str, value: Any) -> object:
+    if isinstance(value, dict):
+        read = read_fields(value, _SIDES, where=name)
+        require(read, "width", "height", where=name)
+        return read["width"], read["height"]
+    is_name = isinstance(value, str) and value in NAMED_SIZES
+    return NAMED_SIZES[value] if is_name else _size.check(name, value)
+
+
+SERVICES: Mapping[str, DescribedRule] = {
+    **{name: _same_as(own) for name, own in OTHER_NAMES.items()},
+    "image_size": _image_size,
+}
+"""Other services' names of our own fields."""
+FIELDS: dict[str, DescribedRule] = {**merged(IMAGE_CLIENTS), **SERVICES, **OWN_FIELDS}

@@ -46,5 +46,12 @@ class Listing:
         return json_response(card, 200 if ready else 503)
 
     def _card(self, name: str, model: Served) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}
+        card: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": OWNER,
+        }
+        if context := model.get_limits().get("max_context"):
+            card["max_model_len"] = context  # vLLM's name, by which clients shorten prompts
         return card | {"parent": model.name} if self._registry.adapter_of(name) else card

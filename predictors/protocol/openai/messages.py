@@ -103,6 +103,8 @@ def _openai_part(held: str, rule: DescribedRule, **more: DescribedRule) -> Descr
     return part_of(held, {"type": text(), held: rule, **more, **PART_FIELDS})
 
 
+_IN_IMAGE = "send the picture as a data URL in `image`"
+_BY_PIXELS = "use min_pixels and max_pixels"
 _TEXT_PART = _openai_part("text", text(at_most=MAX_TEXT))
 _PARTS: dict[str, DescribedRule] = {
     "text": _TEXT_PART,
@@ -121,7 +123,10 @@ _PARTS: dict[str, DescribedRule] = {
     "image": _openai_part(
         "image",
         _image_url,
-        source=only_values(why="send the picture as a data URL in `image`"),
+        source=only_values(why=_IN_IMAGE),
+        url=only_values(why=_IN_IMAGE),
+        resized_height=only_values(why=_BY_PIXELS),
+        resized_width=only_values(why=_BY_PIXELS),
         **PIXEL_FIELDS,
     ),
     "video_url": _openai_part("video_url", video_url, **FILM_FIELDS, **PIXEL_FIELDS),

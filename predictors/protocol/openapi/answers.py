@@ -303,6 +303,7 @@ def listing_schemas() -> Json:
     model = complete_object(card)
     model["properties"] |= {
         "parent": {"type": "string", "description": "The model of an adapter."},
+        "max_model_len": {**_COUNT, "description": "Tokens of prompt and answer; of chat models."},
         "name": _TEXT,
         "ready": {"type": "boolean"},
     }

@@ -33,6 +33,14 @@ def test_defaults_are_those_of_the_library() -> None:
     check_defaults(folder, Qwen2_5_VLConfig())
 
 
+@pytest.mark.parametrize(
+    "wrapper", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "model."]
+)
+def test_a_checkpoint_that_was_saved_through_a_wrapper_has_the_same_tensors(wrapper: str) -> None:
+    plain = computed_tensors(folder, QWEN_7B)
+    assert by_hub_names({f"{wrapper}{name}": shape for name, shape in plain.items()}) == plain
+
+
 def test_a_weight_under_two_names_is_refused() -> None:
     with pytest.raises(EngineFailed, match="holds one weight twice"):
         by_hub_names({"model.norm.weight": 1, "model.language_model.norm.weight": 2})

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from predictors.protocol.http.unoffered import MOST_CHARACTERS, REASONS, meant_route, reason_of
+from predictors.protocol.http.unoffered import (
+    ELSEWHERE,
+    MOST_CHARACTERS,
+    REASONS,
+    meant_route,
+    reason_of,
+)
 
 
 @pytest.mark.parametrize("name", REASONS)
@@ -13,9 +19,16 @@ def test_a_route_that_clients_look_for_has_its_reason(name: str) -> None:
         assert reason_of(path) == f": {REASONS[name]}"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/files", "/v2/files", "/v1/filesystem"])
+@pytest.mark.parametrize("path", ["/", "/v2", "/v2/files", "/v1/filesystem", "/api/chats"])
 def test_any_other_path_has_none(path: str) -> None:
     assert reason_of(path) == ""
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_a_route_of_another_server_is_answered_with_ours(path: str) -> None:
+    for spelling in (path, f"{path}/"):
+        assert reason_of(spelling) == f": {ELSEWHERE[path]}"
+        assert "/" in ELSEWHERE[path] or "no served model" in ELSEWHERE[path]
 
 
 SERVED = ("/v1/chat/completions", "/v1/images/generations", "/v2/health/ready", "/docs", "/metrics")

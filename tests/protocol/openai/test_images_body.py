@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.images_body import (
     FIELDS,
+    OTHER_NAMES,
     OWN_FIELDS,
     QUALITIES,
     ImagesBody,
@@ -78,6 +79,27 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
 
 def test_size_and_sides_may_both_be_given_when_they_agree() -> None:
     assert read_images_body(body(size="64x32", width=64)) == checked(width=64, height=32)
+
+
+@pytest.mark.parametrize(("theirs", "own"), OTHER_NAMES.items())
+def test_a_field_may_have_its_name_of_another_service(theirs: str, own: str) -> None:
+    read = read_images_body(body(**{theirs: 3}))
+    assert read == checked(**{own: 3})
+    assert read.spelt == {own: theirs}
+    assert read_images_body(body(**{theirs: 3, own: 3})) == read
+    with pytest.raises(InvalidRequest, match=rf"{theirs} 3(\.0)? and {own} 4(\.0)? disagree"):
+        read_images_body(body(**{theirs: 3, own: 4}))
+
+
+@pytest.mark.parametrize(
+    "size", ["landscape_4_3", "1024x768", {"width": 1024, "height": 768}], ids=str
+)
+def test_a_size_is_read_as_fal_and_siliconflow_write_it(size: Any) -> None:
+    read = read_images_body(body(image_size=size))
+    assert read == checked(width=1024, height=768)
+    assert read.spelt == {"width": "image_size", "height": "image_size"}
+    with pytest.raises(InvalidRequest, match="image_size 1024x768 and width 512 disagree"):
+        read_images_body(body(image_size=size, width=512))
 
 
 def test_quality_sets_no_tier() -> None:
@@ -181,7 +203,8 @@ CASES: list[tuple[str, Any, str | None]] = [
     ("metadata a string", body(metadata="x"), "metadata"),
     ("store a string", body(store="no"), "store"),
     ("messages", body(messages=[]), "messages"),
-    ("unknown", body(steps=4), "steps"),
+    ("unknown", body(stepz=4), "stepz"),
+    ("steps at another service", body(steps=0), "steps"),
     ("unknown and empty", body(**{"": 4}), ""),
 ]
 

@@ -307,6 +307,17 @@ async def test_the_list_of_models_has_openais_and_kserves_fields() -> None:
     assert all(isinstance(card["created"], int) for card in listed["data"])
 
 
+async def test_a_chat_models_card_has_its_context_as_vllm_calls_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chatter = Chatter()
+    monkeypatch.setattr(chatter, "get_limits", lambda: {"max_context": 4096})
+    app = application(Painter(), chatter)
+    listed = (await Wire("GET", "/v1/models").run(app)).json
+    assert [card.get("max_model_len") for card in listed["data"]] == [None, 4096]
+    assert (await Wire("GET", "/v1/models/qwen-vl").run(app)).json["max_model_len"] == 4096
+
+
 async def test_one_model_shows_its_readiness_in_status_and_field() -> None:
     painter = Painter()
     app = application(painter)

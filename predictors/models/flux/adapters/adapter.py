@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from predictors.diffusion.adapters import AdapterWeights, LowRank
-from predictors.models.flux.adapters.reading import (
-    MAX_RANK,
-    StoredAdapter,
-    read_places,
-    read_stored,
-)
+from predictors.models.flux.adapters.reading import StoredAdapter, read_places, read_stored
+from predictors.settings import MOST_RANK
 
 if TYPE_CHECKING:
     from predictors.models.flux.config import FluxConfig
@@ -24,7 +20,7 @@ def read_adapter(
     name: str,
     config: FluxConfig,
     *,
-    max_rank: int = MAX_RANK,
+    max_rank: int = MOST_RANK,
     root: Path | None = None,
 ) -> AdapterWeights:
     """The adapter in the file or folder at `path`; `root` as in `read_stored`. Any thread; takes

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from predictors.models.flux.adapters.places import CLIP, T5, TRANSFORMER, Place, Places
+from predictors.models.flux.adapters.products import KINDS
 
 DOWN, UP, ALPHA = "down", "up", "alpha"
 HALVES: Mapping[str, str] = {
@@ -51,8 +52,8 @@ FORMATS: Mapping[str, str] = {
 }
 XLABS, AUTHORS, PLAIN = "XLabs", "Black Forest Labs", "diffusers"
 FOREIGN_PREFIXES: tuple[tuple[str, str], ...] = (
-    ("lokr_", "a LoKr adapter"),
-    ("hada_", "a LoHa adapter"),
+    ("lokr_t", "a LoKr adapter of a convolution"),
+    ("hada_t", "a LoHa adapter of a convolution"),
     ("dora_scale", "a DoRA adapter"),
     ("lora_magnitude", "a DoRA adapter"),
     ("magnitude", "a DoRA adapter"),
@@ -90,7 +91,7 @@ class Half:
 
     place: Place
     kind: str
-    """`DOWN`, `UP` or `ALPHA`."""
+    """`DOWN`, `UP`, `ALPHA` or one of `products.KINDS`."""
     adapter: str
     """PEFT's name of the adapter in the tensor's name; empty without one."""
     part: str
@@ -168,6 +169,8 @@ def _cut_kind(name: str) -> tuple[str, str, str] | None:
     path, _, last = name.rpartition(".")
     if last == "alpha":
         return path, ALPHA, ""
+    if last in KINDS:
+        return path, last, ""
     if last != "weight":
         return None
     path, _, last = path.rpartition(".")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,23 +34,26 @@ from predictors.compute.checkpoint.strict_file import (
 )
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.errors import InvalidRequest
+from predictors.models.flux.adapters.layers import (
+    AdapterLayer,
+    check_layer,
+    group_layers,
+    layer_factor,
+    over_rank,
+)
 from predictors.models.flux.adapters.names import (
-    ALPHA,
-    DOWN,
     UP,
     Half,
     foreign_kind,
     format_of,
     read_name,
 )
-from predictors.models.flux.adapters.places import PARTS, TRANSFORMER, Piece, Place, Places
+from predictors.models.flux.adapters.places import PARTS, TRANSFORMER, Piece, Places
 from predictors.models.flux.folder import part_folders
 from predictors.models.flux.tensors import with_defaults
-from predictors.settings import Settings
+from predictors.settings import MOST_RANK, Settings
 
 Array = NDArray[np.float32]
-MAX_RANK = 1024
-"""The largest rank that is read at all; a server has a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +84,8 @@ class StoredAdapter:
     """By diffusers' path with its part in front, in alphabetical order."""
 
 
-@dataclass(slots=True)
-class _Layer:
-    """The tensors of one stored layer by kind: name and meaning of each."""
-
-    place: Place
-    halves: dict[str, tuple[str, Half]] = field(default_factory=dict)
-
-
 def read_stored(
-    path: Path, places: Places, max_rank: int = MAX_RANK, root: Path | None = None
+    path: Path, places: Places, max_rank: int = MOST_RANK, root: Path | None = None
 ) -> StoredAdapter:
     """The adapter in the file or folder at `path`, whose links may lead into `root` only.
 
@@ -110,9 +105,9 @@ def read_stored(
             raw = read_small_file(files.config, MAX_CONFIG_BYTES)
             config = read_peft_config(parse_object(raw, where), where)
             configs = {half.part: config for half in halves.values()}
-        layers = _layers(file, halves)
+        layers = group_layers(file, halves)
         for layer in layers:
-            _check_shapes(file, layer, max_rank)
+            check_layer(file, layer, max_rank)
         changes = _changes(file, layers, configs, max_rank)
         return StoredAdapter(
             file=files.name,
@@ -161,7 +156,9 @@ def describe_adapter(
     Raises `ServingError` with the start's own message for one that is not served.
     """
     places = read_places(part_folders(checkpoint, components))
-    return summarise_stored(name, read_stored(path, places, settings.flux.lora_max_rank))
+    return summarise_stored(
+        name, read_stored(path, places, settings.flux.lora_max_rank or MOST_RANK)
+    )
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -190,111 +187,37 @@ def _meanings(file: StrictFile, places: Places) -> dict[str, Half]:
     return found
 
 
-def _layers(file: StrictFile, halves: Mapping[str, Half]) -> list[_Layer]:
-    """The layers, each with both halves of its change and no tensor twice."""
-    layers: dict[str, _Layer] = {}
-    for name, half in halves.items():
-        layer = layers.setdefault(half.place.name, _Layer(half.place))
-        if half.kind in layer.halves:
-            other = layer.halves[half.kind][0]
-            raise InvalidRequest(
-                f"{file.name} has two tensors for one: {named(other)} and {named(name)}"
-            )
-        layer.halves[half.kind] = (name, half)
-    for layer in layers.values():
-        if missing := {DOWN, UP} - layer.halves.keys():
-            there = next(iter(layer.halves.values()))[0]
-            raise InvalidRequest(
-                f"{file.name} has {named(there)}, but not the {min(missing)} half of that layer"
-            )
-    return list(layers.values())
-
-
-# -- shapes ----------------------------------------------------------------------------------------
-def _check_shapes(file: StrictFile, layer: _Layer, max_rank: int) -> None:
-    place = layer.place
-    (down_name, _), (up_name, _) = layer.halves[DOWN], layer.halves[UP]
-    down, up = file.headers[down_name].shape, file.headers[up_name].shape
-    rank = down[0] if down else 0
-    _check_shape(file, down_name, down, (rank or 1, place.in_features))
-    _check_shape(file, up_name, up, (place.out_features, up[1] if len(up) == 2 else rank))
-    if up[1] != rank:
-        raise InvalidRequest(
-            f"{file.name} has two ranks for one layer: {named(down_name)} is {list(down)}, "
-            f"{named(up_name)} {list(up)}"
-        )
-    # whose parts may have as much each
-    if rank > max_rank * len(place.pieces):
-        raise InvalidRequest(_over(file, down_name, rank, max_rank))
-
-
-def _check_shape(
-    file: StrictFile, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
-) -> None:
-    if found != wanted:
-        raise InvalidRequest(
-            f"{file.name}: tensor {named(name)} has shape {list(found)}; the checkpoint asks for "
-            f"{list(wanted)}: it is an adapter of another model"
-        )
-
-
-def _over(file: StrictFile, name: str, rank: int, max_rank: int) -> str:
-    return (
-        f"{file.name}: {named(name)} has rank {rank}; at most {max_rank} is served "
-        "(PREDICTORS_FLUX_LORA_MAX_RANK)"
-    )
-
-
 # -- values ----------------------------------------------------------------------------------------
 def _changes(
     file: StrictFile,
-    layers: list[_Layer],
+    layers: list[AdapterLayer],
     configs: Mapping[str, AdapterConfig],
     max_rank: int,
 ) -> dict[str, Change]:
     found: dict[str, Change] = {}
     sources: dict[str, str] = {}
     for layer in layers:
-        down_name, half = layer.halves[DOWN]
-        up_name, _ = layer.halves[UP]
-        down, up = file.read(down_name), file.read(up_name)
-        up *= np.float32(_factor(file, layer, configs.get(half.part), down.shape[0]))
+        name, half = layer.first
+        scaled, _ = layer.halves.get(UP, layer.first)
+        down, up = layer.read(file)
+        up = up * np.float32(layer_factor(file, layer, configs.get(half.part), len(down)))
         if not np.abs(up).max(initial=0.0) <= LARGEST:
             raise InvalidRequest(
-                f"{file.name}: {named(up_name)} times its factor is beyond {LARGEST:.0e}"
+                f"{file.name}: {named(scaled)} times its factor is beyond {LARGEST:.0e}"
             )
         for piece in layer.place.pieces:
             if piece.path in found:
                 raise InvalidRequest(
                     f"{file.name} changes {piece.path} twice: by {named(sources[piece.path])} "
-                    f"and {named(down_name)}"
+                    f"and {named(name)}"
                 )
-            sources[piece.path] = down_name
+            sources[piece.path] = name
             change = _cut(down, up, piece)
             if change.rank > max_rank:
-                raise InvalidRequest(_over(file, down_name, change.rank, max_rank))
+                raise InvalidRequest(over_rank(file, name, change.rank, max_rank))
             if change.up.any() or not up.any():  # a fused layer may leave some of its parts alone
                 found[piece.path] = change
     return dict(sorted(found.items()))
-
-
-def _factor(file: StrictFile, layer: _Layer, config: AdapterConfig | None, rank: int) -> float:
-    """The factor of the product of the halves: 1 where nothing says otherwise."""
-    if ALPHA not in layer.halves:
-        _, half = layer.halves[DOWN]
-        return 1.0 if config is None else config.factor(half.path, rank)
-    name, _ = layer.halves[ALPHA]
-    if config is not None:
-        raise InvalidRequest(
-            f"{file.name} has {named(name)} and {config.where}, of which only one can be meant"
-        )
-    alpha = file.read_scalar(name)
-    if not 0 < alpha <= LARGEST:
-        raise InvalidRequest(
-            f"{file.name}: {named(name)} is {alpha:g}; an alpha is above 0 and at most "
-            f"{LARGEST:.0e}"
-        )
-    return alpha / rank
 
 
 def _cut(down: Array, up: Array, piece: Piece) -> Change:

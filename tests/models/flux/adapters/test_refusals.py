@@ -45,9 +45,8 @@ def refusal(path: Path, **options: Any) -> str:
 
 
 FOREIGN = {
-    "LoKr": f"{FLAT}.lokr_w1",
-    "LoKr factorised": f"{FLAT}.lokr_w2_a",
-    "LoHa": f"{FLAT}.hada_w1_a",
+    "LoKr": f"{FLAT}.lokr_t2",
+    "LoHa": f"{FLAT}.hada_t1",
     "DoRA": f"{FLAT}.dora_scale",
     "DoRA by PEFT": f"{Q}.lora_magnitude_vector.default.weight",
     "OFT": f"{FLAT}.oft_blocks",
@@ -402,13 +401,13 @@ def test_a_file_that_is_cut_while_it_is_read_gives_an_error(
     path = saved(tmp_path, GOOD)
     from predictors.models.flux.adapters import reading
 
-    check: Callable[..., None] = reading._check_shapes
+    check: Callable[..., None] = reading.check_layer
 
     def cut_then_check(*args: Any) -> None:
         os.truncate(path, path.stat().st_size - 8)
         check(*args)
 
-    monkeypatch.setattr(reading, "_check_shapes", cut_then_check)
+    monkeypatch.setattr(reading, "check_layer", cut_then_check)
     assert refusal(path) == "a.safetensors became shorter while it was read"
 
 
