@@ -27,6 +27,7 @@ from predictors.activator.command import activator
 from predictors.cli import verbs
 from predictors.cli.arguments import PROMPT, Verb, new_file, parse, read_file, read_size
 from predictors.cli.named_values import named_components, named_loras, named_paths, named_value
+from predictors.cli.other_models import instead_of
 from predictors.cli.outcomes import print_report, run_verb
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
@@ -39,7 +40,6 @@ from predictors.compute.checkpoint.layout import (
     model_type_of,
     resolve_folder,
 )
-from predictors.compute.checkpoint.other_models import instead_of
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import InvalidRequest

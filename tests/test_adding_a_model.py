@@ -19,7 +19,7 @@ RECORDS = (
     "CHANGELOG.md", "docs/performance.md", "docs/adr/", "benchmarks/results/",
     "tests/product/test_not_offered.py",  # names what is refused
 )  # fmt: skip
-MOST_FILES = 12
+MOST_FILES = 13
 
 
 def listed() -> tuple[str, set[str]]:

@@ -6,12 +6,14 @@ within a budget of tokens, so that a long prompt never stops the others for long
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from predictors.chat.limits import aligned
-from predictors.chat.step_budget import PassBound, PassTimes, seconds_between
+
+if TYPE_CHECKING:
+    from predictors.chat.step_budget import PassBound, PassTimes
 
 K = TypeVar("K", bound=Hashable)
 
@@ -218,6 +220,19 @@ class StepCosts:
         total = decode_s + prompt_s
         part = decode_s / total if total else 0.5
         return seconds * part, seconds * (1 - part)
+
+
+def seconds_between(seconds: Mapping[int, float], size: int) -> float:
+    """On the line between the nearest sizes of `seconds`, which has one at least; outside of them
+    the nearest one's."""
+    if size in seconds:
+        return seconds[size]
+    below = max((s for s in seconds if s < size), default=0)
+    above = min((s for s in seconds if s > size), default=0)
+    if not below or not above:
+        return seconds[below or above]
+    part = (size - below) / (above - below)
+    return seconds[below] + part * (seconds[above] - seconds[below])
 
 
 class PromptHold:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from predictors.chat.scheduling import seconds_between
+
 ONE_READING = 1.25
 """A pass that takes at most this many times the narrowest one's seconds costs about one reading of
 the weights, as that does."""
@@ -109,19 +111,6 @@ def _ascending(seconds: Mapping[int, float]) -> dict[int, float]:
     for size in sorted(seconds, reverse=True):
         found[size] = least = min(least, seconds[size])
     return dict(reversed(found.items()))
-
-
-def seconds_between(seconds: Mapping[int, float], size: int) -> float:
-    """On the line between the nearest sizes of `seconds`, which has one at least; outside of them
-    the nearest one's."""
-    if size in seconds:
-        return seconds[size]
-    below = max((s for s in seconds if s < size), default=0)
-    above = min((s for s in seconds if s > size), default=0)
-    if not below or not above:
-        return seconds[below or above]
-    part = (size - below) / (above - below)
-    return seconds[below] + part * (seconds[above] - seconds[below])
 
 
 def _in_proportion(seconds: Mapping[int, float], size: int) -> float:

@@ -22,6 +22,7 @@ from transformers import T5EncoderModel
 
 from predictors import __main__ as root
 from predictors.cli.named_values import named_paths
+from predictors.cli.other_models import instead_of
 from predictors.compute.checkpoint.folder import check_entries
 from predictors.compute.checkpoint.headers import read_headers, weight_files
 from predictors.compute.checkpoint.layout import (
@@ -31,7 +32,6 @@ from predictors.compute.checkpoint.layout import (
     resolve_folder,
     resolve_snapshot,
 )
-from predictors.compute.checkpoint.other_models import instead_of
 from predictors.compute.checkpoint.shards import Shards
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, InvalidRequest
@@ -433,7 +433,6 @@ def test_a_config_without_a_class_is_known_by_its_model_type(tmp_path: Path, kin
         ("FluxControlNetInpaintPipeline", "control pictures are not offered"),
         ("Flux2Pipeline", "FLUX.2 is another architecture"),
         ("QwenImageEditPipeline", "Qwen-VL reads pictures and draws none"),
-        ("Qwen3VLMoeForConditionalGeneration", "take a dense Qwen3-VL"),
         ("Qwen2VLForConditionalGeneration", "take a Qwen2.5-VL of its size"),
         ("Qwen2_5_VLForSequenceClassification", "no head that writes text"),
     ],
