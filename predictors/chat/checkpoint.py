@@ -77,7 +77,8 @@ class HubCheckpoint(ABC):
         self.tokenizer: Any = found.tokenizer
         self._special = found.special
         self.template = read_template(checkpoint)
-        if self.template and _opens_thinking(self.render):
+        self.opens_thinking = bool(self.template) and _opens_thinking(self.render)
+        if self.opens_thinking:
             log.warning("%s: %s", checkpoint.name, THINKING)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
         self.video_token = tokens.get(VIDEO_TOKEN)

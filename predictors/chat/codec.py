@@ -88,6 +88,8 @@ class ChatCodec:
     logprobs: LogprobWriters | None = None
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
+    opens_thinking: bool = False
+    """As in `ChatModel`."""
     max_films: int = 0
     no_films: str = "this model reads none"
     """Why films are refused; empty if they are taken."""

@@ -116,6 +116,8 @@ class ChatModel(Protocol):
     """A `tokenizers.Tokenizer`, byte-level BPE."""
     template: str | None
     """The chat template, for the checks at the start."""
+    opens_thinking: bool
+    """Its prompts end with `<think>`: each answer begins with reasoning."""
     linears: Shapes
     """Those that adapters may change, see `adaptable_linears`."""
     pictures: PicturePreparation

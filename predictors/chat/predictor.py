@@ -98,6 +98,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             mix=self._adapters.mix,
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
+            opens_thinking=model.opens_thinking,
             max_films=settings.films.max_films,
             no_films=self._preparer.no_films,
         )

@@ -31,7 +31,8 @@ RENDERING = frozenset(
 """Names that are arguments of transformers' `apply_chat_template`, and not variables."""
 NOTHING: Mapping[str, Any] = {}
 WITHOUT_EFFECT: Mapping[str, object] = {"enable_thinking": False}
-"""Variables and values that ask for what every model here does anyway."""
+"""Variables and values that ask for what a model does anyway whose answers begin without
+reasoning."""
 
 
 def own_variables(template: str) -> frozenset[str]:
@@ -47,19 +48,22 @@ def own_variables(template: str) -> frozenset[str]:
     )
 
 
-def prompt_options(asked: TemplateFields, known: frozenset[str]) -> PromptOptions:
+def prompt_options(
+    asked: TemplateFields, known: frozenset[str], *, opens_thinking: bool = False
+) -> PromptOptions:
     """Raises `InvalidRequest` for variables that the template does not read: they would change
     nothing."""
     if asked == AS_USUAL:
         return USUAL_PROMPT
     given: dict[str, Any] = json.loads(asked.chat_template_kwargs)
+    idle = NOTHING if opens_thinking else WITHOUT_EFFECT
     used = {}
     for name, value in given.items():
         if value is None:  # as in every other field: absent
             continue
         if name in known:
             used[name] = value
-        elif name not in WITHOUT_EFFECT or value != WITHOUT_EFFECT[name]:
+        elif name not in idle or value != idle[name]:
             param = f"chat_template_kwargs.{name[:MAX_NAME]}"
             reads = ", ".join(sorted(known)) or "none"
             problem = f"the model's chat template does not read it; it reads {reads}"

@@ -45,6 +45,9 @@ class OptionsKnown(Protocol):
     @property
     def variables(self) -> frozenset[str]: ...
 
+    @property
+    def opens_thinking(self) -> bool: ...
+
 
 def controls_of(asked: TokenFields, vocabulary_size: int, max_tokens: int | None) -> Controls:
     """Raises `InvalidRequest` for ids beyond the vocabulary and numbers that contradict each other;
@@ -71,7 +74,8 @@ def with_options(
         controls = controls_of(tokens, size, request.max_tokens)
         request = replace(request, controls=controls, text=text)
     if template is not AS_USUAL:
-        request = replace(request, prompt=prompt_options(template, known.variables))
+        options = prompt_options(template, known.variables, opens_thinking=known.opens_thinking)
+        request = replace(request, prompt=options)
     return request
 
 

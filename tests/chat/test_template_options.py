@@ -98,6 +98,12 @@ def test_a_variable_that_the_template_does_not_read_is_refused(name: str) -> Non
     assert refused.value.param == f"chat_template_kwargs.{name}"
 
 
+def test_thinking_that_a_model_always_does_is_not_turned_off_in_silence() -> None:
+    given = TemplateFields('{"enable_thinking": false}')
+    with pytest.raises(InvalidRequest, match="enable_thinking' is not supported"):
+        prompt_options(given, frozenset(), opens_thinking=True)
+
+
 def test_a_variable_that_the_template_reads_is_passed_even_if_others_ignore_it() -> None:
     given = '{"enable_thinking": false}'
     options = prompt_options(TemplateFields(given), frozenset({"enable_thinking"}))

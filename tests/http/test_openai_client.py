@@ -97,8 +97,8 @@ def test_a_bad_field_is_a_bad_request_error_that_names_it(client: openai.OpenAI)
         client.images.generate(model="flux", prompt="x", response_format="hex")  # type: ignore[call-overload]
     assert refused.value.param == "response_format"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.images.generate(model="flux", prompt="x", extra_body={"steps": 3})
-    assert refused.value.param == "steps"
+        client.images.generate(model="flux", prompt="x", extra_body={"stepz": 3})
+    assert refused.value.param == "stepz"
 
 
 def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI) -> None:

@@ -45,9 +45,9 @@ def test_a_start_logs_it(
     checkpoint: Path, thinking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "predictors"):
-        Qwen3VLModel(checkpoint)
+        assert not Qwen3VLModel(checkpoint).opens_thinking
         assert THINKING not in caplog.text
-        Qwen3VLModel(thinking)
+        assert Qwen3VLModel(thinking).opens_thinking
     assert caplog.text.count(THINKING) == 1
 
 
