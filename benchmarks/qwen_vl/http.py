@@ -4,6 +4,8 @@ are the clients'.
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -70,14 +72,24 @@ def chosen(options: QwenVLOptions) -> list[Case]:
 
 
 def http(options: QwenVLOptions, results: PartialResults) -> None:
-    (port,) = free_ports(1)
-    start = servers.ours(port, Path(options.folder), options.server_settings())
+    port, admin_port = free_ports(2)
+    settings = options.server_settings() | {"SERVER_ADMIN_PORT": str(admin_port)}
+    start = servers.ours(port, Path(options.folder), settings)
     with servers.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
         results.add("ready_s", server.ready_s)
+        results.add("step_budget", step_budget(admin_port))
         before = server.counters()
         measure(options, server, results)
         results.add("counters", {"at ready": before, "at the end": server.counters()})
         results.add("host_gib", server.host_bytes() / 2**30)
+
+
+def step_budget(admin_port: int) -> dict[str, Any] | None:
+    """With `prefill_steps` the times of passes that the server's start has measured."""
+    url = f"http://127.0.0.1:{admin_port}/debug/engine"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        found: dict[str, Any] | None = json.load(answer)["models"][MODEL]["step_budget"]
+    return found
 
 
 def vllm(options: QwenVLOptions, results: PartialResults) -> None:

@@ -105,6 +105,7 @@ def test_clients_measure_a_real_server(options: QwenVLOptions, tmp_path: Path) -
         assert 0 < row["tpot_ms_mean"] < one_ms < 2e3 * row["seconds"], "the same unit"
         assert row["requests_per_s"] > 0
     assert rows["2 x turns 64x64"]["prompt_tokens_mean"] > rows["4 x 64x64"]["prompt_tokens_mean"]
+    assert found["step_budget"] is None, "nothing is bounded on the CPU"
     ended = found["counters"]["at the end"]
     assert ended['recompilations_total{model="qwen-vl"}'] == 0
 
