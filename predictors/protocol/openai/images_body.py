@@ -109,27 +109,33 @@ def read_images_body(body: object) -> ImagesBody:
 def with_sides(read: dict[str, Any]) -> dict[str, Any]:
     """Checked fields with `width` and `height` in place of `size`, our own names in place of other
     services', and `spelt`. Raises `InvalidRequest` if they disagree."""
-    spelt: dict[str, str] = {}
+    said = {name: (name, str(value)[:32]) for name, value in read.items()}
     for name in ("size", "image_size"):
         if name in read:
             width, height = read.pop(name)
-            _merge(read, name, f"{width}x{height}", {"width": width, "height": height}, spelt)
+            as_said = (name, f"{width}x{height}")
+            _merge(read, as_said, {"width": width, "height": height}, said)
     for name, own in OTHER_NAMES.items():
         if name in read:
-            value = read.pop(name)
-            _merge(read, name, str(value)[:32], {own: value}, spelt)
+            _merge(read, said[name], {own: read.pop(name)}, said)
+    spelt = {part: said[part][0] for part in read if said[part][0] != part}
     return {**read, "spelt": spelt}
 
 
 def _merge(
-    read: dict[str, Any], name: str, shown: str, parts: Mapping[str, Any], spelt: dict[str, str]
+    read: dict[str, Any],
+    as_said: tuple[str, str],
+    parts: Mapping[str, Any],
+    said: dict[str, tuple[str, str]],
 ) -> None:
-    """Add `parts` in place of `name`. Raises `InvalidRequest` if one is there and differs."""
+    """Add `parts` in place of a field, which the caller wrote `as_said`, name and value. Raises
+    `InvalidRequest` if one is there and differs; `said` has what stands for each part."""
     for part, value in parts.items():
         if read.setdefault(part, value) != value:
-            message = f"{name} {shown} and {part} {str(read[part])[:32]} disagree"
-            raise InvalidRequest(message, param=part)
-        spelt[part] = name
+            name, shown = said[part]
+            message = f"{as_said[0]} {as_said[1]} and {name} {shown} disagree"
+            raise InvalidRequest(message, param=name)
+        said[part] = as_said
 
 
 @described({"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"})

@@ -102,6 +102,22 @@ def test_a_size_is_read_as_fal_and_siliconflow_write_it(size: Any) -> None:
         read_images_body(body(image_size=size, width=512))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"steps": 2}, {"step": 3}, "step 3 and steps 2"),
+        ({"size": "128x128"}, {"image_size": "64x64"}, "image_size 64x64 and size 128x128"),
+        ({"batch_size": 2}, {"num_images": 3}, "batch_size 2 and num_images 3"),
+    ],
+)
+def test_two_names_of_one_field_that_disagree_are_both_named(
+    first: dict[str, Any], second: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{said} disagree$") as refused:
+        read_images_body(body(**first, **second))
+    assert refused.value.param in (*first, *second)
+
+
 def test_quality_sets_no_tier() -> None:
     for quality in QUALITIES:
         assert read_images_body(body(quality=quality)) == checked()
