@@ -235,7 +235,7 @@ def _literal(at: str, value: Any) -> Any:
     left = [value]
     while left:
         part = left.pop()
-        if isinstance(part, int) and abs(part) > MAX_WHOLE and not _is_double(part):
+        if isinstance(part, int) and abs(part) > MAX_WHOLE and not _is_written(part):
             raise _refusal(
                 at,
                 f"has {str(part)[:32]}, which can't be written to the last digit",
@@ -269,11 +269,14 @@ def _pattern(at: str, value: Any) -> str:
     return as_in_schemas(value)
 
 
-def _is_double(number: int) -> bool:
+def _is_written(number: int) -> bool:
+    """True if the library writes all digits of a whole number: as it is up to 63 bits if a double
+    has it, beyond as the shortest digits that mean the same double, with zeros behind them."""
     try:
-        return int(float(number)) == number
+        near = float(number)
     except OverflowError:
         return False
+    return (int(near) if abs(number) < 2**63 else int(Decimal(repr(near)))) == number
 
 
 def _least(at: str, value: Any) -> float:

@@ -72,6 +72,10 @@ def test_bounds_that_are_no_doubles_let_no_number_beyond_them(
         {"const": {"id": [SNOWFLAKE]}},
         {"enum": [-SNOWFLAKE]},
         {"const": 10**400},
+        {"const": 2**63},
+        {"const": -(2**63)},
+        {"enum": [1, 15951564530274336768]},
+        {"const": 2**70},
     ],
 )
 def test_a_number_that_can_not_be_written_to_its_last_digit_is_refused(
@@ -81,7 +85,10 @@ def test_a_number_that_can_not_be_written_to_its_last_digit_is_refused(
         compiler.compile(schema_format("schema", schema))
 
 
-@pytest.mark.parametrize("number", [WHOLE, SNOWFLAKE // 2**10 * 2**10, -(2**60), 5, 0.1])
+@pytest.mark.parametrize(
+    "number",
+    [WHOLE, SNOWFLAKE // 2**10 * 2**10, -(2**60), 2**63 - 2**10, 10**19, -(10**20), 5, 0.1],
+)
 def test_a_number_that_can_is_kept(number: float, compiler: GrammarCompiler) -> None:
     grammar = compiler.compile(schema_format("schema", {"enum": [number]}))
     assert takes(grammar, json.dumps(number))
