@@ -57,6 +57,9 @@ from predictors.protocol.v2.wire_json import is_file
 from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 INLINE_BYTES = 16 * 1024  # largest message decoded on the event loop: 8,000 fields at most
+LEAST_EARLY_S, EARLY = 0.05, 0.02
+"""How much sooner than ours a caller's deadline may be, in seconds and as a part of all."""
+
 T = TypeVar("T")
 access = logging.getLogger("predictors.access")
 _sampled = SampledLines(access)
@@ -169,6 +172,7 @@ class InferenceMethods:
         self._registry.callers.name(call, peer_address(context.peer()))
         adopt_key(self._registry.callers, call)
         record, reason = RequestRecord("v2_grpc", "infer", call), "ok"
+        given = context.time_remaining()
         try:
             answer = await result_or_error(work(record))
             if not isinstance(answer, Exception):
@@ -181,8 +185,7 @@ class InferenceMethods:
             await fail(fault)
             return None
         except asyncio.CancelledError:
-            remaining = context.time_remaining()
-            reason = "deadline" if remaining is not None and remaining <= 0 else "cancelled"
+            reason = "deadline" if _is_over(context.time_remaining(), given) else "cancelled"
             raise
         finally:
             record.end(reason)
@@ -302,3 +305,11 @@ def write_parameters(target: Any, parameters: Mapping[str, Scalar]) -> None:
             target[name].int64_param = value
         else:
             target[name].string_param = str(value)
+
+
+def _is_over(remaining: float | None, given: float | None) -> bool:
+    """True if a call of `given` seconds that was cancelled with `remaining` ones left has met its
+    deadline. The caller's comes before ours, by the way of the call, and gRPC rounds it up here."""
+    if remaining is None or given is None:
+        return False
+    return remaining <= max(LEAST_EARLY_S, EARLY * given)
