@@ -95,6 +95,7 @@ class ClockedEvent:
         return time.perf_counter() >= self._due
 
     def synchronize(self) -> None:
+        """Sleeps as long as the device would still compute: the wait is what is simulated."""
         time.sleep(max(0.0, self._due - time.perf_counter()))
 
 

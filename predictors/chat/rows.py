@@ -14,6 +14,7 @@ from predictors.chat.adapters.changes import SlotScales, dense_weights
 from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.choices import Choices, TokenChoice
 from predictors.chat.decoder.paged import SCRATCH_PAGE, TILE
+from predictors.chat.decoder.passes import num_prompt_ints
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import Sampling
 from predictors.chat.scheduling import PACK_PROMPTS
@@ -103,7 +104,7 @@ def pack_prompts(
     thread would wait for a busy event loop after each.
     """
     num_tiles = width // TILE
-    ints = np.zeros(5 * width + 3 * num_tiles + PACK_PROMPTS, np.int64)
+    ints = np.zeros(num_prompt_ints(width), np.int64)
     columns = ints[: 5 * width].reshape(5, width)
     tiles = ints[5 * width : -PACK_PROMPTS].reshape(3, num_tiles)
     last = ints[-PACK_PROMPTS:]
