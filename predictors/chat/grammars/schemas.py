@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
+from predictors.chat.grammars.formats import with_formats
 from predictors.chat.grammars.patterns import as_in_schemas, check_pattern
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import MAX_PATTERN_CHARS
@@ -63,25 +64,10 @@ MAX_OPTIONAL = 250  # properties of one object that may be left out: 2 ms of a m
 MAX_PATTERN_PAIRS = 300  # of patternProperties: each pair is shown to be disjoint
 MAX_MULTIPLE = 10_000  # least common multiple of all multipleOf: 40 ms and 13 MB to compile
 MAX_MULTIPLE_DIGITS = 9
-MAX_HOSTNAME = 253  # characters in all; the library bounds each part alone
+
 MAX_WHOLE = 2**53  # beyond it a double has not every whole number
+MOST_DIGITS = 10**18  # a bound alone from here on makes the library count beyond 63 bits
 MAX_BOUND = 9e18  # of minimum and maximum: the library makes no range beyond 63 bits
-_DATE = (
-    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
-    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
-    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
-)
-_TIME = (
-    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
-    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-)
-WRITTEN: Final[Mapping[str, str]] = {
-    "date": f"^{_DATE}$",
-    "time": f"^{_TIME}$",
-    "date-time": f"^{_DATE}T{_TIME}$",
-}
-"""Patterns of formats of which the library has 29 February in every year, and 60 seconds in every
-minute."""
 SPACING: Final = {"whitespace_pattern": r" |\n {0,32}"}
 """Between two tokens of JSON: nothing, one space, or a line break and its indentation."""
 ESCAPES: Final = {"json_allowed_escapes": 'nrbtf\\"'}
@@ -152,7 +138,7 @@ class _SchemaReader:
             if checked is not None or name == "const":
                 read[name] = checked
         _check_properties(at, read)
-        return _with_formats(read)
+        return with_formats(_with_both_bounds(read))
 
     def _check_unread(self, at: str, name: str, value: Any) -> None:
         """Refuse a keyword that may not be left out."""
@@ -315,17 +301,16 @@ def _names(at: str, value: Any) -> list[str]:
     return value
 
 
-def _with_formats(read: dict[str, Any]) -> dict[str, Any]:
-    """The schema with the patterns of `WRITTEN` in place of formats, and the length of names."""
-    if read.get("format") == "hostname":
-        return read | {"maxLength": min(MAX_HOSTNAME, read.get("maxLength", MAX_HOSTNAME))}
-    pattern = WRITTEN.get(read.get("format", ""))
-    if pattern is None:
-        return read
-    rest = {name: value for name, value in read.items() if name != "format"}
-    if "pattern" not in rest:
-        return rest | {"pattern": pattern}
-    return rest | {"allOf": [*rest.get("allOf", ()), {"pattern": pattern}]}
+def _with_both_bounds(read: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the farthest other bound where only one is given and has 19 digits: the
+    library would look for one of more digits, which it has no room for."""
+    least = max(read.get(name, -math.inf) for name in ("minimum", "exclusiveMinimum"))
+    most = min(read.get(name, math.inf) for name in ("maximum", "exclusiveMaximum"))
+    if least >= MOST_DIGITS and most == math.inf:
+        return read | {"maximum": MAX_BOUND}
+    if most <= -MOST_DIGITS and least == -math.inf:
+        return read | {"minimum": -MAX_BOUND}
+    return read
 
 
 def _check_properties(at: str, read: Mapping[str, Any]) -> None:
