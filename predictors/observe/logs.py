@@ -158,8 +158,8 @@ def is_json() -> bool:
 
 
 def silence_grpc(environ: MutableMapping[str, str]) -> None:
-    """Keep gRPC's core from writing to stderr: a line for each call with a head that it can't read,
-    whoever sends it, which no handler sees, and which a log that nobody reads would hold up.
+    """Keep gRPC's core from writing to stderr. It writes a line for each call with a head that it
+    can't parse, past all handlers, and waits where stderr is a full pipe.
 
     `environ` is the process's environment. Called before gRPC is imported. An operator's own
     `GRPC_VERBOSITY` stays.

@@ -1,4 +1,4 @@
-"""What gRPC's core itself writes to stderr for heads that it can't read: nothing."""
+"""Lines of gRPC's core on stderr for heads that it can't read: there are none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ODD_HEADS = {
 
 
 def written(how: str) -> bytes:
-    """What a server writes to stderr while calls with such heads come."""
+    """The bytes that a server writes to stderr while calls with such heads come."""
     environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.http.serve_silent", how],
