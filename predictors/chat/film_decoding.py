@@ -99,6 +99,7 @@ class FilmDecoder:
     async def _prepare_pictures(self, film: Film, digest: bytes) -> PreparedFilm:
         """A film of pictures, which are decoded one after the other."""
         films, levels = self._films, list[Tensor]()
+        films.check_pictures(film)
         for i, file in enumerate(film.files):
             picture = Picture(file, f"{film.where}[{i}]", film.row)
             num_bytes = decoding_bytes(file, films.images.max_pixels)

@@ -83,6 +83,24 @@ class FilmPreparer:
                     param="loras",
                 )
 
+    def check_pictures(self, film: Film) -> None:
+        """Raise `InvalidRequest` for a film of pictures that is too long, or of which not all are
+        to be read. No picture needs to be decoded for that."""
+        count, asked, most = len(film.files), film.options, self.limits.max_frames
+        with film.named_in_errors():
+            if count > most:
+                raise InvalidRequest(f"is a film of {count} frames; at most {most} are taken")
+            if asked.num_frames not in (None, ALL_FRAMES, count):
+                problem = f"num_frames {asked.num_frames}"
+            elif asked.max_frames is not None and asked.max_frames < count:
+                problem = f"max_frames {asked.max_frames}"
+            else:
+                return
+            raise InvalidRequest(
+                f"is a film of {count} pictures, all of which are read, and {problem} asks for "
+                "others: send the pictures that are to be read"
+            )
+
     # -- sizes -----------------------------------------------------------------------------------
     def plan(self, film: Film, facts: FilmFacts) -> FilmPlan:
         """The frames to read and their size. Raises `InvalidRequest` for a film that is too large
@@ -109,10 +127,6 @@ class FilmPreparer:
     def _indices(self, film: Film, facts: FilmFacts) -> tuple[int, ...]:
         asked, limits = film.options, self.limits
         if film.is_frames:
-            if facts.frames > limits.max_frames:
-                raise InvalidRequest(
-                    f"is a film of {facts.frames} frames; at most {limits.max_frames} are taken"
-                )
             check_duration(facts.frames, facts.fps, limits)
             return tuple(range(facts.frames))
         # frames that are held together in memory
@@ -125,7 +139,12 @@ class FilmPreparer:
                     f"{name} {value} is above the {most} that this server reads of a film of "
                     f"{facts.width}x{facts.height} pixels"
                 )
-        most = min(most, asked.max_frames or most)
+        if asked.max_frames is not None:
+            if (asked.num_frames or 0) > asked.max_frames:
+                raise InvalidRequest(
+                    f"num_frames {asked.num_frames} is above max_frames {asked.max_frames}"
+                )
+            most = min(most, asked.max_frames)
         choice = FrameChoice(asked.fps, asked.num_frames, asked.min_frames, most)
         return self._films.indices(facts, choice)
 
@@ -177,6 +196,7 @@ class FilmPreparer:
             return found
         where: dict[str, object] = {"param": film.where, "row": film.row}
         if film.is_frames:
+            self.check_pictures(film)
             levels: list[Tensor] = []
             for i, file in enumerate(film.files):
                 param = f"{film.where}[{i}]"

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from logging.handlers import QueueHandler
 from types import TracebackType
@@ -155,6 +155,16 @@ def open_missing_streams() -> None:
 
 def is_json() -> bool:
     return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
+
+
+def silence_grpc(environ: MutableMapping[str, str]) -> None:
+    """Keep gRPC's core from writing to stderr. It writes a line for each call with a head that it
+    can't parse, past all handlers, and waits where stderr is a full pipe.
+
+    `environ` is the process's environment. Called before gRPC is imported. An operator's own
+    `GRPC_VERBOSITY` stays.
+    """
+    environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def redirect_library_handlers() -> None:

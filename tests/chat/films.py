@@ -32,7 +32,7 @@ QUIET = {"libx265": {"x265-params": "log-level=none"}}
 @dataclass(frozen=True)
 class Clip:
     """`frames` of a film of `width` x `height` pixels at `rate`, in which a bar moves over a
-    changing ground."""
+    changing ground. x265 writes beyond its memory for sides below 64."""
 
     kind: str = "h264"
     frames: int = 12

@@ -17,6 +17,7 @@ from predictors.chat.kv_cache import page_names
 from predictors.chat.request import (
     Picture,
 )
+from predictors.chat.vision.films import FrameChoice
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.protocol.films.decode import FilmFacts, FilmFrames
@@ -59,6 +60,9 @@ def size_of(inputs: ChatPreparer, sent: Film) -> FilmSize:
         ({"fps": 4, "max_frames": 4}, 4, 2.667),
         ({"fps": 1, "min_frames": 8}, 8, 5.333),
         ({"max_frames": 2}, 2, 1.333),
+        ({"fps": 0.5, "min_frames": 7}, 8, 5.333),  # whole steps
+        ({"min_frames": 200}, 12, 8.0),  # as many as there are
+        ({"num_frames": 12, "max_frames": 12}, 12, 8.0),
     ],
 )
 def test_frames_are_picked_as_asked(
@@ -66,6 +70,27 @@ def test_frames_are_picked_as_asked(
 ) -> None:
     size = size_of(inputs, film(CLIP, **options))
     assert (size.frames, size.fps) == (frames, fps)
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5])
+@pytest.mark.parametrize("asked", [-1, 0])
+def test_all_frames_of_a_short_film_are_read(inputs: ChatPreparer, frames: int, asked: int) -> None:
+    """transformers refuses three frames of three, and reads four of five."""
+    size = size_of(inputs, film(Clip(frames=frames), num_frames=asked or frames))
+    assert size.frames == (frames if asked else frames // 2 * 2)
+
+
+def test_no_frame_is_picked_behind_the_end_of_a_film(inputs: ChatPreparer) -> None:
+    """transformers picks frame 17 of 17 for 14 frames, counted from 0, by rounding."""
+    assert inputs.films is not None
+    preparation = inputs.films._films
+    for frames in range(2, 200):
+        facts = FilmFacts(frames, 8.0, 48, 32)
+        for count in range(2, frames + 1, 2):
+            picked = preparation.indices(facts, FrameChoice(None, count, None, 256))
+            assert len(picked) == count
+            assert picked[-1] < frames
+    assert size_of(inputs, film(Clip(frames=17), num_frames=14)).frames == 14
 
 
 def test_the_servers_limits_bound_what_a_film_asks_for() -> None:
@@ -79,6 +104,10 @@ def test_the_servers_limits_bound_what_a_film_asks_for() -> None:
     assert size_of(preparer(), replace(large, options=FilmOptions(max_pixels=3136))).tokens == 8
 
 
+def of_pictures(**options: Any) -> Film:
+    return Film(SIX, is_frames=True, options=FilmOptions(**options))
+
+
 REFUSED: list[tuple[Film, str]] = [
     (film(CLIP, num_frames=20), "video: has 12 frames; num_frames 20 is more"),
     (film(CLIP, num_frames=400), "num_frames 400 is above the 256 that this server reads"),
@@ -87,6 +116,9 @@ REFUSED: list[tuple[Film, str]] = [
     (Film((SIX[0], png(1, 61, 60)), is_frames=True), "frame 1 is 61x60 .* are 60x60"),
     (Film((SIX[0], b"nothing"), is_frames=True), r"video\[1\] is text; taken are pictures"),
     (Film((SIX[0],) * 300, is_frames=True), "is a film of 300 frames; at most 256"),
+    (film(CLIP, num_frames=10, max_frames=4), "num_frames 10 is above max_frames 4"),
+    (of_pictures(num_frames=2), "film of 6 pictures, all of which are read, and num_frames 2 asks"),
+    (of_pictures(max_frames=4), "film of 6 pictures, all of which are read, and max_frames 4 asks"),
 ]
 
 
@@ -105,6 +137,19 @@ def test_a_film_that_does_not_fit_is_refused_before_it_is_decoded(
     small = preparer(context=64, max_tokens=200)
     with pytest.raises(PromptTooLong, match=r" 64 tokens.* frames read as .*\(lower fps, max_fr"):
         small.prepare(film_chat(film(Clip(width=280, height=280), fps=8), "what?"))
+
+
+def test_pictures_that_are_all_asked_for_are_a_film(inputs: ChatPreparer) -> None:
+    for options in ({"num_frames": 6}, {"num_frames": -1}, {"max_frames": 6}, {"min_frames": 8}):
+        assert size_of(inputs, of_pictures(**options)).frames == 6
+
+
+def test_too_many_pictures_are_refused_before_one_is_decoded(
+    inputs: ChatPreparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("predictors.chat.film_inputs.decode_pixels", None)
+    with pytest.raises(InvalidRequest, match="is a film of 300 frames; at most 256"):
+        inputs.prepare(film_chat(Film(SIX * 50, is_frames=True), "what?"))
 
 
 def test_pictures_as_frames_are_a_film(inputs: ChatPreparer) -> None:

@@ -117,7 +117,9 @@ class FilmPreparation(ABC):
         picker.min_frames = min(choice.min_frames or picker.min_frames, picker.max_frames)
         fps, count = choice.fps, choice.num_frames
         if count == ALL_FRAMES:
-            count = min(facts.frames, choice.most)
+            if facts.frames <= choice.most:
+                return tuple(range(facts.frames))
+            count = choice.most
         if count is None and fps is None and picker.num_frames is None:
             fps = self.default_fps
         if count is not None or fps is not None:

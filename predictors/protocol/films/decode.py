@@ -7,6 +7,7 @@ may lie. Messages of the library are never passed on.
 
 from __future__ import annotations
 
+import heapq
 import importlib
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 from PIL import Image
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.films.orientation import is_sideways, turn_of
+from predictors.protocol.films.wholeness import check_whole
 from predictors.protocol.images.kinds import MATROSKA, MP4, UNKNOWN, Kind, film_kind
 from predictors.protocol.named_fields import naming_field
 from predictors.settings import FilmLimits
@@ -45,8 +48,6 @@ ERRORS = (
     ValueError,
 )
 """Exceptions of PyAV for malicious or damaged films, beside its own."""
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180}
-_TURNS[270] = Image.Transpose.ROTATE_270
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,9 @@ def probe_frames(
     `InvalidRequest` for anything else, naming `param` and `row`."""
     with naming_field(param, row):
         kind = _check_file(raw, limits)
+        check_whole(raw, kind)
         with _opened(kind, raw, limits) as (container, stream):
-            times, unit = _times(container, stream, kind)
+            times, unit = _times(container, stream, kind, limits)
             fps = _rate(times, unit, stream.average_rate, kind)
             check_duration(len(times), fps, limits)
         with _opened(kind, raw, limits) as (container, stream):
@@ -100,7 +102,7 @@ def probe_frames(
             if first is None:
                 raise InvalidRequest(f"is {kind.name} of which no frame can be decoded")
             width, height = first.width, first.height
-            if first.rotation % 180:
+            if is_sideways(turn_of(first)):
                 width, height = height, width
         return FilmFacts(len(times), fps, width, height)
 
@@ -118,6 +120,7 @@ def decode_frames(
     with naming_field(param, row):
         kind = _check_file(raw, limits)
         wanted, memory, size, count, held = list(indices), SharedMemory.empty(), None, 0, 0
+        upright: tuple[int, int] | None = None
         with _opened(kind, raw, limits) as (container, stream):
             for frame in _frames(container, stream, kind, limits):
                 if size not in (None, (frame.width, frame.height)):
@@ -129,11 +132,13 @@ def decode_frames(
                 while held < len(wanted) and wanted[held] == count:
                     if frame.is_corrupt:
                         raise InvalidRequest(f"is damaged at frame {count}")
-                    upright, pixels = _upright(frame)
+                    before, (upright, pixels) = upright, _upright(frame)
+                    if before not in (None, upright):
+                        raise InvalidRequest(f"is turned in another way from frame {count} on")
                     memory.append(pixels)
                     held += 1
                 count += 1
-                if held == len(wanted):
+                if held == len(wanted) and upright is not None:
                     return FilmFrames(held, *upright, memory, count)
         memory.close()
         return FilmFrames(0, 0, 0, SharedMemory.empty(), count)
@@ -213,31 +218,19 @@ def _check_size(width: int, height: int, limits: FilmLimits) -> None:
 
 
 # -- frames ----------------------------------------------------------------------------------------
-def _times(container: Any, stream: Any, kind: Kind) -> tuple[list[int], float]:
+def _times(container: Any, stream: Any, kind: Kind, limits: FilmLimits) -> tuple[list[int], float]:
     """The times of all frames as they lie in the file, and the seconds of their unit."""
     times: list[int] = []
     seen = 0
     is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
-    try:
-        for packet in container.demux(stream):
-            # of VP8, frames that are only referred to are packets of their own
-            is_shown = not is_vp8 or packet.size < 1 or bytes(packet)[0] & 0x10
-            seen += bool(packet.size)
-            # what an edit list leaves out is not shown, either
-            if not packet.size or packet.is_discard or not is_shown:
-                continue
-            found = packet.dts if packet.pts is None else packet.pts
-            if found is None:
-                raise InvalidRequest(f"is {kind.name} whose frames have no times")
-            times.append(found)
-            if len(times) > MAX_STORED:
-                raise InvalidRequest(f"has more than {MAX_STORED} frames, which are not counted")
-    except InvalidRequest:
-        raise
-    except MemoryError:
-        raise
-    except (importlib.import_module("av").FFmpegError, *ERRORS) as error:
-        raise InvalidRequest(f"is {kind.name} that is damaged or cut short") from error
+    for packet in _packets(container, stream, kind, limits):
+        seen += bool(packet.size)
+        if not _is_shown(packet, is_vp8):
+            continue
+        found = packet.dts if packet.pts is None else packet.pts
+        if found is None:
+            raise InvalidRequest(f"is {kind.name} whose frames have no times")
+        times.append(found)
     if not times:
         raise InvalidRequest(f"is {kind.name} without frames")
     ends_s, told_s = max(times) * float(stream.time_base), (container.duration or 0) / 1e6
@@ -267,27 +260,71 @@ def _rate(times: Sequence[int], unit: float, told: Any, kind: Kind) -> float:
 
 
 def _frames(container: Any, stream: Any, kind: Kind, limits: FilmLimits) -> Iterator[Any]:
-    """The decoded frames in the order in which they are seen, within the limits."""
-    began, count = time.process_time(), 0
-    decoded = container.decode(stream)
-    while True:
+    """The decoded frames in the order in which they are seen, within the limits.
+
+    A film may begin with frames that can't be decoded, as one that was cut out of another does. One
+    that is missing behind these is an error: those after it would count as earlier ones.
+    """
+    count, expected = 0, list[int]()  # a heap of the times of frames that did not come yet
+    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    for packet in _packets(container, stream, kind, limits):
+        if _is_shown(packet, is_vp8) and packet.pts is not None:
+            heapq.heappush(expected, packet.pts)
         try:
-            frame = next(decoded, None)
+            decoded = packet.decode()
         except MemoryError:
             raise
         except (importlib.import_module("av").FFmpegError, *ERRORS) as error:
             problem = f"is {kind.name} that is damaged or cut short at frame {count}"
             raise InvalidRequest(problem) from error
-        if frame is None:
+        for frame in decoded:
+            _check_size(frame.width, frame.height, limits)
+            if _is_one_missing(expected, frame.pts) and count:
+                raise InvalidRequest(f"is damaged: frame {count} can't be decoded")
+            yield frame
+            count += 1
+    if len(expected) > 1 and count:
+        raise InvalidRequest(
+            f"is damaged: its last {len(expected)} frames, from frame {count} on, can't be decoded"
+        )
+
+
+def _is_one_missing(expected: list[int], seen: int | None) -> bool:
+    """True if a frame was expected before this time. Those up to it are not expected any more."""
+    is_missing = False
+    while seen is not None and expected and expected[0] <= seen:
+        is_missing |= heapq.heappop(expected) < seen
+    return is_missing
+
+
+def _packets(container: Any, stream: Any, kind: Kind, limits: FilmLimits) -> Iterator[Any]:
+    """The coded frames as they lie in the file, and an empty one behind the last, within the limits
+    of their number and of the time that they and whatever is done with them may take."""
+    began, packets = time.process_time(), container.demux(stream)
+    for count in range(MAX_STORED + 2):
+        try:
+            packet = next(packets, None)
+        except MemoryError:
+            raise
+        except (importlib.import_module("av").FFmpegError, *ERRORS) as error:
+            raise InvalidRequest(f"is {kind.name} that is damaged or cut short") from error
+        if packet is None:
             return
-        _check_size(frame.width, frame.height, limits)
         if time.process_time() - began > limits.decode_s:
             raise InvalidRequest(
                 f"takes more than {limits.decode_s:g} s to decode: after that {count} frames of "
-                f"{frame.width}x{frame.height} pixels were read; send it shorter or smaller"
+                f"{stream.width}x{stream.height} pixels were read; send it shorter or smaller"
             )
-        yield frame
-        count += 1
+        yield packet
+    raise InvalidRequest(f"has more than {MAX_STORED} frames, which are not counted")
+
+
+def _is_shown(packet: Any, is_vp8: bool) -> bool:
+    """False for a packet of which no frame is seen: an empty one, one that an edit list leaves out,
+    and one of VP8's frames that others only refer to."""
+    if not packet.size or packet.is_discard:
+        return False
+    return not is_vp8 or bool(bytes(packet)[0] & 0x10)
 
 
 def _upright(frame: Any) -> tuple[tuple[int, int], bytes]:
@@ -296,7 +333,7 @@ def _upright(frame: Any) -> tuple[tuple[int, int], bytes]:
     plane = colours.planes[0]
     size = (colours.width, colours.height)
     picture = Image.frombuffer("RGB", size, bytes(plane), "raw", "RGB", plane.line_size, 1)
-    turn = _TURNS.get(frame.rotation % 360)
+    turn = turn_of(frame)
     if turn is not None:
         picture = picture.transpose(turn)
     return picture.size, picture.tobytes()

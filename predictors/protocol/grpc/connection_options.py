@@ -13,6 +13,10 @@ HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2, or wi
 MAX_STREAMS = 256
 """Concurrent calls of one connection. gRPC refuses those beyond, and some at the limit, instead of
 leaving them in the client: it counts calls that have ended until their memory is free."""
+MAX_WAITING_CALLS = 8192
+"""Calls that the event loop has not begun to serve. gRPC ends some of those beyond with CANCELLED
+and no word, all of them beyond twice as many, and by itself it does so from 1,000 on: probes of
+others, too, while somebody sends many. Each takes about 10 KiB."""
 LINGER_SHARE = 0.8
 """Of `server.linger_s`, the age at which a connection is sent away."""
 AGE_SPREAD = 1.1  # gRPC varies the age by a tenth
@@ -38,6 +42,8 @@ def server_options(own: ServerSettings, max_streams: int = MAX_STREAMS) -> list[
         ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
         ("grpc.max_concurrent_streams", max_streams),
         ("grpc.max_allowed_incoming_connections", max_grpc_connections()),
+        ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_WAITING_CALLS),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),

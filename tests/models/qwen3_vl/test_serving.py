@@ -88,7 +88,7 @@ def test_a_film_is_answered_and_a_damaged_one_refused_by_name(client: httpx.Clie
     body = chat_body({"type": "video_url", "video_url": {"url": url[:600]}})
     refused = client.post("/v1/chat/completions", json=body)
     assert refused.status_code == 400
-    assert "video_url is an MP4 video whose header is" in refused.json()["error"]["message"]
+    assert "video_url is an MP4 video that is cut short" in refused.json()["error"]["message"]
 
 
 def test_a_video_token_in_a_text_is_plain_text(client: httpx.Client) -> None:

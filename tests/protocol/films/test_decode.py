@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.films.decode import FilmFacts, decode_frames, probe_frames
@@ -98,6 +100,30 @@ def damaged(raw: bytes) -> bytes:
     return raw[:at] + b"\xff" * (raw.index(b"moov") - at - 8) + raw[raw.index(b"moov") - 8 :]
 
 
+def live(raw: bytes) -> bytes:
+    """A WebM film whose length is not told, as one that is recorded while it is sent."""
+    at = raw.index(b"\x18\x53\x80\x67") + 4
+    assert raw[at] == 1  # eight bytes
+    return raw[:at] + b"\x01" + b"\xff" * 7 + raw[at + 8 :]
+
+
+def without_frame(clip: Clip, number: int, start: int, count: int) -> bytes:
+    """An MP4 film, of whose frame with this number `count` bytes are zeros: FFmpeg leaves it out
+    without an error, and in HEVC all that depend on it."""
+    with av.open(io.BytesIO(raw := clip.file())) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.size]
+        at = (packets[number].pos or 0) + start
+    return raw[:at] + bytes(count) + raw[at + count :]
+
+
+def turned(a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 film whose frames are to be shown by this matrix, row by row."""
+    raw = CLIP.file()
+    at = raw.index(b"tkhd") + 4 + 40
+    numbers = [each << 16 for each in (a, b, 0, c, d, 0, 0, 0)]
+    return raw[:at] + struct.pack(">8i", *numbers) + raw[at + 32 :]
+
+
 def sound() -> bytes:
     raw = io.BytesIO()
     with av.open(raw, "w", format="matroska") as out:
@@ -147,15 +173,24 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "only a type": (lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "header is damaged, cut short"),
     "only a head": (lambda: b"\x1a\x45\xdf\xa3" + bytes(400), "header is damaged, cut short"),
     "zeros behind a type": (lambda: CLIP.file()[:40] + bytes(5000), "header is damaged"),
-    "cut before its header": (lambda: CLIP.file()[:1500], "header is damaged, cut short"),
+    "cut before its header": (lambda: CLIP.file()[:1500], r"cut short: it has 1500 bytes, and its"),
     "cut behind its header": (
         lambda: Clip(frames=60).file(**FRAGMENTED)[:4000],
-        r"is damaged or cut short at frame \d+",
+        r"is cut short: it has 4000 bytes, and its header tells of \d+ more",
     ),
     "a WebM cut in half": (
-        lambda: Clip("vp8", frames=80, width=96).file()[:2600],
+        lambda: live(Clip("vp8", frames=80, width=96).file())[:2600],
         "is cut short: its header tells 10.0 s",
     ),
+    "a frame that can't be decoded": (
+        lambda: without_frame(Clip(frames=40), 20, 6, 1),
+        r"is damaged: frame \d+ can't be decoded",
+    ),
+    "last frames that can't be decoded": (
+        lambda: without_frame(Clip("hevc", 40, 64, 64), 30, 4, 20),
+        r"is damaged: its last \d+ frames, from frame \d+ on, can't be decoded",
+    ),
+    "turned by 45 degrees": (lambda: turned(1, 1, -1, 1), "is to be turned by other than 0, 90"),
     "overwritten": (lambda: damaged(Clip(frames=60).file()), "is damaged"),
     "sound alone": (sound, r"without a video track \(1 of other kinds\)"),
     "another codec": (other_codec, "of mpeg4; read are H.264, HEVC"),
@@ -215,6 +250,37 @@ def test_a_film_that_takes_long_to_decode_is_given_up(monkeypatch: pytest.Monkey
     monkeypatch.setattr(clock, lambda: float(next(now)))
     with pytest.raises(InvalidRequest, match=r"more than 20 s .* 2 frames of 48x32 pixels"):
         decode_frames(raw, [11], LIMITS)
+
+
+def test_counting_the_frames_of_a_film_has_a_limit_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matroska's packets may be packed, each in 10 MB."""
+    raw, now = CLIP.file(), iter(range(0, 1000, 7))
+    clock = "predictors.protocol.films.decode.time.process_time"
+    monkeypatch.setattr(clock, lambda: float(next(now)))
+    with pytest.raises(InvalidRequest, match=r"more than 20 s to decode: after that 2 frames"):
+        probe_frames(raw, LIMITS)
+
+
+def test_frames_that_are_not_shown_count_among_those_that_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four million of them fit into a file of VP8."""
+    raw = Clip("vp8").file()
+    with av.open(io.BytesIO(raw)) as container:
+        coded = [bytes(packet) for packet in container.demux(container.streams.video[0])]
+    for each in filter(None, coded[2:]):
+        raw = raw.replace(each, bytes([each[0] & ~0x10]) + each[1:])
+    monkeypatch.setattr("predictors.protocol.films.decode.MAX_STORED", 8)
+    with pytest.raises(InvalidRequest, match="has more than 8 frames"):
+        probe_frames(raw, LIMITS)
+
+
+def test_a_film_that_is_turned_midway_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H.264 tells the turn of each frame, if it tells any."""
+    turns = iter([None, None, Image.Transpose.ROTATE_90])
+    monkeypatch.setattr("predictors.protocol.films.decode.turn_of", lambda frame: next(turns))
+    with pytest.raises(InvalidRequest, match="is turned in another way from frame 2 on"):
+        decode_frames(CLIP.file(), [0, 1, 2], LIMITS)
 
 
 def test_a_film_with_fewer_frames_than_asked_for_says_how_many_it_has() -> None:
