@@ -32,7 +32,7 @@ def test_any_order_of_coming_and_leaving_keeps_the_rules(
         held = [each.places for each in accounts]
         others = [n for i, n in enumerate(held) if i != who]
         if rows <= 0:
-            places.take(account, -min(-rows, account.places))
+            places.add(account, -min(-rows, account.places))
             continue
         is_accepted = rows <= places.free(account.places, free_slots)
         own, total = account.places + rows, sum(held) + rows
@@ -47,10 +47,10 @@ def test_any_order_of_coming_and_leaving_keeps_the_rules(
             fits |= own <= capacity // sum(n > 0 for n in [*others, 1])
             assert is_accepted == (fits and total <= capacity + half + free_slots)
         if is_accepted:
-            places.take(account, rows)
+            places.add(account, rows)
     assert places.taken == sum(each.places for each in accounts)
     for account in accounts:
-        places.take(account, -account.places)
+        places.add(account, -account.places)
     assert places.free(0, free_slots) == capacity + free_slots
 
 

@@ -12,7 +12,7 @@ from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import StartProgress, State
-from predictors.serving.loop import BUSY_TIMES, LEAST_BUSY_S
+from predictors.serving.loop import MIN_SERVING_S, SERVING_PER_WARMING
 from predictors.serving.warm_plan import PlannedShape, WarmPlan
 from tests.fakes import PATIENCE_S, ScriptedClock, ScriptedEngine, Task, answer, failure
 from tests.serving.conftest import MakeHost, sample, submit
@@ -388,7 +388,7 @@ def test_steps_without_a_pause_let_a_shape_in_now_and_then(make_host: MakeHost) 
     )
     host = make_host(engine, clock=clock, start=False)
     host.loop.prepare()
-    submit(host, Task("long", steps=100, step_s=LEAST_BUSY_S / 4))
+    submit(host, Task("long", steps=100, step_s=MIN_SERVING_S / 4))
     engine.open()
     serving = threading.Thread(target=host.loop._serve_while_warming)
     serving.start()
@@ -396,7 +396,7 @@ def test_steps_without_a_pause_let_a_shape_in_now_and_then(make_host: MakeHost) 
     assert not serving.is_alive()
     host.loop.stop()
     verbs = [call[0] for call in engine.calls if call[0] in {"a", "b", "step"}]
-    gap = int(BUSY_TIMES * took / (LEAST_BUSY_S / 4))
+    gap = int(SERVING_PER_WARMING * took / (MIN_SERVING_S / 4))
     assert verbs == ["step"] * 4 + ["a"] + ["step"] * gap + ["b"]
     assert host.is_alive
 
