@@ -57,8 +57,8 @@ class EngineHost(Generic[W, C]):
     """One engine behind a bounded queue.
 
     `submit`, `reserve` and the properties: any thread. `wait_ready`, `drain` and `stop` block.
-    Instead of `start`, a program may call `loop.prepare` once and then `loop.run_once`: its thread
-    is the engine thread.
+    Instead of `start`, a program may call `loop.load_and_warm` once and then `loop.run_once`: its
+    thread is the engine thread.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class EngineHost(Generic[W, C]):
             else:
                 log.info("%s: its start is not over, and is left unfinished", self.model)
         if not self._threads:
-            self.loop.close_engine()  # `loop.prepare` may have been called without `start`
+            self.loop.close_engine()  # `loop.load_and_warm` may have been called without `start`
         self.lifecycle.move(State.STOPPED)
 
     def _watch(self) -> None:

@@ -48,7 +48,7 @@ def try_call(work: Callable[..., T], *args: Any) -> tuple[T | None, BaseExceptio
 class EngineLoop(Generic[W, C]):
     """Drives one engine for the jobs of one host. Engine thread only, unless noted.
 
-    A program without an engine thread calls `prepare` once, then `run_once`.
+    A program without an engine thread calls `load_and_warm` once, then `run_once`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class EngineLoop(Generic[W, C]):
     def run(self) -> None:
         """Prepare, run until `stop`, then release the device. Any error fails all jobs."""
         try:
-            self.prepare()
+            self.load_and_warm()
             self._serve_while_warming()
             while not self._is_stopping:
                 if not self.run_once():
@@ -269,7 +269,7 @@ class EngineLoop(Generic[W, C]):
         self._remove(job)
 
     # -- start and end ---------------------------------------------------------------------------
-    def prepare(self) -> None:
+    def load_and_warm(self) -> None:
         """Load and warm the engine and become ready, unless the host drains meanwhile. Once."""
         self._lifecycle.move(State.LOADING)  # the host's `start` did so already
         if self._lifecycle.state is not State.LOADING:
@@ -304,7 +304,7 @@ class EngineLoop(Generic[W, C]):
                 log.error("%s: on_progress raised", self._model, exc_info=error)
 
     def close_engine(self) -> None:
-        """Close the engine if `prepare` has begun. Idempotent."""
+        """Close the engine if `load_and_warm` has begun. Idempotent."""
         if not self._holds_device:
             return
         self._holds_device = False

@@ -233,8 +233,8 @@ class AdmissionQueue(Generic[W, C]):
 
 
 class AdmissionPass(Generic[W, C]):
-    """One pass over the queue: iterates over the jobs to offer to the engine, each once. The
-    iterator reads the queue, so it is advanced under the lock. Engine thread."""
+    """One pass over the queue. Engine thread; `offers` reads the queue, so it is advanced under the
+    lock."""
 
     def __init__(
         self,
@@ -261,9 +261,6 @@ class AdmissionPass(Generic[W, C]):
             heapq.heapify(self._turns)
         self.offers = self._offer_all()
         """The jobs to offer to the engine, each once."""
-
-    def __iter__(self) -> Iterator[Job[W, C]]:
-        return self.offers
 
     def refuse(self, job: Job[W, C]) -> None:
         """Note that the engine can't take `job` now; jobs behind it may be offered."""

@@ -129,7 +129,7 @@ def test_a_spare_slot_is_a_place_for_who_may_use_it(make_host: MakeHost) -> None
 def test_after_all_have_left_the_accounts_are_forgotten(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=2, gated=False)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     for i in range(500):
         host.reserve(1, Caller(f"c{i}"))
         submit(host, Task(f"t{i}"), caller=Caller(f"c{i}"))

@@ -30,7 +30,7 @@ def offered(
     """Arrival numbers of the jobs that one pass offers when the engine refuses `refuse`."""
     seen = []
     admission = queue.start_pass(FreeSlots(free_slots), now)
-    for job in admission:
+    for job in admission.offers:
         seen.append(job.arrival_number)
         if job.arrival_number in refuse:
             admission.refuse(job)
