@@ -109,7 +109,7 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
 
 
 def rope_rules(rope: Mapping[str, Any]) -> dict[str, bool]:
-    """What must hold of the rotary values -> True if it does."""
+    """The rules for the rotary values, each with True if it holds."""
     kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor", 0)
     is_plain = kind in ("default", "mrope")
     return {
