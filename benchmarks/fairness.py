@@ -69,7 +69,7 @@ def picture_requests(predictor: Any, side: int, steps: int, tier: str) -> MakeRe
     asked = ImageParameters(
         "a red circle", width=side, height=side, num_inference_steps=steps, tier=tier or None
     )
-    return lambda number: predictor._codec.limits.request(replace(asked, seed=number))
+    return lambda number: predictor._codec.limits.resolve(replace(asked, seed=number))
 
 
 # -- models ----------------------------------------------------------------------------------------

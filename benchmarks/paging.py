@@ -18,7 +18,7 @@ import torch
 
 from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.kv_cache import PagePool
-from predictors.chat.launching import is_last
+from predictors.chat.launching import ends_prompt
 from predictors.chat.limits import EngineLimits, packed_widths
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep, StepPlanner
@@ -58,8 +58,8 @@ class PromptOnly(Paging):
         keep = self._keep(sequence.job.account)
         if self._waiting and keep:
             return False
-        sequence.to_read = sequence.total
-        return self._reserve(sequence, sequence.total + 1, keep)
+        sequence.to_prefill = sequence.num_prompt_tokens
+        return self._reserve(sequence, sequence.num_prompt_tokens + 1, keep)
 
 
 class Banker(Paging):
@@ -84,7 +84,7 @@ class Banker(Paging):
         pages = pool.owned(job)
         before, sequence.pages = sequence.pages, pages
         if self._is_safe():
-            sequence.hold(pages, PAGE)
+            sequence.set_pages(pages, PAGE)
         else:
             pool._owned[job] = before
             pool._drop(pages[-1])
@@ -93,7 +93,10 @@ class Banker(Paging):
     def _is_safe(self) -> bool:
         free = self.pool.num_free
         parts = sorted(
-            (self.pool.pages_for(s.total + s.work.max_tokens) - len(s.pages), len(s.pages))
+            (
+                self.pool.pages_for(s.num_prompt_tokens + s.work.max_tokens) - len(s.pages),
+                len(s.pages),
+            )
             for s in self._sequences.values()
         )
         for need, held in parts:
@@ -201,7 +204,7 @@ class Simulated:
         self.paging.put_tables(lambda *_: None)
         chunks = [chunk for each in plan.prefill for chunk in each.chunks]
         told = list(plan.decode)
-        told += [c.key for c in chunks if is_last(c) and not c.key.launched]
+        told += [c.key for c in chunks if ends_prompt(c) and not c.key.num_launched]
         num_read = sum(chunk.length for chunk in chunks)
         seconds = num_read * TOKEN_S
         if plan.decode:
@@ -209,17 +212,17 @@ class Simulated:
         assert seconds, "no sequence got on"
         step = LaunchedStep(chunks, told, len(plan.decode), None, self.now)  # type: ignore[arg-type]
         self.now += seconds
-        self.planner.launched(step)
+        self.planner.note_launched(step)
         for chunk in chunks:
-            chunk.key.is_begun, chunk.key.done = True, chunk.start + chunk.length
-        self.planner.finished(step, self.now)
+            chunk.key.is_begun, chunk.key.num_prefilled = True, chunk.start + chunk.length
+        self.planner.charge_finished(step, self.now)
         found.seconds += seconds
         found.read += num_read
         found.steps += 1
         found.rows += len(plan.decode)
         found.held += len(everyone)
         for sequence in told:
-            sequence.launched += 1
+            sequence.num_launched += 1
             self.tell(sequence)
 
     def tell(self, sequence: Sequence) -> None:

@@ -25,7 +25,7 @@ from benchmarks.common.run import rounded, write_json
 from benchmarks.common.tables import columns
 from predictors.chat import sequence as sequences_of
 from predictors.chat.kv_cache import PagePool
-from predictors.chat.launching import is_last
+from predictors.chat.launching import ends_prompt
 from predictors.chat.limits import EngineLimits, aligned, decode_widths, packed_widths
 from predictors.chat.model import EncodedPicture
 from predictors.chat.paging import Paging
@@ -140,7 +140,7 @@ class SimulatedEngine:
         own = ChatMetrics("simulated")
         self.planner = StepPlanner(SLOTS, PictureCache(0, own))
         if steps:
-            self.planner.keep_to(StepBudget(pass_times(shape), steps))
+            self.planner.set_budget(StepBudget(pass_times(shape), steps))
         self.sequences: dict[ChatJob, sequences_of.Sequence] = {}
         pool = PagePool(pages, PAGE)
         given = (pool, self.sequences, self.planner.holders, limits, own)
@@ -213,8 +213,8 @@ class SimulatedEngine:
         plan = self.planner.plan(list(self.sequences.values()), self.paging, WIDTHS, is_packed=True)
         self.paging.put_tables(lambda *_: None)
         chunks = [chunk for each in plan.prefill for chunk in each.chunks]
-        told = [*plan.decode, *(c.key for c in chunks if is_last(c))]
-        keys = sum(s.total + s.launched for s in plan.decode)
+        told = [*plan.decode, *(c.key for c in chunks if ends_prompt(c))]
+        keys = sum(s.num_prompt_tokens + s.num_launched for s in plan.decode)
         seconds = KEY_S * keys
         if plan.decode:
             seconds += pass_times(self.shape).decode_s(len(plan.decode))
@@ -223,22 +223,22 @@ class SimulatedEngine:
             seconds += prompt_s(each.width, self.shape)
             self.found.passes += 1
             self.found.rows += sum(aligned(chunk.length) for chunk in each.chunks)
-        seconds += self.load.vision_s * sum(chunk.new > 0 for chunk in chunks)
+        seconds += self.load.vision_s * sum(chunk.picture_tokens > 0 for chunk in chunks)
         assert seconds, "no sequence got on"
         step = LaunchedStep(chunks, told, len(plan.decode), None, self.now)  # type: ignore[arg-type]
         self.now += seconds
-        self.planner.launched(step)
+        self.planner.note_launched(step)
         for chunk in chunks:
-            chunk.key.is_begun, chunk.key.done = True, chunk.start + chunk.length
-            if chunk.new:
+            chunk.key.is_begun, chunk.key.num_prefilled = True, chunk.start + chunk.length
+            if chunk.picture_tokens:
                 chunk.key.pictures[0] = EncodedPicture(torch.empty(0))
-        self.planner.finished(step, self.now)
+        self.planner.charge_finished(step, self.now)
         return sum(self.tell(sequence) for sequence in told)
 
     def tell(self, sequence: sequences_of.Sequence) -> bool:
         """A token of it reaches its client; returns True if it was the last one."""
         job = sequence.job
-        sequence.launched += 1
+        sequence.num_launched += 1
         sequence.answer.append(0)
         if (before := self.last_at.get(job)) is None:
             self.found.firsts_s.append(self.now - self.asked_at[job])

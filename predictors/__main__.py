@@ -47,7 +47,7 @@ from predictors.observe import logs
 from predictors.operators import given_adapters
 from predictors.operators.garbage import collections_paused, freeze_loaded_objects
 from predictors.operators.sharing import check_memory_shares
-from predictors.operators.surroundings import prepare_surroundings
+from predictors.operators.user_and_temp import ensure_user_and_temp
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -214,7 +214,7 @@ def check(arguments: argparse.Namespace) -> int:
     describe = partial(describe_folder, folder, settings, card, components)
     verify = partial(verify_folders, [(folder, components or {})], settings.compute)
     report = check_report(folder, architecture_of(folder), describe, verify, card)
-    report["loras"] = [check_lora(name, look) for (_, name), look in adapters.looks.items()]
+    report["loras"] = [check_lora(name, each) for (_, name), each in adapters.summaries.items()]
     print_report(arguments, report, check_lines)
     return exit_code(report)
 
@@ -311,7 +311,7 @@ def _read_models(
     """The models' folders by name, `build` with the given components, and the comparison of files
     with digests, which goes on. Raises `ServingError` for all that can be refused without importing
     torch, which takes seconds."""
-    prepare_surroundings(os.environ)
+    ensure_user_and_temp(os.environ)
     paths = named_paths(arguments.model)
     check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
@@ -384,11 +384,11 @@ def _open_model(folder: Path) -> AbstractContextManager[OwnModel]:
     logs.configure_logging("text", "warning")
     one = argparse.Namespace(model=[f"model={folder}"], component=[], lora=[])
     [(name, path)], make, verification = _read_models(one, settings)
-    from predictors.operators.own_model import warm_own_model
+    from predictors.operators.local_model import warm_local_model
 
     verification.finish()
     logs.redirect_library_handlers()
-    return warm_own_model(make(name, path, settings))
+    return warm_local_model(make(name, path, settings))
 
 
 VERBS: Mapping[str, Verb] = {

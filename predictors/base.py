@@ -99,8 +99,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
         """Processes that decode pictures; None: threads decode them."""
-        self._waits: set[asyncio.Future[Any]] = set()  # for threads
-        self._is_cut = False
+        self._thread_waits: set[asyncio.Future[Any]] = set()
+        self._is_cut_off = False
         self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
@@ -117,12 +117,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
 
     def costs(self, requests: Sequence[R]) -> Costs:
-        """The costs of all rows before they are prepared, by kind, in the unit of their works'
-        `cost`. Event loop, so it takes microseconds."""
+        """The cost of all rows by kind of work, before they are prepared, in the unit of
+        `work.cost`. Event loop: it must take microseconds."""
         return costs_of(requests)
 
     def least_costs(self, requests: Sequence[R]) -> Costs | None:
-        """The same if each row ends as early as it can; None where they always cost as much."""
+        """As `costs`, if each row ends as early as it can; None if they can't end early."""
         return None
 
     @abstractmethod
@@ -130,7 +130,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """The response of a V2 request. Pool thread."""
 
     def reader(self, work: W) -> Reader[C] | None:
-        """The reader of this job's chunks, or None to pass them on as they are."""
+        """A reader that transforms the job's chunks, or None to pass them on as they are."""
         return None
 
     def log_fields(self, work: W, last: C | None) -> Mapping[str, int | str]:
@@ -154,15 +154,17 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             return await self._encode(request, answers)
 
     def check_room(self, call: Call, rows: int = 1) -> None:
+        """Raise what a request of so many rows would be refused with now."""
         caller = caller_of(call.caller, call.weight, call.priority)
         self.host.check_accepting(rows, caller, deadline=call.deadline)
-        call.has_asked = True
+        call.is_room_checked = True
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
+        """The rows of a request. Its parameters `timeout` and `priority` change `call`."""
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
         is_small = self.inline or num_bytes(request) <= INLINE_BYTES
-        # before anything is made for each of them; `reserve` asks again in a moment
-        if num_rows > 1 or not is_small or not call.has_asked:
+        # before anything is made for each row; `reserve` checks again once they are decoded
+        if num_rows > 1 or not is_small or not call.is_room_checked:
             self.check_room(call, max(1, num_rows))
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
@@ -196,7 +198,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                     tasks = [group.create_task(_collect(row)) for row in submissions]
                 chunks = [task.result() for task in tasks]
         except ExceptionGroup as failures:
-            raise _first(failures) from failures
+            raise _first_failure(failures) from failures
         finally:
             self.finish_call(submissions, call)
         return [
@@ -215,8 +217,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         caller = caller_of(call.caller, call.weight, call.priority)
         # before any work is spent on preparing
-        least = None if call.deadline is None else self.least_costs(requests)
-        self.host.reserve(len(requests), caller, self.costs(requests), call.deadline, least)
+        least_costs = None if call.deadline is None else self.least_costs(requests)
+        self.host.reserve(len(requests), caller, self.costs(requests), call.deadline, least_costs)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -273,16 +275,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         run = copy_context().run
         pool = self._pools.submit(run, work, *args, is_large=is_large)
         wait: asyncio.Future[T] = asyncio.wrap_future(pool)
-        self._waits.add(wait)
+        self._thread_waits.add(wait)
         try:
             return await wait
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._is_cut and task is not None and not task.cancelling():
+            if self._is_cut_off and task is not None and not task.cancelling():
                 raise Draining(f"{self.name} was shut down before this was done") from None
             raise
         finally:
-            self._waits.discard(wait)
+            self._thread_waits.discard(wait)
 
     # -- KServe's own server ---------------------------------------------------------------------
     async def predict(
@@ -294,10 +296,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         answers = await self.run(await self._decode(request, call), call)
         return to_kserve(await self._encode(request, answers), request)
 
+    # -- life ------------------------------------------------------------------------------------
     def share(self, card: SharedCard) -> None:
         """Have the engine take turns with others on `card`, if it can. Before `start`."""
 
-    # -- life ------------------------------------------------------------------------------------
     def load(self) -> bool:
         """KServe's hook: compile and warm up, then return. Blocks; cheap when already loaded."""
         self.host.start()
@@ -317,8 +319,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def cut_off(self) -> None:
         """Fail whatever is accepted and not answered, also what waits for a thread that prepares or
         encodes. Blocks until the engine has seen it."""
-        self._is_cut = True
-        for wait in list(self._waits):
+        self._is_cut_off = True
+        for wait in list(self._thread_waits):
             with contextlib.suppress(RuntimeError):  # its loop has ended
                 wait.get_loop().call_soon_threadsafe(wait.cancel)
         self.host.drain(0.0)
@@ -331,16 +333,19 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
         self._pools.close()
 
+    # -- state -----------------------------------------------------------------------------------
     async def healthy(self) -> bool:
         """True while the model is warm, the engine alive, and nothing draining."""
         return self.host.is_ready and self._pools.is_alive
 
     @property
     def warming(self) -> tuple[int, int] | None:
+        """As `EngineHost.warming`."""
         return self.host.warming
 
     @property
     def backlog(self) -> int:
+        """Calls that wait for a thread that prepares or encodes."""
         return self._pools.waiting
 
     @property
@@ -371,7 +376,7 @@ async def _collect(submission: Submission[W, C]) -> list[C]:
     return [chunk async for chunk in submission.chunks()]
 
 
-def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+def _first_failure(failures: BaseExceptionGroup[Exception]) -> Exception:
     failure: BaseException = failures
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]

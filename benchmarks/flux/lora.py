@@ -160,7 +160,7 @@ class LoraRun:
             loras=tuple(LoraScale(name, 1.0 / len(names)) for name in names),
         )
         engine, runner = self._made.engine, self._made.engine.runner
-        work = self._made.preparer.prepare(self._made.limits.request(parameters))
+        work = self._made.preparer.prepare(self._made.limits.resolve(parameters))
         engine.validate(work)
         applied = engine.adapters.applied(work.request.loras)
         with torch.inference_mode():

@@ -102,7 +102,7 @@ def measured(asked: Asked, folder: Path) -> dict[str, Any]:
         parameters = ImageParameters(
             PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=SEED, tier=tier
         )
-        work = made.preparer.prepare(made.limits.request(parameters))
+        work = made.preparer.prepare(made.limits.resolve(parameters))
 
         def draw(work: Any = work) -> Drawing:
             job = Drawing(work)

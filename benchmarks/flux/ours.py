@@ -158,7 +158,7 @@ class Ours:
             strength=case.strength,
             partial_images=previews,
         )
-        return self._preparer.prepare(self.limits.request(parameters))
+        return self._preparer.prepare(self.limits.resolve(parameters))
 
     def admit(self, case: Case, tier: str) -> list[Drawing]:
         """Raises `RuntimeError` if there are too few slots."""
@@ -235,7 +235,7 @@ class Ours:
         pooled (1, pooled_dim) as the text encoders give them."""
         with torch.inference_mode():
             canvas = self._begin(prompt, pooled, case, tier)
-            canvas.index = index
+            canvas.calls_done = index
             return self.runner.denoise([canvas])[0].velocity
 
     def remember(self, prompt: Tensor, pooled: Tensor, case: Case) -> None:

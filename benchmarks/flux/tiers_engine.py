@@ -63,7 +63,7 @@ class TiersEngine:
             parameters = ImageParameters(
                 caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier
             )
-            yield preparer.prepare(self.limits.request(parameters))
+            yield preparer.prepare(self.limits.resolve(parameters))
 
     def draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
         """All pictures in order, as many at once as there are slots."""

@@ -31,7 +31,7 @@ from predictors.diffusion.latents import DenoiseState
 from predictors.diffusion.model import Embedding, LoadOptions
 from predictors.diffusion.request import BASE, ImageParameters
 from predictors.diffusion.runner import DiffusionRunner
-from predictors.diffusion.sampling import DenoisePlan, Schedule, collapsed, plan_calls
+from predictors.diffusion.sampling import DenoisePlan, Schedule, plan_calls, update_coefficients
 from predictors.models.flux.model import FluxModel
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -89,7 +89,7 @@ def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
 
 def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> Way:
     marks = "".join(".x"[is_call] for is_call in called)
-    return Way(name, levels[[*called, True]], collapsed(levels, called), marks)
+    return Way(name, levels[[*called, True]], update_coefficients(levels, called), marks)
 
 
 def calling(num_calls: int) -> Callable[[int], tuple[bool, ...]]:
@@ -152,7 +152,7 @@ class Sampler:
         self.scenes: list[Scene] = evaluation_scenes(count, seed=SCENES_SEED)
         self._works = [
             preparer.prepare(
-                limits.request(
+                limits.resolve(
                     ImageParameters(caption(scene), seed=FIRST_SEED + i, guidance_scale=GUIDANCE)
                 )
             )

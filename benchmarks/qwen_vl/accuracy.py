@@ -94,7 +94,7 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
 def watched(one: Ours) -> Iterator[list[Tensor]]:
     """Inside, collects the logits (1, vocab) from which a lone job's tokens are chosen, in order;
     empty if the runner has no `chooser`."""
-    chooser: Any = getattr(one.engine._ready.runner, "chooser", None)
+    chooser: Any = getattr(one.engine._launcher.runner, "chooser", None)
     seen: list[Tensor] = []
     if chooser is None:
         yield seen

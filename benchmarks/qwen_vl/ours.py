@@ -143,7 +143,7 @@ def decode_step(
 def read_at_once(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
     """Text steps whose tokens are awaited before the next step is launched, as in a loop with a
     device-to-host copy per token; empty where that is how it is served."""
-    runner: Any = one.engine._ready.runner
+    runner: Any = one.engine._launcher.runner
     if not getattr(runner, "is_ahead", False):
         return []
     runner.is_ahead = False

@@ -93,7 +93,7 @@ class Bench:
         self.host: EngineHost[int, int] = EngineHost(
             "bench", self.engine, QueueSettings(capacity=2048)
         )
-        self.host.loop.prepare()
+        self.host.loop.load_and_warm()
         self.dice = random.Random(0)
         self.queue = [self.submit(steps) for _ in range(SLOTS + waiting)][SLOTS:]
         self.host.loop.run_once()

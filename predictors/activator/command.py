@@ -29,7 +29,6 @@ def activator(arguments: argparse.Namespace) -> int:
     """Stand before a model that may be scaled to zero: hold requests while it has no pod, wake it
     by the scale API, and pass requests on, over HTTP/1.1 and gRPC. For a pod: the ServiceAccount
     needs `get` and `patch` on `deployments/scale` of the Deployment."""
-    logs.silence_grpc(arguments.environ)
     from predictors.activator.http_proxy import HttpAddress
     from predictors.activator.server import ActivatorServer, Upstream
     from predictors.protocol.http.connection_limits import raise_file_limit

@@ -1,5 +1,5 @@
-"""From a message of a chat body to one of a request: its pictures and films get the pixels that
-they or the body ask for. Any thread.
+"""Makes a request's message from a message of a chat body: its pictures and films get the pixels
+that they or the body ask for. Any thread.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from predictors.protocol.openai.film_fields import FilmPart
 def message_of(
     turn: BodyMessage, body: ChatBody, limits: PixelLimits, common: PixelBounds | None
 ) -> Message:
-    """A message. `common` is what the body asks for all pictures; one may ask for more or less.
-    Raises `InvalidRequest` for pixels that this server does not read."""
+    """The request's message for `turn`. `common` are the bounds that the body asks for all
+    pictures; a picture's own replace them. Raises `InvalidRequest` for pixels that this server does
+    not read."""
     asked = body.pixels
 
     def part_of(part: MessagePart) -> str | Picture | Film:
@@ -28,8 +29,8 @@ def message_of(
         own, bounds = part.pixels, common
         least, most = own.min_pixels, own.max_pixels or limits.of_detail(own.detail)
         if least or most:
-            given = (least or asked.min_pixels, most or asked.max_pixels)
-            bounds = limits.choose(*given, part.where)
+            least, most = least or asked.min_pixels, most or asked.max_pixels
+            bounds = limits.choose(least, most, part.where)
         return Picture(part.file, part.where, bounds=bounds)
 
     parts = tuple(map(part_of, turn.parts))

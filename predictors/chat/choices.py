@@ -1,5 +1,5 @@
-"""How the next tokens of a pass's rows are chosen, as columns of numbers: from requests to the
-tensors of samplers.
+"""How the next token of each row of a pass is chosen: as numbers by row, and as tensors for the
+samplers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,21 @@ from predictors.chat.sampling import noise_key
 Number = TypeVar("Number", np.int64, np.float32)
 
 NUM_PLAIN = 5
-"""Rows of the integers, and of the floats, that a choice without controls needs."""
+"""The first rows of `ChoiceInts` and `ChoiceFloats`: those that a choice without controls needs."""
 NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0, -math.inf)
+"""Floats of a choice that change no logit."""
+
+
+class ChoiceInts:
+    """The rows of `Choices.ints`."""
+
+    SLOT, NUMBER, TOP_K, KEY, IS_GREEDY, IS_BIASED, IS_EARLY = range(7)
+
+
+class ChoiceFloats:
+    """The rows of `Choices.floats`."""
+
+    REPETITION, PRESENCE, FREQUENCY, TEMPERATURE, TOP_P, LOG_MIN_P = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +50,12 @@ class TokenChoice:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The choices of n rows.
+    """The choices of n rows of a pass.
 
-    `ints` (7, n) int64: slot, number of the token, top_k (the vocabulary's size when off), key of
-    `noise_key` (0 if greedy), greedy, has a bias, may not end yet. `floats` (6, n) fp32: penalties
-    (repetition, presence, frequency), temperature, top_p, logarithm of min_p. `scored` are the rows
-    that ask for logprobs.
+    `ints` (7, n) int64 has the rows of `ChoiceInts`: slot, number of the token in the answer, top_k
+    (the vocabulary's size when off), key of `noise_key` (0 if greedy), and whether the choice is
+    greedy, has a bias, and may not end the answer yet. `floats` (6, n) fp32 has the rows of
+    `ChoiceFloats`. `scored` are the rows that ask for logprobs.
     """
 
     ints: NDArray[np.int64]
@@ -65,20 +78,23 @@ class Choices:
 
     def sampler(self, vocab: int) -> str:
         """The cheapest of `SAMPLERS` that serves all rows."""
-        is_greedy = self.ints[4].astype(bool)
+        is_greedy = self.ints[ChoiceInts.IS_GREEDY].astype(bool)
         if is_greedy.all():
             return "greedy"
-        is_open = (self.ints[2] >= vocab) & (self.floats[4] >= 1.0)
+        has_no_top_k = self.ints[ChoiceInts.TOP_K] >= vocab
+        is_open = has_no_top_k & (self.floats[ChoiceFloats.TOP_P] >= 1.0)
         return "drawn" if (is_open | is_greedy).all() else "sampled"
 
     @property
     def is_controlled(self) -> bool:
         """The controls of a row, or its min_p, can change its token."""
-        drawn_least = np.where(self.ints[4] == 0, self.floats[5], -np.inf)
-        return bool(self.ints[5:7].any() or (drawn_least > -np.inf).any())
+        is_drawn = self.ints[ChoiceInts.IS_GREEDY] == 0
+        log_min_p = np.where(is_drawn, self.floats[ChoiceFloats.LOG_MIN_P], -np.inf)
+        flags = self.ints[ChoiceInts.IS_BIASED : ChoiceInts.IS_EARLY + 1]
+        return bool(flags.any() or (log_min_p > -np.inf).any())
 
     def take(self, rows: Sequence[int]) -> Choices:
-        """Those rows, in that order, none of which asks for logprobs."""
+        """The choices of these rows, in this order. None of them may ask for logprobs."""
         return Choices(self.ints[:, rows], self.floats[:, rows])
 
 
@@ -87,7 +103,7 @@ def top_k_of(sampling: Sampling, vocab: int) -> int:
 
 
 def floats_of(sampling: Sampling) -> tuple[float, float, float, float, float, float]:
-    """A column of the floats of `Choices`."""
+    """A column of `Choices.floats`."""
     return (
         sampling.repetition_penalty,
         sampling.presence_penalty,
@@ -127,15 +143,15 @@ def pack_controlled(
     choices: Choices, masked: Mapping[int, int], width: int, vocab: int, padding_slot: int
 ) -> tuple[Tensor, Tensor]:
     """As `pack_choices`, with four more rows of integers: row of its mask, is_masked, is_biased,
-    is_withheld; and one more of floats, the logarithm of min_p. `masked` are those of
-    `TokenMasks`, whose masks have left out what may not come yet."""
+    is_withheld; and one more of floats, the logarithm of min_p. `masked` is `TokenMasks.rows`: a
+    mask leaves out end tokens that may not come yet, so a masked row is not withheld."""
     ints = np.zeros((NUM_PLAIN + 4, len(choices)), np.int64)
     ints[:NUM_PLAIN] = choices.ints[:NUM_PLAIN]
     rows = list(masked)
     ints[NUM_PLAIN, rows] = list(masked.values())
     ints[NUM_PLAIN + 1, rows] = 1
-    ints[NUM_PLAIN + 2] = choices.ints[5]
-    ints[NUM_PLAIN + 3] = choices.ints[6] & (1 - ints[NUM_PLAIN + 1])
+    ints[NUM_PLAIN + 2] = choices.ints[ChoiceInts.IS_BIASED]
+    ints[NUM_PLAIN + 3] = choices.ints[ChoiceInts.IS_EARLY] & (1 - ints[NUM_PLAIN + 1])
     padding = (*choice_padding(vocab, padding_slot), 0, 0, 0, 0)
     return widened(ints, width, padding), widened(choices.floats, width, NEUTRAL)
 
@@ -143,14 +159,14 @@ def pack_controlled(
 def widened(
     columns: NDArray[np.int64] | NDArray[np.float32], width: int, padding: Sequence[float]
 ) -> Tensor:
-    """A tensor of its own (k, width) of `columns` (k, n), with `padding` (k,) in the others."""
+    """A new tensor (k, width) that begins with `columns` (k, n); the others hold `padding` (k,)."""
     wide = np.empty((len(columns), width), columns.dtype)
     put_widened(wide, columns, padding)
     return torch.from_numpy(wide)
 
 
 def put_widened(wide: NDArray[Number], columns: NDArray[Number], padding: Sequence[float]) -> None:
-    """Write `columns` (k, n) to the first ones of `wide` (k, width), `padding` (k,) to the
+    """Write `columns` (k, n) to the first columns of `wide` (k, width), `padding` (k,) to the
     others."""
     count = columns.shape[1]
     wide[:, :count] = columns

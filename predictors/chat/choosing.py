@@ -1,4 +1,4 @@
-"""Launches the choice of tokens after a pass: plain, or with controls where a row has some.
+"""Launches the choice of tokens after a pass: plain, or with controls if a row has any.
 
 On a GPU each number of rows has its own graph of each sampler; elsewhere a sampler is a plain or
 compiled function.
@@ -107,16 +107,16 @@ class TokenChooser:
         return self._plain[sampler](logits, ints, floats)[: len(choices)]
 
     def choose_placed(self, choices: Choices, width: int) -> Tensor:
-        """The same on a GPU, for choices that are in `inputs` already, from the logits that the
-        last pass has left."""
+        """As `choose`, on a GPU: from the logits of the last pass, for choices that were put into
+        `inputs`."""
         run = self._captured[choices.sampler(self._vocab), width]
         return run(*run.inputs)[: len(choices)].clone()
 
     def choose_controlled(
         self, logits: Tensor, choices: Choices, masks: TokenMasks | None
     ) -> PassChoice:
-        """The same with the controls of the rows, masks and logprobs included. Rows without any get
-        the tokens that `choose` gives them."""
+        """As `choose`, with the rows' controls, masks and logprobs. Rows without any of these get
+        the tokens that `choose` would give them."""
         if not len(choices):
             return PassChoice(self.choose(logits, choices))
         width = self._width(logits, choices)
@@ -155,7 +155,8 @@ class TokenChooser:
         return self._controlled[sampler](logits, ints, floats, words)
 
     def _score(self, logits: Tensor, tokens: Tensor, choices: Choices) -> Scores:
-        """Of all rows on a GPU; elsewhere of those that ask, and zeros."""
+        """Scores of all rows on a GPU; elsewhere those of the rows that ask, and zeros for
+        others."""
         if self._placement.is_cuda:
             return self._captured_scores[len(tokens)](tokens)
         rows = torch.tensor(choices.scored)
@@ -164,14 +165,15 @@ class TokenChooser:
         return ints.index_copy_(0, rows, found[0]), floats.index_copy_(0, rows, found[1])
 
     def masks(self, count: int) -> Tensor:
-        """(count, words) int32 on the host, of any values, for the masks of so many rows; a copy to
-        the device does not wait."""
+        """Host memory (count, words) int32 of any values, to write the masks of so many rows to;
+        its copy to the device does not wait."""
         size = (count, num_words(self._vocab))
         return staging_memory(size, torch.int32, self._placement)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[PromisedPass]:
-        """Every choice, the largest first; off a GPU passes warm the plain ones."""
+        """Every choice, the largest first. Off a GPU the plain ones are left out: the passes warm
+        them."""
         shapes: list[PromisedPass] = []
         for width in self.widths[::-1]:
             found: list[tuple[str, Callable[[], object]]] = []
@@ -189,7 +191,7 @@ class TokenChooser:
 
     @torch.no_grad()
     def _run_controlled(self, width: int) -> None:
-        """With the slot of padding, which no sequence has."""
+        """Choose tokens with controls in the slot of padding, which no sequence has."""
         logits = torch.zeros(width, self._vocab)
         for sampling in ONE_PER_SAMPLER:
             choice = TokenChoice(self._state.padding, sampling, 0, 0, SOME_CONTROLS)

@@ -65,10 +65,17 @@ class Completion:
             text = "".join(delta.text for delta in answer.chunks)
         else:
             text, calls, reason = whole_answer(answer.request, answer.chunks)
-        counts = (last.prompt_tokens, last.completion_tokens)
-        scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
-        pictures, cached = pictures_of(last), cached_tokens_of(last)
-        return cls(text, reason, *counts, pictures, scores, cached, calls, boxes_of(last))
+        return cls(
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=last.prompt_tokens,
+            completion_tokens=last.completion_tokens,
+            pictures=pictures_of(last),
+            scores=tuple(score for delta in answer.chunks for score in scores_of(delta)),
+            cached_tokens=cached_tokens_of(last),
+            calls=calls,
+            boxes=boxes_of(last),
+        )
 
 
 class ChunkEncoder:
@@ -156,7 +163,7 @@ class ChunkEncoder:
         reader: PieceReader,
         timings: Callable[[], Mapping[str, int]],
     ) -> bytes:
-        """The same for an answer that may call tools."""
+        """The events of an answer that may call tools."""
         events = b""
         for piece in reader.read(deltas):
             shown = {"content": piece.text} if isinstance(piece, TextPiece) else _call_delta(piece)

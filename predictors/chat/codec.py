@@ -59,7 +59,7 @@ SAMPLING_FIELDS = (
     "min_p",
 )  # fmt: skip
 OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
-IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
+IGNORED = ("binary_data_output", "timeout", "priority")  # read before the codec
 
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
@@ -76,7 +76,7 @@ def _no_adapters(named: NamedScales) -> AdapterMix:
 
 @dataclass(frozen=True, slots=True)
 class ChatCodec:
-    """Both translations for one model. Responses name its `precision`. Any thread."""
+    """Translates for one model, whose `precision` responses name. Any thread."""
 
     defaults: Sampling
     precision: str
@@ -87,7 +87,7 @@ class ChatCodec:
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
     logprobs: LogprobWriters | None = None
     variables: frozenset[str] = frozenset()
-    """Those of the chat template that a caller may set."""
+    """Variables of the chat template that a caller may set."""
     opens_thinking: bool = False
     """As in `ChatModel`."""
     max_films: int = 0
@@ -96,8 +96,8 @@ class ChatCodec:
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
-        """One chat per row, of one user message: the picture and the film, if there are any, then
-        the prompt."""
+        """One chat per row. Its user message has the picture and the film, if there are any, and
+        then the prompt."""
         inputs = InputTensors(request.inputs)
         prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
         videos = inputs.read_files("video")
@@ -194,8 +194,8 @@ class ChatCodec:
         return replace(self.defaults, **chosen)
 
     def encode_v2(self, request: V2Request, answers: Sequence[ChatAnswer]) -> V2Response:
-        """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
-        first row."""
+        """The response: texts, counts and picture sizes of all rows, times of the slowest row, and
+        the first row's seed."""
         completions = [Completion.of(answer) for answer in answers]
         writer = v2_writer(request, answers[0].request, self.logprobs)
         tensors = output_tensors(completions, writer)
@@ -237,8 +237,7 @@ class ChatCodec:
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
-        given = (body, self.pixels, common)
-        messages = tuple(message_of(turn, *given) for turn in body.messages)
+        messages = tuple(message_of(turn, body, self.pixels, common) for turn in body.messages)
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
@@ -257,7 +256,7 @@ class ChatCodec:
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:
-    """The same requests with the seeds of `row_seeds`."""
+    """`requests` with the seeds of `row_seeds`, one each."""
     seeds = row_seeds(seed, len(requests))
     return [replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)]
 

@@ -1,5 +1,5 @@
-"""Answers under grammars: the interface of grammars, an answer's way through its own, and the masks
-of the answers of a pass.
+"""Answers under grammars: the Protocols of grammars, the state of one answer (`Constraint`), and
+the masks of the answers of a pass (`fill_masks`).
 
 A matcher takes the answer's tokens one by one and says which may come next. `chat/grammars` has
 the real ones.
@@ -49,10 +49,10 @@ class AnswerGrammar(Protocol):
 
 
 class Constraint:
-    """One answer's way through its grammar. Engine thread.
+    """The state of one answer in its grammar. Engine thread.
 
-    `ends` are the tokens that end the answer. Where something else may come, those of `ignored`
-    never come, and the others not before `min_tokens` tokens.
+    `ends` are the tokens that end the answer. Where another token may come, those of `ignored` may
+    not come at all, and the other ends not before `min_tokens` tokens.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Constraint:
         self._broken = (self._taken, reason)
 
     def recall(self, index: int, words: MaskWords) -> bool:
-        """True if the mask of token number `index` needs no matcher and is in `words` now: one that
-        was made before, also if that token is taken; or any token, where it will be dropped, since
-        the answer has ended or can't go on."""
+        """Write the mask of token number `index` to `words` if that needs no matcher; returns True
+        then. It is the last mask again, or all tokens for an answer that has ended or failed: its
+        token will be dropped."""
         if index == self._filled:
             words[:] = self._mask
             return True
@@ -105,13 +105,14 @@ class Constraint:
 
     @property
     def withheld(self) -> frozenset[int]:
-        """Tokens that may not come next where others may."""
+        """Tokens that may not come next, unless nothing else may."""
         return self._ends if self._taken < self._min_tokens else self._ignored
 
     def made(
         self, index: int, words: MaskWords, reason: ServingError | None, *, is_empty: bool
     ) -> None:
-        """The mask of token number `index` was written, or can't be for a `reason`."""
+        """Note that the mask of token number `index` was written to `words`, or can't be made for a
+        `reason`. `is_empty`: no token may come."""
         if reason is not None:
             self._break(reason)
         elif is_empty:
@@ -125,10 +126,10 @@ class Constraint:
 
 
 def fill_masks(asked: Sequence[tuple[Constraint, int]], words: MaskWords) -> None:
-    """Row i of `words` (rows, words) becomes the tokens that may come in answer i as the token of
-    that number; all may where it will be dropped. Matchers are asked together, once. May be
-    repeated with other `words`, also once tokens are taken. `words` is kept and must not change
-    later. Engine thread."""
+    """Write to row i of `words` (rows, words) the mask of the i-th of `asked`: a constraint and the
+    number of the token in its answer. Matchers are asked together, once. May be repeated with other
+    `words`, also once tokens are taken. `words` is kept and must not change later. Engine
+    thread."""
     new = [row for row, (each, index) in enumerate(asked) if not each.recall(index, words[row])]
     if not new:
         return
@@ -142,7 +143,7 @@ def fill_masks(asked: Sequence[tuple[Constraint, int]], words: MaskWords) -> Non
 
 
 def _withhold(asked: Sequence[tuple[int, frozenset[int]]], words: MaskWords) -> None:
-    """Take these tokens out of these rows of `words`; not where nothing would be left."""
+    """Take tokens out of rows of `words`, except where no token would be left."""
     before = []
     for row, tokens in asked:
         if tokens:

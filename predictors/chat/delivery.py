@@ -1,4 +1,4 @@
-"""Tokens that were read go to their jobs: deltas, ends of answers, rows whose values are broken."""
+"""Gives tokens that have reached the host to their jobs, ends answers, fails broken sequences."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TokenDelivery:
-    """Of one engine. `leave` evicts a job; `fail` ends a sequence whose logits are not finite.
-    Engine thread only."""
+    """Delivers the tokens of one engine. `fail` ends a sequence whose logits are not finite. Engine
+    thread only."""
 
     metrics: ChatMetrics
-    leave: Callable[[ChatJob], None]
+    evict: Callable[[ChatJob], None]
     fail: Callable[[Sequence], None]
 
     def deliver(
@@ -29,19 +29,18 @@ class TokenDelivery:
         tokens: abc.Sequence[int],
         scores: abc.Mapping[Sequence, TokenLogprob],
     ) -> None:
-        """Emit the tokens that were read, with the scores of those that have them, and let finished
-        sequences leave. Tokens launched for a sequence after its last one, or after it was evicted,
-        are dropped."""
-        live = [(s, t) for s, t in zip(sequences, tokens, strict=True) if not s.is_gone]
+        """Emit `tokens`, one per sequence, with their scores, and evict finished sequences. Tokens
+        that were launched for a sequence beyond its last one are dropped."""
+        live = [(s, t) for s, t in zip(sequences, tokens, strict=True) if not s.is_evicted]
         if not live:
             return
-        now = live[0][0].job.clock()  # of the whole step
+        now = live[0][0].job.clock()  # one time for all tokens of the step
         earlier: dict[float, int] = {}
         for sequence, token in live:
             if token == NOT_FINITE:
                 self.fail(sequence)
                 continue
-            if sequence.constraint is not None and not self._takes(sequence, token):
+            if sequence.constraint is not None and not self._grammar_takes(sequence, token):
                 continue
             if sequence.answer:
                 before = sequence.last_token_at
@@ -52,14 +51,15 @@ class TokenDelivery:
             self._extend(sequence, token, scores.get(sequence))
         self.metrics.observe_tokens(earlier, now)
 
-    def _takes(self, sequence: Sequence, token: int) -> bool:
-        """Its grammar has taken the token; else the sequence ends without it, alone."""
+    def _grammar_takes(self, sequence: Sequence, token: int) -> bool:
+        """Give the token to the sequence's grammar. False if it is not allowed: the job has failed
+        then."""
         assert sequence.constraint is not None
         reason = sequence.constraint.take(len(sequence.answer), token)
         if reason is None:
             return True
         log.warning("job %s: %s", sequence.job.id, reason.message)
-        self.leave(sequence.job)
+        self.evict(sequence.job)
         sequence.job.fail(reason)
         return False
 
@@ -71,20 +71,20 @@ class TokenDelivery:
         if token in sequence.end_tokens:
             reason = "stop"
         if reason is None and score is None:
-            job.emit(ChatDelta((token,), sequence.total, made))
+            job.emit(ChatDelta((token,), sequence.num_prompt_tokens, made))
             return
         if reason is not None:
             self.metrics.observe_end(sequence)
         job.emit(_delta(sequence, token, reason, score))
         if reason is not None:
-            self.leave(job)
+            self.evict(job)
             job.finish()
 
 
 def _delta(
     sequence: Sequence, token: int, reason: str | None, score: TokenLogprob | None
 ) -> ChatDelta:
-    counts = (token,), sequence.total, len(sequence.answer)
+    prompt, made = sequence.num_prompt_tokens, len(sequence.answer)
     if score is None:
-        return ChatDelta(*counts, finish_reason=reason)
-    return ScoredDelta(*counts, finish_reason=reason, scores=(score,))
+        return ChatDelta((token,), prompt, made, finish_reason=reason)
+    return ScoredDelta((token,), prompt, made, finish_reason=reason, scores=(score,))

@@ -38,7 +38,7 @@ class Vocabulary:
         self.bytes_of: Callable[[int], bytes] = lru_cache(maxsize=2**18)(self._bytes_of)
 
     def written(self, token: int) -> bytes:
-        """The same, with the names of control tokens."""
+        """The bytes of a token; those of a control token are its name."""
         if token in self._control:
             return str(self._tokenizer.id_to_token(token)).encode()
         return self.bytes_of(token)
@@ -146,10 +146,12 @@ class AnswerReader:
         elif not text:
             return []
         tokens, self._unsent = self._unsent, ()
-        # `dataclasses.replace` takes three times as long, for every token
-        if reason is None:
-            return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text)]
-        counts = (chunk.prompt_tokens, chunk.completion_tokens)
-        cached = self._reuse.cached_tokens
-        given = (tokens, *counts, text, reason, self._pictures, (), cached)
-        return [LastDelta(*given, stop_text=self._stops.match)]
+        prompt, made = chunk.prompt_tokens, chunk.completion_tokens
+        if reason is None:  # `dataclasses.replace` takes three times as long, for every token
+            return [ChatDelta(tokens, prompt, made, text)]
+        return [
+            LastDelta(
+                tokens, prompt, made, text, reason, self._pictures,
+                cached_tokens=self._reuse.cached_tokens, stop_text=self._stops.match,
+            )
+        ]  # fmt: skip

@@ -1,10 +1,9 @@
-"""Continuous batching of chat sequences: they are admitted, read their prompt in chunks, decode
-together and leave.
+"""The chat engine: continuous batching of sequences, which are admitted, read their prompt in
+chunks, decode together and leave.
 
-Implements `serving.Engine`. A sequence has a slot from admission on, and pages that grow with it,
-see `Paging`. A step launches everything first and changes its sequences last, so that a step that
-raised can be repeated; on a GPU it is one step ahead: it launches, and then reads the tokens of the
-previous step.
+A sequence has a slot from admission on, and pages that grow with it (`Paging`). A step launches
+everything first and changes its sequences last, so that a step that raised can be repeated. On a
+GPU the engine is one step ahead: a step launches, and then reads the tokens of the step before.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from collections.abc import Callable
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
 from predictors.chat.answer_lengths import AnswerLengths
-from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
 from predictors.chat.kv_cache import PagePool, page_names
-from predictors.chat.launching import StepLauncher, is_last
+from predictors.chat.launching import StepLauncher, ends_prompt
 from predictors.chat.limits import (
     check_controls,
     is_deterministic,
@@ -43,7 +41,13 @@ from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
-from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.chat.sequence import (
+    ChatJob,
+    ChatMetrics,
+    Sequence,
+    constraint_of,
+    end_tokens_of,
+)
 from predictors.chat.slot_rows import SlotRows
 from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
@@ -65,11 +69,11 @@ log = logging.getLogger(__name__)
 
 
 class ChatEngine:
-    """Serves one model; `slots` sequences decode together. Engine thread only, except for members
-    that say otherwise.
+    """Implements `serving.Engine[ChatWork, ChatDelta]` for one model; `slots` sequences decode
+    together. Engine thread only, except for members that say otherwise.
 
-    Everything runs on one stream, so memory that a sequence returned may be given away while
-    launched work still uses it.
+    Everything runs on one stream, so pages that a sequence returned may be given to another while
+    launched work still reads them.
     """
 
     def __init__(
@@ -80,10 +84,12 @@ class ChatEngine:
         self.max_context = max_context(model.shape, settings, placement)
         self.guard = RecompileGuard(name)
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
-        """The conversations that run through the whole model at the end of warming, by name."""
+        """Makes the conversations that run through the whole model at the end of warming, each with
+        its name."""
         self.plan: WarmPlan | None = None
         """The passes that `warm` has left for later. Any thread."""
         self.lengths = AnswerLengths()
+        """Observed here at each eviction; read where requests are prepared."""
         self.adapters = AdapterSlots(settings.lora_max_active)
         self._name = name
         self._model = model
@@ -162,8 +168,10 @@ class ChatEngine:
         loaded = loaded_bytes(decoder, places, tables)
         limits = plan_limits(model.shape, own, placement, pictures.buckets[-1], loaded)
         pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
-        given = pool, self._sequences, self._planner.holders, limits, self._metrics
-        self._paging = paging = Paging(*given, may_preempt=not self._deterministic)
+        self._paging = paging = Paging(
+            pool, self._sequences, self._planner.holders, limits, self._metrics,
+            may_preempt=not self._deterministic,
+        )  # fmt: skip
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         runner = ChatRunner(decoder, limits, placement, graphs, tables, model.end_tokens)
         slots = SlotRows(self.slots + self.spare_slots, model.shape.vocab)
@@ -171,8 +179,8 @@ class ChatEngine:
         self._loaded = StepLauncher(runner, pictures, cache, paging, metrics, slots)
 
     def warm(self, progress: Progress) -> None:
-        """Run every promised pass; `qwen_vl.warm` may leave most to `plan`. What that does not warm
-        is never compiled or captured afterwards."""
+        """Run every promised pass once; `qwen_vl.warm` may leave most of them to `plan`. Nothing
+        else is compiled or captured afterwards."""
         warming, works = self._warming(), list(self.conversations())
         self._warm_passes = warming.warm
         if self._settings.warm == "all":
@@ -185,17 +193,22 @@ class ChatEngine:
         self.plan = warming.warm_first(self._name, works, picture, progress)
 
     def _warming(self) -> PassWarming:
-        ready, is_fixed = self._ready, self._deterministic and not self._shares
+        ready, is_fixed = self._launcher, self._deterministic and not self._shares
         needs = PassNeeds(ready.runner.chunk_widths, ready.pictures.graph_of, is_fixed)
         watch = CompilationWatch(self._graphs, self._start, self.guard)
         rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages.pool, self._model.tokenizer)
-        kind = self._placement.is_cuda, self._deterministic
-        then = self._planner.skip_to, self._measure_passes
-        return PassWarming(rehearsal, self.adapters, watch, needs, *kind, *then)
+        return PassWarming(
+            rehearsal, self.adapters, watch, needs, self._placement.is_cuda, self._deterministic,
+            on_warmed=self._planner.skip_until, on_over=self._measure_passes,
+        )  # fmt: skip
 
     def _measure_passes(self, cold: abc.Sequence[str]) -> None:
-        given = self._settings.prefill_steps, self._ready.runner, self._ready.pictures
-        self._planner.keep_to(measured_budget(self._name, *given, self._placement, cold))
+        """Set the budget of steps. `cold` are the names of passes that could not be warmed."""
+        steps, ready = self._settings.prefill_steps, self._launcher
+        budget = measured_budget(
+            self._name, steps, ready.runner, ready.pictures, self._placement, cold
+        )
+        self._planner.set_budget(budget)
 
     def validate(self, work: ChatWork) -> None:
         """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
@@ -217,7 +230,7 @@ class ChatEngine:
         if self.plan is not None:
             self.plan.warm_for(self._needs.of(work))
         names = page_names(work, paging.pool.page_tokens) if self._shares else ()
-        ends = self._ends_of(work)
+        ends = end_tokens_of(work, self._model.end_tokens)
         sequence = Sequence(job, self._free_slots[-1], work.num_prompt_tokens, ends, names)
         if not paging.admit(sequence):
             return False
@@ -228,30 +241,16 @@ class ChatEngine:
             held = self.adapters.hold(job, mix)
             sequence.language_adapters, sequence.vision_adapters = held
         if not work.is_plain:
-            sequence.is_plain, sequence.constraint = False, self._constraint_of(work, ends)
+            sequence.is_plain, sequence.constraint = False, constraint_of(work, ends)
         return True
-
-    def _ends_of(self, work: ChatWork) -> frozenset[int]:
-        """The tokens that end its answer. A grammar's end is the answer's end, also for a caller
-        who ignores end tokens."""
-        is_open = work.ignore_eos and work.grammar is None
-        ends = frozenset[int]() if is_open else self._model.end_tokens
-        return ends | work.controls.stop_token_ids
-
-    def _constraint_of(self, work: ChatWork, ends: frozenset[int]) -> Constraint | None:
-        if work.grammar is None:
-            return None
-        stops, least = work.controls.stop_token_ids, work.controls.min_tokens
-        ignored = ends - stops if work.ignore_eos else frozenset[int]()
-        return Constraint(work.grammar.matcher(), ends, ignored, least)
 
     def evict(self, job: ChatJob) -> None:
         sequence = self._sequences.pop(job, None)
         if sequence is None:
             return
-        sequence.is_gone = True
+        sequence.is_evicted = True
         work, made = sequence.work, len(sequence.answer)
-        # neither a wrong guess of the length nor a preemption must change the rate
+        # the learned rate must depend neither on a wrong guess of the length nor on preemptions
         job.spent_cost = work.cost_with(made, sequence.num_lost)
         if made and not work.ignore_eos:
             self.lengths.observe(work.max_tokens, made, is_open=work.is_open)
@@ -262,25 +261,24 @@ class ChatEngine:
             self.adapters.release(job)
 
     def step(self, jobs: abc.Sequence[ChatJob]) -> None:
-        """One token for every sequence that decodes, for `slots` of them at most, and the next
-        chunks of prompts."""
-        launcher, planner = self._ready, self._planner
+        """One token for every sequence that decodes, at most `slots` of them, and the next chunks
+        of prompts. On a GPU the tokens that reach the jobs are those of the step before."""
+        launcher, planner, runner = self._launcher, self._planner, self._launcher.runner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
         sequences = [self._sequences[job] for job in jobs if job in self._sequences]
-        runner = launcher.runner
         tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
             widths = runner.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
-            before = self._in_flight if runner.is_ahead else None
+            previous = self._in_flight if runner.is_ahead else None
             with self._turns.step(launches=bool(plan.decode or plan.prefill)):
-                launched = launcher.launch(plan, time.perf_counter(), before)
-            due = before if runner.is_ahead else launched
-            is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
-            is_read = due is not None and (is_wanted or not due.sequences)
-            if due is not None and is_read:
-                tokens = due.read()  # without tokens: not more than a step ahead
-                due.take()
+                launched = launcher.launch(plan, time.perf_counter(), previous)
+            due = previous if runner.is_ahead else launched
+            if due is not None and due.is_abandoned:
+                due = None
+            if due is not None:
+                tokens = due.read()  # waits, also if it has none: at most one step is ahead
+                due.advance_grammars()
                 scores = due.read_scores()
         except RuntimeError as error:
             if is_device_lost(error):
@@ -289,11 +287,10 @@ class ChatEngine:
         # -- nothing below can raise: the step counts from here ----------------------------------
         self._in_flight = launched if runner.is_ahead else None
         if launched is not None:
-            planner.launched(launched)
+            planner.note_launched(launched)
             self._advance(launched)
-        if due is not None and is_read:
-            planner.finished(due, time.perf_counter())
-        if due is not None and is_wanted:
+        if due is not None:
+            planner.charge_finished(due, time.perf_counter())
             self._delivery.deliver(due.sequences, tokens, scores)
         self.guard.check()
 
@@ -308,7 +305,8 @@ class ChatEngine:
         self._graphs.close()
 
     @property
-    def _ready(self) -> StepLauncher:
+    def _launcher(self) -> StepLauncher:
+        """The loaded model's launcher. Raises `RuntimeError` before `load` and after `close`."""
         if self._loaded is None:
             raise RuntimeError("the model is not loaded")
         return self._loaded
@@ -321,8 +319,8 @@ class ChatEngine:
 
     # -- a step ----------------------------------------------------------------------------------
     def _advance(self, launched: LaunchedStep) -> None:
-        """Count the launched tokens, and share the pages they fill: other sequences read them
-        later, on the same stream."""
+        """Count the launched tokens, and share the pages that they fill. Other sequences read these
+        later on the same stream."""
         pool = self._pages.pool
         for chunk in launched.chunks:
             sequence = chunk.key
@@ -330,18 +328,18 @@ class ChatEngine:
                 self._count_prefix("hit" if sequence.num_shared else "miss")
                 sequence.work.reuse.cached_tokens = sequence.num_shared * pool.page_tokens
             sequence.is_begun = True
-            sequence.done = chunk.start + chunk.length
+            sequence.num_prefilled = chunk.start + chunk.length
             if sequence.names:
                 size, most = pool.page_tokens, len(sequence.names)
-                first, end = (min(n // size, most) for n in (chunk.start, sequence.done))
+                first, end = (min(n // size, most) for n in (chunk.start, sequence.num_prefilled))
                 pool.publish(sequence.job, sequence.names, first, end)
-            if is_last(chunk):
+            if ends_prompt(chunk):
                 sequence.pictures.clear()
         for sequence in launched.sequences:
-            sequence.launched += 1
+            sequence.num_launched += 1
 
     def _fail(self, sequence: Sequence) -> None:
-        """Fail a sequence with NaN or infinite logits; stop sharing its pictures and pages."""
+        """Fail a sequence whose logits are not finite; stop sharing its pictures and pages."""
         job = sequence.job
         log.error("%s: the logits of job %s are not finite", self._name, job.id)
         self._picture_cache.drop(sequence)

@@ -87,8 +87,10 @@ class FilmDecoder:
         num_bytes = frames_bytes(facts, len(plan.indices), len(raw))
         with film.named_in_errors():
             async with self._workers.memory(num_bytes):
-                given = (raw, facts, plan.indices, self._films.limits, film.where, film.row)
-                frames = await self._workers.run_within(DECODE_FILM, *given, memory_bytes=num_bytes)
+                frames = await self._workers.run_within(
+                    DECODE_FILM, raw, facts, plan.indices, self._films.limits, film.where, film.row,
+                    memory_bytes=num_bytes,
+                )  # fmt: skip
                 if not frames.count:
                     return self._films.shorter(film, facts, frames)
                 made: PreparedFilm = await self._off_loop(

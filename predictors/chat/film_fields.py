@@ -23,7 +23,7 @@ def film_of(part: FilmPart, body: ChatBody, limits: PixelLimits) -> Film:
 
 
 def film_options(frames: RequestedFrames, bounds: PixelBounds | None) -> FilmOptions:
-    """Those of all films of a V2 request."""
+    """The options of all films of a V2 request."""
     if bounds is None:
         return FilmOptions(**asdict(frames))
     pixels = {"min_pixels": bounds.min_pixels, "max_pixels": bounds.max_pixels}

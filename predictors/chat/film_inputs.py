@@ -167,7 +167,7 @@ class FilmPreparer:
             raise PromptTooLong.of(context, f"more than {tokens}", share=share)
 
     def tokens(self, plan: FilmPlan) -> int:
-        """Of the prompt, for the film's patches."""
+        """Tokens of the prompt that stand for the film's patches."""
         return plan.steps * plan.grid[0] * plan.grid[1] // self._films.merge**2
 
     def size(self, film: PreparedFilm) -> FilmSize:

@@ -28,8 +28,8 @@ from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 
 PARTS = {"text_config": "language model", "vision_config": "vision tower"}
-"""Of the config, as messages call them. A config of the hub's older form has the first one's values
-at its top."""
+"""Parts of the config, and their names in messages. A config of the hub's older form has the values
+of the first part at its top."""
 OTHER_FILES = (
     "generation_config.json",
     "processor_config.json",
@@ -109,7 +109,7 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
 
 
 def rope_rules(rope: Mapping[str, Any]) -> dict[str, bool]:
-    """Of the rotary values: what must hold, and if it does."""
+    """The rules for the rotary values, each with True if it holds."""
     kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor", 0)
     is_plain = kind in ("default", "mrope")
     return {

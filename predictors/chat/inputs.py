@@ -1,4 +1,4 @@
-"""From a request to work for the engine: tokens, rotary positions, prepared pictures. Pool threads.
+"""Makes the work of a request: tokens, rotary positions, prepared pictures. Pool threads.
 
 Template, tokenizer and image preparation are transformers' own, so that prompts and patches are
 exactly what the checkpoint was trained on. Where the device prepares pictures, they are only
@@ -54,9 +54,11 @@ PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
 
 
 class ChatPreparer:
-    """Prepares requests for one model. Thread-safe. `on_device`: pictures are only decoded here,
-    and the device makes patches of them; else patches are exactly transformers'. `max_context`
-    returns the engine's, which memory may lower while it loads."""
+    """Prepares the requests to one model. Thread-safe.
+
+    `max_context` returns the engine's, which its memory may lower while it loads. `on_device`: the
+    device cuts pictures into patches; else they are cut here, exactly as by transformers.
+    """
 
     def __init__(
         self,
@@ -67,7 +69,9 @@ class ChatPreparer:
         max_context: Callable[[], int],
         on_device: bool = False,
         film_limits: FilmLimits = FilmLimits(),  # noqa: B008 - frozen
+        lengths: AnswerLengths | None = None,
     ) -> None:
+        """`lengths` are the engine's, which observes them."""
         self._name = name
         self._model = model
         self._limits = limits
@@ -76,7 +80,7 @@ class ChatPreparer:
         # pinned, since copying megabytes later would hold the engine's thread up
         self._pins = on_device and torch.cuda.is_available()
         self._default_max_tokens = settings.default_max_tokens
-        self.lengths = AnswerLengths()
+        self.lengths = AnswerLengths() if lengths is None else lengths
         self.pixels = pixel_limits(settings, model.pictures)
         self.convention = model.coordinates
         self.texts = PromptTexts(model)
@@ -87,8 +91,9 @@ class ChatPreparer:
         """Why films are refused; empty if they are taken."""
         self.films: FilmPreparer | None = None
         if not self.no_films:
-            given = (film_limits, limits, self.pixels, max_context, on_device)
-            self.films = FilmPreparer(model, *given)
+            self.films = FilmPreparer(
+                model, film_limits, limits, self.pixels, max_context, on_device
+            )
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
         self._cache = ByteBoundedCache(PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes)
@@ -142,7 +147,7 @@ class ChatPreparer:
             max_tokens=max_tokens,
             stop=request.stop,
             ignore_eos=request.ignore_eos,
-            expected_tokens=self._expected(request, max_tokens),
+            expected_tokens=self._expected_tokens(request, max_tokens),
             is_open=request.is_open,
             adapters=request.adapters,
             coordinates=request.coordinates,
@@ -153,26 +158,27 @@ class ChatPreparer:
         )
 
     def _grammar(self, request: ChatRequest) -> AnswerGrammar | None:
-        """That of the request's format and of calls of its tools. Raises `InvalidRequest`. Called
-        once the prompt is known to fit: it may take tens of milliseconds."""
+        """The grammar of the request's answer format and of calls of its tools; None without
+        either. Raises `InvalidRequest`. Called once the prompt is known to fit: it may take tens of
+        milliseconds."""
         wanted, tools = request.answer_format, request.tools
         if tools is not None:
             wanted = tools_format(tools, wanted, tags_are_tokens=self._tags_are_tokens)
         return None if wanted is None else self._grammars.compile(wanted)
 
     def cost(self, request: ChatRequest) -> float:
-        """About the cost of the request's work, without making it: from the characters and the
-        sizes of the files."""
-        most_tokens, prompt_cost = self._sizes(request)
-        return self._expected(request, most_tokens) + prompt_cost
+        """An estimate of `ChatWork.cost` from characters and sizes of files, without making the
+        work."""
+        most_tokens, prompt_cost = self._estimate(request)
+        return self._expected_tokens(request, most_tokens) + prompt_cost
 
     def least_cost(self, request: ChatRequest) -> float:
-        """The same for the shortest answer."""
-        most_tokens, prompt_cost = self._sizes(request)
+        """As `cost`, for the shortest answer."""
+        most_tokens, prompt_cost = self._estimate(request)
         return least_tokens(request, most_tokens, request.is_constrained) + prompt_cost
 
-    def _sizes(self, request: ChatRequest) -> tuple[int, float]:
-        """The most tokens of the answer, and about the cost of the prompt."""
+    def _estimate(self, request: ChatRequest) -> tuple[int, float]:
+        """The most tokens of the answer, and the estimated cost of the prompt."""
         tokens = request.num_chars / CHARS_PER_TOKEN
         for picture in request.pictures:
             most = self._bounds(picture).max_pixels
@@ -187,7 +193,7 @@ class ChatPreparer:
             most_tokens = min(context, wanted)
         return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
-    def _expected(self, request: ChatRequest, max_tokens: int) -> float:
+    def _expected_tokens(self, request: ChatRequest, max_tokens: int) -> float:
         if request.ignore_eos:
             return max_tokens
         expected = self.lengths.expected(max_tokens, is_open=request.is_open)

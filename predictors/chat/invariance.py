@@ -44,7 +44,8 @@ def has_equal_rows(runner: ChatRunner) -> bool:
 
 
 def _have_equal_bits(runner: ChatRunner, adapters: Sequence[SlotScales]) -> bool:
-    """The same for rows that have these adapters in turn."""
+    """True if rows that have these adapters in turn give the same bits beside each other as
+    alone."""
     token, limits = min(runner.vocab, 1000) - 1, runner.limits
     width = min(runner.decode_widths[-1], limits.slots, limits.num_pages)
     order = list(range(width))

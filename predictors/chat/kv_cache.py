@@ -60,7 +60,7 @@ class PagePool:
 
     @property
     def usage(self) -> float:
-        """Used share, 0 to 1; a page with many readers counts once."""
+        """The part of the pages that have an owner, 0 to 1."""
         return 1.0 - self.num_free / self.num_pages
 
     def pages_for(self, num_tokens: int) -> int:
@@ -69,8 +69,9 @@ class PagePool:
     def reserve(
         self, owner: Hashable, num_tokens: int, names: Sequence[bytes] = (), keep: int = 0
     ) -> tuple[int, ...] | None:
-        """Pages for `num_tokens` tokens, the first ones shared as far as `names` are known. None if
-        too few are free, or fewer than `keep` would be left; nothing changes then."""
+        """Give pages for `num_tokens` tokens to a new owner. The first ones are shared as far as
+        pages of these `names` exist. None, and no change, if fewer than `keep` would be left
+        free."""
         if owner in self._owned:
             raise ValueError("this owner has pages already")
         count = self.pages_for(num_tokens)
@@ -85,17 +86,17 @@ class PagePool:
         return pages
 
     def grow(self, owner: Hashable, keep: int = 0) -> bool:
-        """Add a private page to those of an owner. False, and nothing changes, if none is free or
-        fewer than `keep` would be left."""
+        """Add a page to those of an owner. False, and no change, if none is free or fewer than
+        `keep` would be left free."""
         if self.num_free <= keep:
             return False
         self._owned[owner] = (*self._owned[owner], self._take())
         return True
 
     def share(self, owner: Hashable, names: Sequence[bytes], num_shared: int = 0) -> int:
-        """Replace the owner's first pages by named ones that became known since it was admitted;
-        returns how many are shared now, at least `num_shared`. The owner must not have begun to
-        fill the others."""
+        """Replace the owner's pages from `num_shared` on by pages of these `names` that were
+        published since it was admitted; returns how many are shared now. The owner must not have
+        begun to fill its own pages."""
         found = self._known(names[num_shared:])
         if not found:
             return num_shared

@@ -1,6 +1,6 @@
 """Launches the passes of a planned step on the device: rows that decode, then parts of prompts.
 
-Nothing of a sequence changes here, so that a step that raised can be launched again.
+No sequence changes here, so that a step that raised can be launched again.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.slot_rows import SlotRows
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 
-is_plain = attrgetter("is_plain")  # of a sequence
+is_plain = attrgetter("is_plain")
 
 
 @dataclass(frozen=True, slots=True)
 class StepControls:
-    """The step before the one that is launched, if its tokens are not read yet, and the rows of
-    this one that have scores or a grammar."""
+    """Collects the scores and the constrained sequences of a step while its passes are launched."""
 
-    due: LaunchedStep | None
+    previous: LaunchedStep | None
+    """The step before this one, if its tokens are not read yet."""
     scores: dict[Sequence, RowScores] = field(default_factory=dict)
     constrained: list[Sequence] = field(default_factory=list)
 
-    def add(self, sequences: abc.Sequence[Sequence], chosen: PassChoice) -> Tensor:
-        """Keep the scores that were asked for; returns the pass's tokens."""
+    def collect(self, sequences: abc.Sequence[Sequence], chosen: PassChoice) -> Tensor:
+        """Keep the scores that the sequences asked for; returns the pass's tokens."""
         if chosen.scores is not None:
             for row, sequence in enumerate(sequences):
                 if sequence.work.controls.logprobs is not None:
@@ -51,7 +51,7 @@ class StepControls:
 
 @dataclass(frozen=True, slots=True)
 class StepLauncher:
-    """The launches of one engine. Engine thread only."""
+    """Launches the steps of one engine. Engine thread only."""
 
     runner: ChatRunner
     pictures: PictureRunner
@@ -61,69 +61,75 @@ class StepLauncher:
     slots: SlotRows
 
     def launch(
-        self, plan: StepPlan[Sequence], started_at: float, due: LaunchedStep | None
+        self, plan: StepPlan[Sequence], started_at: float, previous: LaunchedStep | None
     ) -> LaunchedStep | None:
         """Launch the whole step; repeating it writes the same again. None for an empty plan.
 
-        The tokens of `due`, the step before, are read here only if the choice of a row depends on
-        one of them: once the forward pass of that row is launched.
+        The tokens of the `previous` step are read here only if a row's choice depends on one of
+        them, and only after that row's forward pass is launched.
         """
-        runner, controls = self.runner, StepControls(due)
+        runner, controls = self.runner, StepControls(previous)
         self.paging.put_tables(self._put_tables)
         sequences: list[Sequence] = []
         tokens: list[Tensor] = []
         width = runner.decode_widths[-1]
         for first in range(0, len(plan.decode), width):
             group = plan.decode[first : first + width]
-            tokens.append(self._decode(group, controls))
+            tokens.append(self._launch_decode(group, controls))
             self.metrics.observe_rows(len(group))
             sequences += group
         chunks: list[PromptChunk[Sequence]] = []
         for prompt_pass in plan.prefill:
-            ended = [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
-            tokens.append(self._read(prompt_pass, ended, controls))
+            answering = [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
+            tokens.append(self._launch_prompts(prompt_pass, answering, controls))
             self.metrics.observe_prefill(prompt_pass.width)
             chunks += prompt_pass.chunks
-            sequences += ended
+            sequences += answering
         if not tokens:
             return None
-        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-        copy, num_rows = runner.copy(joined), len(plan.decode)
-        more = controls.scores, controls.constrained
-        return LaunchedStep(chunks, sequences, num_rows, copy, started_at, *more)
+        return LaunchedStep(
+            chunks=chunks,
+            sequences=sequences,
+            num_rows=len(plan.decode),
+            copy=runner.copy(tokens[0] if len(tokens) == 1 else torch.cat(tokens)),
+            started_at=started_at,
+            scores=controls.scores,
+            constrained=controls.constrained,
+        )
 
-    def _decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
-        """Launch a decode step; returns the next tokens."""
+    def _launch_decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
+        """Launch the pass over rows that decode; returns their next tokens."""
         rows = self.slots.rows(group)
         if all(map(is_plain, group)):
             return self.runner.decode(rows)
         masks = partial(self._masks, group, controls)
-        return controls.add(group, self.runner.decode_controlled(rows, masks))
+        return controls.collect(group, self.runner.decode_controlled(rows, masks))
 
-    def _read(
+    def _launch_prompts(
         self,
         prompt_pass: PromptPass[Sequence],
-        ended: abc.Sequence[Sequence],
+        answering: abc.Sequence[Sequence],
         controls: StepControls,
     ) -> Tensor:
-        """Launch a pass over prompts; returns the first tokens of those that are `ended` in it."""
+        """Launch a pass over prompts; returns the first tokens of `answering`, the sequences whose
+        prompts end in it."""
         runner, width = self.runner, prompt_pass.width
         parts = [self._part(chunk) for chunk in prompt_pass.chunks]
         if new := [chunk.key for chunk in prompt_pass.chunks if not chunk.key.is_begun]:
-            self._reset(new)
-        if all(map(is_plain, ended)):
+            self._reset_slots(new)
+        if all(map(is_plain, answering)):
             return runner.prefill(parts, width)
-        masks = partial(self._masks, ended, controls)
-        return controls.add(ended, runner.prefill_controlled(parts, width, masks))
+        masks = partial(self._masks, answering, controls)
+        return controls.collect(answering, runner.prefill_controlled(parts, width, masks))
 
     def _put_tables(self, grown: abc.Sequence[Sequence]) -> None:
         self.runner.reset_slots([SlotReset(each.slot, each.pages) for each in grown])
 
-    def _reset(self, sequences: abc.Sequence[Sequence]) -> None:
-        """Make their slots ready for what they read."""
+    def _reset_slots(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Prepare the slots of sequences whose first chunk is about to be read."""
         resets: list[SlotReset] = []
         for sequence in sequences:
-            if sequence.launched:  # it reads its answer again: the rest of its slot is as it was
+            if sequence.num_launched:  # read again after a preemption: only its pages are new
                 resets.append(SlotReset(sequence.slot, sequence.pages))
                 continue
             self.slots.put(sequence)
@@ -136,16 +142,18 @@ class StepLauncher:
     def _masks(
         self, sequences: abc.Sequence[Sequence], controls: StepControls
     ) -> TokenMasks | None:
-        """The masks of a pass that was just launched for these rows, made while it runs."""
+        """The masks of these rows, made while their forward pass runs; None if none is under a
+        grammar."""
         found = [(i, s, s.constraint) for i, s in enumerate(sequences) if s.constraint is not None]
         if not found:
             return None
         controls.constrained.extend(s for _, s, _ in found)
         forward = self.runner.mark()
-        if controls.due is not None and any(s.launched > len(s.answer) for _, s, _ in found):
-            controls.due.take()
+        is_behind = any(s.num_launched > len(s.answer) for _, s, _ in found)
+        if controls.previous is not None and is_behind:
+            controls.previous.advance_grammars()
         words = self.runner.chooser.masks(len(found))
-        fill_masks([(constraint, s.launched) for _, s, constraint in found], words.numpy())
+        fill_masks([(constraint, s.num_launched) for _, s, constraint in found], words.numpy())
         if forward.is_passed:
             self.metrics.count_late_mask()
         return TokenMasks(words, {i: row for row, (i, _, _) in enumerate(found)})
@@ -153,17 +161,26 @@ class StepLauncher:
     def _part(self, chunk: PromptChunk[Sequence]) -> PromptPart:
         sequence = chunk.key
         part = slice(chunk.start, chunk.start + chunk.length)
-        tokens, positions = sequence.part(part)
+        tokens, positions = sequence.prefill_part(part)
         pictures = self.cache.within(sequence, part, self.pictures)
-        choice = sequence.next_choice() if _begins_answer(chunk) else None
-        where, adapters = (sequence.slot, chunk.start), sequence.language_adapters
-        return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice, adapters)
+        return PromptPart(
+            slot=sequence.slot,
+            start=chunk.start,
+            tokens=tokens,
+            positions=positions,
+            pages=sequence.pages,
+            pictures=pictures,
+            choice=sequence.next_choice() if _begins_answer(chunk) else None,
+            adapters=sequence.language_adapters,
+        )
 
 
-def is_last(chunk: PromptChunk[Sequence]) -> bool:
-    return chunk.start + chunk.length == chunk.key.to_read
+def ends_prompt(chunk: PromptChunk[Sequence]) -> bool:
+    """True for the last chunk of what a sequence reads."""
+    return chunk.start + chunk.length == chunk.key.to_prefill
 
 
 def _begins_answer(chunk: PromptChunk[Sequence]) -> bool:
-    """False also where a sequence reads its answer again: its next token is chosen by decoding."""
-    return is_last(chunk) and not chunk.key.launched
+    """True if the answer's first token is chosen after this chunk. A sequence that reads its answer
+    again chooses its next token by decoding."""
+    return ends_prompt(chunk) and not chunk.key.num_launched

@@ -30,10 +30,13 @@ def num_words(vocab: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LogitChanges:
-    """Of each row: `bias` (rows, n) fp32 is added to the logits of tokens `biased` (rows, n) int64;
-    tokens `withheld` (rows, m) int64 may not come where `is_withheld` (rows, 1) bool; of rows
-    `is_masked` (rows, 1) bool only tokens whose bit in `words` (rows, words) int32 is 1 may come.
-    A token that stands twice in a row has the same bias. `bits` (32,) int32 counts from 0."""
+    """The changes of each row's logits.
+
+    `bias` (rows, n) fp32 is added to the logits of the tokens `biased` (rows, n) int64; a token
+    that is there twice has the same bias. The tokens `withheld` (rows, m) int64 may not come where
+    `is_withheld` (rows, 1) bool is true. Where `is_masked` (rows, 1) bool is true, only tokens
+    whose bit in `words` (rows, words) int32 is 1 may come. `bits` (32,) int32 counts from 0.
+    """
 
     biased: Tensor
     bias: Tensor
@@ -85,14 +88,14 @@ CONTROLLED: Mapping[str, ControlledSampler] = {
     "drawn": sample_controlled_all,
     "sampled": sample_controlled_filtered,
 }
-"""By the names of `SAMPLERS`."""
+"""The samplers of `SAMPLERS` over changed logits, by the same names."""
 
 
 # -- from requests to samplers ---------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """Tokens that a pass's constrained rows may take: `words` (n, words) int32 on the host, and
-    which row of it each of the choices has that are in `rows`."""
+    """The tokens that the constrained rows of a pass may take: masks `words` (n, words) int32 on
+    the host, and `rows`, from the number of a choice to the row of its mask."""
 
     words: Tensor
     rows: Mapping[int, int] = field(default_factory=dict)

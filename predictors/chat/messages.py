@@ -47,7 +47,7 @@ class MessagesEncoder:
         self._begun = False
         self._index = -1  # of the open block
         self._open: object = None
-        """Of the open block: the number of its call, or `text`; None before the first."""
+        """The open block: the number of its call, or `text`; None before the first."""
 
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """A `message`."""

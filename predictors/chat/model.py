@@ -119,7 +119,7 @@ class ChatModel(Protocol):
     opens_thinking: bool
     """Its prompts end with `<think>`: each answer begins with reasoning."""
     linears: Shapes
-    """Those that adapters may change, see `adaptable_linears`."""
+    """Shapes of the linears that adapters may change, from `adaptable_linears`."""
     pictures: PicturePreparation
     films: FilmPreparation | None
     """None for a checkpoint without films, see `no_films`."""
@@ -128,7 +128,7 @@ class ChatModel(Protocol):
     video_token: int | None
     """Stands in a prompt for one merge x merge group of the patches of two frames."""
     coordinates: Convention
-    """Those of the boxes that it speaks of."""
+    """The coordinates in which its answers give boxes."""
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER

@@ -18,8 +18,8 @@ from predictors.serving.accounts import Account
 from predictors.serving.turns import SlotHolders
 
 LEFT_PAGES = 2
-"""Free pages per running sequence before a preempted one gets its own back: it would soon have to
-give them up again. One is too few, more gain nothing (`benchmarks.paging`)."""
+"""Pages per running sequence that must be free before a preempted one gets its pages back: with
+fewer it would soon have to give them up again. More gain nothing (`benchmarks.paging`)."""
 
 
 class Paging:
@@ -48,7 +48,7 @@ class Paging:
         self._metrics = metrics
         self._may_preempt = may_preempt
         self._waiting: dict[Sequence, None] = {}  # without pages, as an ordered set
-        self._grown: dict[Sequence, None] = {}  # their tables on the device are out of date
+        self._grown: dict[Sequence, None] = {}  # page tables on the device are out of date
 
     def describe(self) -> dict[str, int]:
         """Pages, and sequences that wait for some, for operators. Any thread."""
@@ -59,7 +59,7 @@ class Paging:
             "preempted": len(self._waiting),
         }
 
-    # -- coming and leaving ----------------------------------------------------------------------
+    # -- admission and release -------------------------------------------------------------------
     def admit(self, sequence: Sequence) -> bool:
         """Give a new sequence its first pages, or return False and change nothing. While preempted
         ones wait, only a caller with less than its share gets any."""
@@ -70,8 +70,8 @@ class Paging:
         answer = work.max_tokens
         if self._may_preempt:
             answer = min(answer, max(1, math.ceil(work.expected_tokens)))
-        sequence.to_read = sequence.total
-        return self._reserve(sequence, sequence.total + answer, keep)
+        sequence.to_prefill = sequence.num_prompt_tokens
+        return self._reserve(sequence, sequence.num_prompt_tokens + answer, keep)
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages of a sequence that has left."""
@@ -81,37 +81,38 @@ class Paging:
         self._metrics.set_usage(self.pool.usage)
 
     # -- steps -----------------------------------------------------------------------------------
-    def provide(self, short: Iterable[Sequence]) -> None:
-        """Give pages for the next token to sequences that have none for it, in order of admission,
-        as far as others need not give up more than they must."""
+    def provide(self, out_of_pages: Iterable[Sequence]) -> None:
+        """Give pages to sequences that have no place for their next token, in order of admission.
+        One that gets none waits."""
         oldest = next(iter(self._sequences.values()))
-        for sequence in short:
+        for sequence in out_of_pages:
             if sequence.pages:
                 self._grow(sequence, oldest)
-            elif sequence.launched == len(sequence.answer):  # none of its tokens is in flight
+            elif sequence.num_launched == len(sequence.answer):  # none of its tokens is in flight
                 self._restore(sequence, oldest)
         self._metrics.set_usage(self.pool.usage)
 
     def put_tables(self, put: Callable[[list[Sequence]], None]) -> None:
-        """Call `put` with the sequences whose tables have grown, if there are any."""
+        """Call `put` with the sequences that have more pages than their page tables on the device
+        say, if there are any."""
         if self._grown:
             put(list(self._grown))
             self._grown.clear()  # last: a step that raises is repeated
 
     def _grow(self, sequence: Sequence, oldest: Sequence) -> None:
-        """Add a page, of a preempted sequence if need be."""
+        """Add a page; where none is free, preempt another sequence for it."""
         job, pool = sequence.job, self.pool
         keep = 0 if sequence is oldest else self._keep(job.account)
         while not pool.grow(job, keep):
             if not self._preempt_for(sequence, oldest):
                 return
-        sequence.hold(pool.owned(job), pool.page_tokens)
+        sequence.set_pages(pool.owned(job), pool.page_tokens)
         self._grown[sequence] = None
 
     def _restore(self, sequence: Sequence, oldest: Sequence) -> None:
-        """Give a preempted sequence pages for all that it had, if a few are left for each of the
-        others; the oldest gets them in any case."""
-        wanted = sequence.total + max(1, sequence.launched)
+        """Give a preempted sequence pages for its prompt and answer, if `LEFT_PAGES` are left for
+        each of the others. The oldest sequence gets them in any case."""
+        wanted = sequence.num_prompt_tokens + max(1, sequence.num_launched)
         keep = 0
         if sequence is not oldest:
             keep = self._keep(sequence.job.account)
@@ -120,7 +121,7 @@ class Paging:
         while not self._reserve(sequence, wanted, keep):
             if sequence is not oldest or not self._preempt_for(sequence, oldest):
                 return
-        sequence.read_again()
+        sequence.restart_prefill()
         del self._waiting[sequence]
 
     def _reserve(self, sequence: Sequence, num_tokens: int, keep: int) -> bool:
@@ -128,21 +129,21 @@ class Paging:
         pages = pool.reserve(sequence.job, num_tokens, sequence.names, keep)
         if pages is None:
             return False
-        sequence.hold(pages, pool.page_tokens)
+        sequence.set_pages(pages, pool.page_tokens)
         self._metrics.set_usage(pool.usage)
         return True
 
     def _keep(self, account: Account) -> int:
-        """Pages that a caller leaves free: some are kept for one who comes later, or has less than
-        others."""
+        """Pages that a caller must leave free: none if it has less than its share, else those that
+        are kept for such callers and for newcomers."""
         holders = self._holders
         is_below = holders.is_below_share(account, self._slots)
         return 0 if is_below and (holders.is_shared or not holders.held(account)) else self._kept
 
     # -- preemption ------------------------------------------------------------------------------
     def _preempt_for(self, sequence: Sequence, oldest: Sequence) -> bool:
-        """Have another sequence give its pages back. False if `sequence` is the one whose turn that
-        is, or there is no other: it waits then, and keeps what it has."""
+        """Preempt a sequence for the sake of `sequence`. False if `sequence` itself would be the
+        victim, or there is none: it then waits, and keeps its pages."""
         victim = self._victim(oldest)
         if victim is None or victim is sequence:
             return False
@@ -153,8 +154,8 @@ class Paging:
         return True
 
     def _victim(self, oldest: Sequence) -> Sequence | None:
-        """The youngest sequence of the caller who holds most pages for its weight. Never the oldest
-        of all, nor one that needs no step more."""
+        """The youngest sequence of the caller that holds most pages for its weight. Never the
+        oldest of all, nor one whose last token was launched."""
         held: dict[str, float] = {}
         youngest: dict[str, Sequence] = {}
         for sequence in self._sequences.values():
@@ -163,7 +164,7 @@ class Paging:
             account = sequence.job.account
             pages = len(sequence.pages) / account.weight
             held[account.name] = held.get(account.name, 0.0) + pages
-            if sequence is not oldest and not sequence.is_launched:
+            if sequence is not oldest and not sequence.is_fully_launched:
                 youngest[account.name] = sequence
         if not youngest:
             return None

@@ -17,12 +17,12 @@ from predictors.chat.work import ChatWork
 
 @dataclass(frozen=True, slots=True)
 class PassNeeds:
-    """Of the requests of one engine. Any thread."""
+    """Says which promised passes a request of one engine needs. Any thread."""
 
     chunk_widths: Sequence[int]
-    """All promised ones, ascending."""
+    """All promised widths of passes over prompts, ascending."""
     graph_of: Callable[[int], int | None]
-    """As `PictureRunner.graph_of`."""
+    """`PictureRunner.graph_of`."""
     is_fixed: bool
     """A prompt is read once, alone, from its first token on."""
 
@@ -47,4 +47,4 @@ class PassNeeds:
 
 
 NO_NEEDS = PassNeeds((), lambda num_patches: None, is_fixed=False)
-"""Of an engine that warms all before it is ready."""
+"""Needs of an engine that warms all passes before it is ready."""

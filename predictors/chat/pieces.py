@@ -19,7 +19,7 @@ TOOL_CALLS = "tool_calls"
 class TextPiece:
     text: str
     scores: tuple[TokenLogprob, ...] = ()
-    """Of the tokens that were read since the last piece."""
+    """Logprobs of the tokens that came since the last piece."""
 
 
 @dataclass(frozen=True, slots=True)

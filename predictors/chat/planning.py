@@ -1,10 +1,8 @@
-"""Plans the engine's steps: whose sequences decode, whose prompts are read, and who pays for it.
+"""Plans the engine's steps: which sequences decode, which prompts are read, which jobs are charged.
 
-With one caller all that can decode do, and prompts are read in order of admission; where jobs wait
-for slots and prompts share a pass, a few prompts wait for more. Beside others the rows of a step
-are dealt by callers' turns, as many as the first one's share of the device allows, and a caller's
-prompts wait while another decodes who has used less, until decoding has taken as long as the last
-pass over prompts did. Engine thread only.
+With one caller all sequences decode that can, and prompts are read in order of admission; where
+prompts share a pass and jobs wait for slots, a few prompts wait for more. With several, rows go to
+the callers that have used least, and prompts wait while a caller that has used less decodes.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from predictors.chat.limits import aligned
 from predictors.chat.paging import Paging
 from predictors.chat.request import TokenLogprob
 from predictors.chat.scheduling import (
-    GUEST_ROWS,
+    CHEAP_ROWS,
     PromptChunk,
-    PromptHold,
+    PromptWait,
     SequenceProgress,
     StepCosts,
     StepPlan,
@@ -36,36 +34,43 @@ from predictors.serving.accounts import Account
 from predictors.serving.turns import SlotHolders
 
 PICTURE_TOKENS = 512
-"""Most tokens of new pictures in one packed step, unless the first picture has more. Small pictures
-share a pass this way."""
+"""Most tokens of new pictures in one packed step, unless the first picture has more: several small
+pictures share a step."""
 PICTURE_WEIGHT = 2
-"""Encoding a picture's token takes about as long as reading so many tokens."""
-PACKED_HOLD_STEPS = 8
-"""Least steps between passes over prompts that may wait. Where prompts share a pass, one over eight
-of them takes about as long as one over the first."""
+"""Prompt tokens that take about as long to read as one token of a picture to encode."""
+PACKED_WAIT_STEPS = 8
+"""Least steps between packed passes over prompts that may wait. A pass over eight prompts takes
+about as long as over one."""
 ROUNDING_S = 1e-9
 BUSY = 0.75
-"""Share of a step's rows that decode while a caller's prompts wait for more of them."""
+"""Least share of the slots that decode while a caller's prompts wait for more prompts."""
 
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """The sequences that get a token, first those that decode, the prompt chunks read, and the
-    tokens' host copy."""
+    """A step on the device, whose tokens are on their way to the host."""
 
     chunks: list[PromptChunk[Sequence]]
+    """The parts of prompts that it reads."""
     sequences: list[Sequence]
+    """The sequences that get a token: first those that decode, then those whose prompt ends."""
     num_rows: int
-    """Sequences that decode."""
+    """How many of `sequences` decode."""
     copy: HostCopy
+    """The tokens, one per sequence."""
     started_at: float
     """Seconds of `time.perf_counter`."""
     scores: Mapping[Sequence, RowScores] = field(default_factory=dict)
-    """Of sequences that asked for logprobs: on their way to the host, ahead of the tokens."""
+    """Scores of the sequences that asked for logprobs. They reach the host before the tokens."""
     constrained: abc.Sequence[Sequence] = ()
-    """Those under a grammar."""
+    """The sequences under a grammar."""
     _tokens: list[int] | None = None
-    _is_taken: bool = False
+    _has_advanced: bool = False
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True if all of its sequences were evicted: its tokens need not be read."""
+        return bool(self.sequences) and all(each.is_evicted for each in self.sequences)
 
     def read(self) -> list[int]:
         """The tokens, one per sequence. The first call waits for them."""
@@ -73,14 +78,14 @@ class LaunchedStep:
             self._tokens = self.copy.result().tolist()
         return self._tokens
 
-    def take(self) -> None:
-        """Have grammars take the tokens that `read` gives, once."""
-        if not self.constrained or self._is_taken:
+    def advance_grammars(self) -> None:
+        """Give the tokens of `read` to the sequences' grammars. Later calls do nothing."""
+        if not self.constrained or self._has_advanced:
             return
         tokens = dict(zip(self.sequences, self.read(), strict=True))
-        self._is_taken = True
+        self._has_advanced = True
         for sequence in self.constrained:
-            if sequence.constraint is not None and not sequence.is_gone:
+            if sequence.constraint is not None and not sequence.is_evicted:
                 sequence.constraint.take(len(sequence.answer), tokens[sequence])
 
     def read_scores(self) -> dict[Sequence, TokenLogprob]:
@@ -96,7 +101,7 @@ class LaunchedStep:
 
 @dataclass(slots=True)
 class StepPlanner:
-    """The turns of one engine's callers. `slots` sequences decode in a step at most."""
+    """Plans an engine's steps, in which at most `slots` sequences decode. Engine thread only."""
 
     slots: int
     pictures: PictureCache
@@ -104,15 +109,17 @@ class StepPlanner:
     costs: StepCosts = field(default_factory=StepCosts)
     _budget: StepBudget | None = None
     _bound: PassBound | None = None
-    """Of the step that is planned."""
-    _hold: PromptHold = field(default_factory=PromptHold)
+    """Bound on the prompts of the step that is being planned."""
+    _wait: PromptWait = field(default_factory=PromptWait)
     _least_steps: int = 0
     _done_at: float = 0.0
+    """When the last step was charged, in seconds of `time.perf_counter`."""
     _number: int = 0
+    """Launched steps so far."""
 
-    def keep_to(self, budget: StepBudget | None) -> None:
-        """Plan packed steps within `budget` from now on, and learn costs from its times. None: no
-        bound, and costs are learned from nothing. Between steps."""
+    def set_budget(self, budget: StepBudget | None) -> None:
+        """Plan packed steps within `budget` from now on, and start the costs from its times. None:
+        no bound, and costs start from nothing. Between steps."""
         self._budget = budget
         self.costs = StepCosts(None if budget is None else budget.times)
 
@@ -130,44 +137,44 @@ class StepPlanner:
     ) -> StepPlan[Sequence]:
         """The next step of `sequences`, given in order of admission. Those that need pages get
         them, or wait."""
-        self._least_steps = PACKED_HOLD_STEPS if is_packed else 0
-        decoding, reading, short = _sorted(sequences)
-        if short:
-            paging.provide(short)
-            decoding, reading, _ = _sorted(sequences)
+        self._least_steps = PACKED_WAIT_STEPS if is_packed else 0
+        decoding, reading, out_of_pages = _by_phase(sequences)
+        if out_of_pages:
+            paging.provide(out_of_pages)
+            decoding, reading, _ = _by_phase(sequences)
         ranks = self.holders.ranks() if self.holders.is_shared else {}
         if (num_rows := self._num_rows(decoding, ranks)) < len(decoding):
-            decoding = self._dealt(decoding, num_rows)
+            decoding = self._choose_rows(decoding, num_rows)
         self._bound = None
         if self._budget is not None and is_packed and decoding:
             self._bound = self._budget.beside(len(decoding))
-        guests: list[Sequence] = []
+        others: list[Sequence] = []
         share = 1.0
         if reading and ranks:
-            reading, guests, share = self._in_turn(reading, decoding, ranks)
+            reading, others, share = self._prompts_in_turn(reading, decoding, ranks)
         elif reading and self._may_wait(reading, decoding):
             reading = []
         if not reading:
             return StepPlan(tuple(decoding), ())
-        for sequence in (*reading, *guests):
+        for sequence in (*reading, *others):
             if not sequence.is_begun and sequence.names:
                 _reuse_prefix(sequence, paging.pool)
-        found = [self._progress(sequence) for sequence in reading]
-        more = [self._progress(sequence) for sequence in guests]
+        first = [self._progress(sequence) for sequence in reading]
+        more = [self._progress(sequence) for sequence in others]
         if is_packed:
-            prompts = plan_packed(found, widths, PICTURE_TOKENS, more, share, self._bound)
+            prompts = plan_packed(first, widths, PICTURE_TOKENS, more, share, self._bound)
         else:
-            prompts = plan_single(found, widths, more, share)
+            prompts = plan_single(first, widths, more, share)
         return StepPlan(tuple(decoding), prompts.prefill)
 
     def _progress(self, sequence: Sequence) -> SequenceProgress[Sequence]:
         new = self.pictures.missing(sequence)
-        return SequenceProgress(sequence, sequence.done, sequence.to_read, new)
+        return SequenceProgress(sequence, sequence.num_prefilled, sequence.to_prefill, new)
 
     # -- turns -----------------------------------------------------------------------------------
     def _num_rows(self, decoding: abc.Sequence[Sequence], ranks: abc.Mapping[str, int]) -> int:
-        """Rows of the next step. Beside others the step takes no longer than the rows of the caller
-        whose turn it is would alone on its share of the device."""
+        """Rows of the next step. With several callers (`ranks`) it takes no longer than the rows of
+        the first caller alone would on its share of the device."""
         most = min(len(decoding), self.slots)
         if not most or not ranks:
             return most
@@ -179,9 +186,9 @@ class StepPlanner:
             most -= 1
         return most
 
-    def _dealt(self, decoding: abc.Sequence[Sequence], num_rows: int) -> list[Sequence]:
-        """So many of these: rows go to the callers who have used least, and each caller's sequences
-        take turns."""
+    def _choose_rows(self, decoding: abc.Sequence[Sequence], num_rows: int) -> list[Sequence]:
+        """`num_rows` of the sequences: rows go to the callers that have used least, and each
+        caller's sequences take turns."""
         by_caller: dict[str, list[Sequence]] = {}
         for sequence in decoding:
             by_caller.setdefault(sequence.job.account.name, []).append(sequence)
@@ -190,24 +197,24 @@ class StepPlanner:
         places = self.holders.deal(wanted, num_rows, row_s)
         chosen: set[Sequence] = set()
         for name, line in by_caller.items():
-            chosen.update(sorted(line, key=_last_row)[: places[name]])
+            chosen.update(sorted(line, key=_last_decode_step)[: places[name]])
         return [sequence for sequence in decoding if sequence in chosen]
 
-    def _in_turn(
+    def _prompts_in_turn(
         self,
         reading: abc.Sequence[Sequence],
         decoding: abc.Sequence[Sequence],
         ranks: abc.Mapping[str, int],
     ) -> tuple[list[Sequence], list[Sequence], float]:
-        """The prompts to read, those that may be read beside them, and the share of the device of
-        the caller whose prompts come first. No prompts while their callers must wait."""
+        """The prompts to read, the prompts of other callers that may be read beside them, and the
+        first caller's share of the device. Empty lists while prompts must wait."""
         by_turn = sorted(reading, key=lambda s: ranks[s.job.account.name])
         account: Account = by_turn[0].job.account
         own = [s for s in by_turn if s.job.account.name == account.name]
         rank = ranks[account.name]
         if any(ranks[s.job.account.name] < rank for s in decoding):
-            is_over = self._hold.is_over or (
-                self._bound is not None and self._hold.has_decoded and self._fills_pass(own)
+            is_over = self._wait.is_over or (
+                self._bound is not None and self._wait.has_decoded and self._fills_pass(own)
             )
             return (by_turn if is_over else []), [], 1.0
         if self._may_wait(own, decoding):
@@ -215,44 +222,44 @@ class StepPlanner:
         return own, by_turn[len(own) :], self.holders.share(account)
 
     def _may_wait(self, prompts: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]) -> bool:
-        """True if a caller whose jobs wait for slots gains by reading its prompts together: most
-        rows decode meanwhile, and the prompts are few."""
-        if self._hold.is_over or not self._least_steps or not prompts[0].job.account.waiting:
+        """True if a caller's prompts should wait for more of them: it has jobs that wait for slots,
+        most slots decode meanwhile, and the prompts do not fill a pass."""
+        if self._wait.is_over or not self._least_steps or not prompts[0].job.account.waiting:
             return False
         is_busy = len(decoding) >= BUSY * self.slots
         return is_busy and not self._fills_pass(prompts)
 
     def _fills_pass(self, prompts: abc.Iterable[Sequence]) -> bool:
-        """True if these prompts gain nothing by waiting for more: a pass over them has all the rows
-        that cost little, or goes on with one that a bound cut."""
-        bound, left = self._bound, [s.to_read - s.done for s in prompts]
+        """True if these prompts gain nothing by waiting for more: they have as many rows as cost
+        little, or one of them was cut by a bound and goes on."""
+        bound, left = self._bound, [s.to_prefill - s.num_prefilled for s in prompts]
         if bound is None:
-            return sum(left) >= GUEST_ROWS
-        return any(s.is_begun for s in prompts) or sum(left) >= min(GUEST_ROWS, bound.rows())
+            return sum(left) >= CHEAP_ROWS
+        return any(s.is_begun for s in prompts) or sum(left) >= min(CHEAP_ROWS, bound.rows())
 
-    # -- what a step took ------------------------------------------------------------------------
-    def launched(self, step: LaunchedStep) -> None:
-        """The step is on the device: its sequences have had their turn."""
+    # -- charging steps --------------------------------------------------------------------------
+    def note_launched(self, step: LaunchedStep) -> None:
+        """Note a launched step: its sequences have had their turn, and further prompts wait."""
         self._number += 1
         for sequence in step.sequences[: step.num_rows]:
-            sequence.last_row = self._number
+            sequence.last_decode_step = self._number
         if step.num_rows:
-            self._hold.decoded(self.costs.decode_s(step.num_rows))
+            self._wait.note_decoding(self.costs.decode_s(step.num_rows))
         if step.chunks:
             share = self.holders.share(step.chunks[0].key.job.account)
             tokens = sum(chunk.length for chunk in step.chunks)
             _, prompt_s = self.costs.expected(0, self._units(step.chunks, tokens))
-            self._hold.read(prompt_s * (1 - share) / share, self._least_steps)
+            self._wait.start(prompt_s * (1 - share) / share, self._least_steps)
 
-    def skip_to(self, now: float) -> None:
-        """The engine did other work until `now`, of `time.perf_counter`: no caller is charged."""
+    def skip_until(self, now: float) -> None:
+        """The engine did other work until `now` (`time.perf_counter`): charge it to no job."""
         self._done_at = now
 
-    def finished(self, step: LaunchedStep, now: float) -> None:
-        """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""
+    def charge_finished(self, step: LaunchedStep, now: float) -> None:
+        """Charge the seconds of a step whose tokens were read at `now` (`time.perf_counter`)."""
         holders, seconds = self.holders, now - max(self._done_at, step.started_at)
         self._done_at = now
-        weights = [chunk.length + PICTURE_WEIGHT * chunk.new for chunk in step.chunks]
+        weights = [chunk.length + PICTURE_WEIGHT * chunk.picture_tokens for chunk in step.chunks]
         tokens = sum(weights)
         units = self._units(step.chunks, tokens)
         decode_s, prompt_s = self.costs.split(step.num_rows, units, seconds)
@@ -265,37 +272,39 @@ class StepPlanner:
         holders.end_step(seconds)
 
     def _units(self, chunks: abc.Sequence[PromptChunk[Sequence]], tokens: int) -> float:
-        """Units of a step's prompts for `StepCosts`: these tokens, or their measured seconds."""
+        """The prompts of a step in units of `StepCosts`: `tokens`, or with a budget their measured
+        seconds."""
         if self._budget is None or not chunks:
             return tokens
         rows = sum(aligned(chunk.length) for chunk in chunks)
-        return self._budget.prompt_s(rows, sum(chunk.new for chunk in chunks))
+        return self._budget.prompt_s(rows, sum(chunk.picture_tokens for chunk in chunks))
 
 
-def _sorted(
+def _by_phase(
     sequences: abc.Iterable[Sequence],
 ) -> tuple[list[Sequence], list[Sequence], list[Sequence]]:
-    """Those that decode, those that read, and those that need pages for their next token."""
+    """Sequences that decode, those whose prompts are read, and those without a page for their next
+    token. A sequence whose last token was launched is in none of them."""
     decoding: list[Sequence] = []
     reading: list[Sequence] = []
-    short: list[Sequence] = []
+    out_of_pages: list[Sequence] = []
     for sequence in sequences:
-        if sequence.done < sequence.to_read:
+        if sequence.num_prefilled < sequence.to_prefill:
             reading.append(sequence)
-        elif sequence.launched < sequence.room:
+        elif sequence.num_launched < sequence.answer_room:
             decoding.append(sequence)
-        elif not sequence.is_launched:
-            short.append(sequence)
-    return decoding, reading, short
+        elif not sequence.is_fully_launched:
+            out_of_pages.append(sequence)
+    return decoding, reading, out_of_pages
 
 
-def _last_row(sequence: Sequence) -> int:
-    return sequence.last_row
+def _last_decode_step(sequence: Sequence) -> int:
+    return sequence.last_decode_step
 
 
 def _reuse_prefix(sequence: Sequence, pool: PagePool) -> None:
-    """Skip the pages that other sequences have read, also since its admission. Repeating a step
-    does no harm: nothing of this prompt is launched."""
+    """Skip the pages of the prompt that other sequences have filled by now. May be repeated, since
+    nothing of this prompt is launched yet."""
     sequence.num_shared = pool.share(sequence.job, sequence.names, sequence.num_shared)
     sequence.pages = pool.owned(sequence.job)
-    sequence.done = sequence.num_shared * pool.page_tokens
+    sequence.num_prefilled = sequence.num_shared * pool.page_tokens

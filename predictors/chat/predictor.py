@@ -1,4 +1,7 @@
-"""Serves a chat model over V2 and OpenAI chat: connects codec, preparation, engine and reader."""
+"""The predictor of a chat model: one checkpoint behind every protocol.
+
+It connects codec, preparer, engine and reader; the order of a request is `base`'s.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +81,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             lambda: engine.max_context,
             on_device=placement.is_cuda,
             film_limits=settings.films,
+            lengths=engine.lengths,
         )
         if self._preparer.films is not None:
             self._preparer.check_films()
         self._rows = RowPreparation(self._preparer, settings.images, self.off_loop)
-        engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
         engine.conversations = partial(
@@ -93,7 +96,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._adapters = NamedAdapters(name, model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
-            *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
+            model.sampling,
+            precision,
+            settings.images.max_images,
+            self._preparer.pixels,
             model=name,
             mix=self._adapters.mix,
             logprobs=LogprobWriters(self._vocabulary),
@@ -132,12 +138,12 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     # -- adapters --------------------------------------------------------------------------------
     @property
     def adapter_names(self) -> Sequence[str]:
-        """Those that requests may use now. Any thread."""
+        """Names of the adapters that requests may use now. Any thread."""
         return self._adapters.names
 
     @property
     def loras(self) -> Sequence[AdapterSummary]:
-        """Descriptions of the same. Any thread."""
+        """Descriptions of the adapters that requests may use now. Any thread."""
         return self._adapters.summaries
 
     def add_lora(self, name: str, path: Path, root: Path | None = None) -> AdapterSummary:
@@ -189,7 +195,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._preparer.prepare(request)
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
-        """The same off the event loop; pictures are decoded one after the other by the workers."""
+        """`prepare` off the event loop. Workers, if there are any, decode the pictures one after
+        the other."""
         if self.workers is None:
             is_large = request.num_chars > INLINE_BYTES or request.has_large_format
             return await self.off_loop(self.prepare, request, is_large=is_large)
@@ -201,7 +208,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._codec.encode_v2(request, answers)
 
     def costs(self, requests: Sequence[ChatRequest]) -> Costs:
-        """Decode steps, about: of the answers as others like them were, and for the prompts."""
+        """About the decode steps that the answers will take, and the prompts' time in such
+        steps."""
         return {"": sum(self._preparer.cost(request) for request in requests)}
 
     def least_costs(self, requests: Sequence[ChatRequest]) -> Costs:
@@ -209,11 +217,14 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     def reader(self, work: ChatWork) -> AnswerReader | BoxReader:
         sizes, controls = self._preparer.sizes(work), work.controls
-        given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
+        vocabulary, observe = self._vocabulary, self._observe_detokenize
         if controls == NO_CONTROLS and work.text == USUAL_TEXT:
-            reader = AnswerReader(*given)
+            reader = AnswerReader(vocabulary, work.stop, observe, sizes, work.reuse)
         else:
-            reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+            reader = TrackedReader(
+                vocabulary, work.stop, observe, sizes, work.reuse,
+                options=work.text, min_tokens=controls.min_tokens,
+            )  # fmt: skip
         if work.coordinates is None:
             return reader
         return BoxReader(reader, self._vocabulary, self._preparer.convention, work.coordinates)

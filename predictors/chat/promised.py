@@ -1,6 +1,4 @@
-"""A pass that a chat model promises: one that is warmed before a request runs it, with its kind and
-width.
-"""
+"""`PromisedPass`: a pass of a chat model that is warmed before a request runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ class PassKind(Enum):
     TOWER = "vision"
     """A graph of the vision tower, by patches."""
     PROBE = "probe"
-    """A look at the vision tower, of no width: measures or checks it."""
+    """A run of the vision tower that measures or checks it; it has no width."""
     CHOICE = "choice"
     """A choice of tokens, by rows."""
     PROMPT = "prefill"

@@ -1,7 +1,7 @@
-"""A few conversations that go through the whole warm model before it is ready: from the template to
-the logits, with a look at what was made of them.
+"""Runs a few conversations through the whole warm model before it is ready, from the template to
+the logits, and checks the values that come out.
 
-No job is admitted and no series counts them. Engine thread; it waits for the device.
+No job is admitted and no metric counts them. Engine thread; it waits for the device.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Rehearsal:
         self._check_choice(logits)
 
     def _check_choice(self, logits: Tensor) -> None:
-        """Every sampler takes the one token that a mask allows, and scores it."""
+        """Raise `EngineFailed` if a sampler does not take the one token that a mask allows, or does
+        not score it."""
         chooser, vocab = self.runner.chooser, logits.shape[1]
         only = (int(logits[0].argmax()) + 1) % vocab
         masks = TokenMasks(chooser.masks(1), {0: 0})

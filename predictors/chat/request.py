@@ -67,9 +67,9 @@ class Message:
     role: str
     parts: tuple[str | Picture | Film, ...]
     calls: tuple[ToolCall, ...] = ()
-    """Of an assistant."""
+    """Calls of tools in an assistant's message."""
     call_id: str | None = None
-    """Of a tool: the call that it answers."""
+    """The call that a tool's message answers."""
     calls_at: tuple[int, ...] = ()
     """For each call the number of parts before it; empty where all calls stand behind all parts."""
 
@@ -87,7 +87,7 @@ class Sampling:
     presence_penalty: float = 0.0
     """Taken from the logits of tokens in the answer, as OpenAI does."""
     frequency_penalty: float = 0.0
-    """The same, times the number of times the token came."""
+    """Taken from the logits of tokens in the answer, once for each time that the token came."""
     min_p: float = 0.0
     """Least share of the likeliest token's probability that a token needs."""
 
@@ -158,7 +158,7 @@ class ChatRequest:
     raw_prompt: str | tuple[int, ...] | None = None
     """A text or token ids in place of `messages`, without a chat template."""
     coordinates: str | None = None
-    """Of the boxes beside the text; None for an answer without them."""
+    """Coordinates of the boxes beside the text; None for an answer without boxes."""
 
     @property
     def is_constrained(self) -> bool:

@@ -43,7 +43,7 @@ class OutputItems:
         self._logprobs = logprobs
         self._scores: list[bytes] = []  # of the open message, as JSON
         self.items: list[dict[str, Any]] = []
-        """Those that are complete, as the answer shows them."""
+        """The complete items, as the answer shows them."""
         self._texts: list[str] = []
         self._open: dict[str, Any] | None = None
         self._call = -1

@@ -1,5 +1,5 @@
-"""Requests on their way through worker processes, which decode their pictures and films, and pool
-threads, which cut these and assemble the prompt. Event loop.
+"""Prepares requests without blocking the event loop: worker processes decode pictures and films,
+pool threads cut these into patches and assemble the prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIGEST_INLINE_BYTES = 256 * 1024
 
 
 class RowPreparation:
-    """Prepares the requests of one model. `off_loop` is its predictor's."""
+    """Prepares the requests of one model. Event loop. `off_loop` is its predictor's."""
 
     def __init__(self, preparer: ChatPreparer, limits: ImageLimits, off_loop: OffLoop) -> None:
         self._preparer = preparer
@@ -50,13 +50,14 @@ class RowPreparation:
             num_bytes = decoding_bytes(picture.raw, self._limits.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
             async with self._decoded(workers, picture, num_bytes) as pixels:
-                decoded = (picture, digest, pixels)
                 if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, *decoded)
-                    cut_last = self._prepare_and_assemble
-                    return await self._off_loop(cut_last, *rest, is_large=is_large)
-                cut = self._preparer.prepare_pixels
-                prepared.append(await self._off_loop(cut, *decoded, is_large=is_large))
+                    prepare_last = partial(self._prepare_and_assemble, request, prepared)
+                    return await self._off_loop(
+                        prepare_last, picture, digest, pixels, is_large=is_large
+                    )
+                prepare = self._preparer.prepare_pixels
+                found = await self._off_loop(prepare, picture, digest, pixels, is_large=is_large)
+                prepared.append(found)
         films = [await self._film(film, request, workers) for film in request.films]
         assemble = self._preparer.assemble
         return await self._off_loop(assemble, request, prepared, films, is_large=is_large)
@@ -75,13 +76,17 @@ class RowPreparation:
     async def _decoded(
         self, workers: Workers, picture: Picture, num_bytes: int
     ) -> AsyncIterator[Pixels]:
-        """The picture's pixels. Their memory is held until the block ends, when they are cut."""
+        """The picture's pixels, decoded by a worker. Their memory is held until the block ends."""
         async with AsyncExitStack() as stack:
             with picture.named_in_errors():
                 await stack.enter_async_context(workers.memory(num_bytes))
-                limits, where = self._limits, (picture.where, picture.row)
                 pixels = await workers.run_within(
-                    DECODE_PICTURE, picture.raw, limits, *where, memory_bytes=num_bytes
+                    DECODE_PICTURE,
+                    picture.raw,
+                    self._limits,
+                    picture.where,
+                    picture.row,
+                    memory_bytes=num_bytes,
                 )
             yield pixels
 

@@ -36,7 +36,7 @@ class DecodeRows:
         return len(self.choices)
 
     def take(self, rows: Sequence[int]) -> DecodeRows:
-        """Those rows, in that order."""
+        """These rows, in this order."""
         adapters = [self.adapters[row] for row in rows] if self.adapters else ()
         return DecodeRows(self.ints[:, rows], self.choices.take(rows), adapters)
 
@@ -59,7 +59,7 @@ class PromptPart:
     adapters: SlotScales = ()
 
     def put_columns(self, columns: NDArray[np.int64], page_tokens: int) -> None:
-        """Write tokens, three axes of positions and places in the cache to `columns` (5, n)."""
+        """Write tokens, positions (three axes) and places in the cache to `columns` (5, n)."""
         columns[0] = self.tokens
         columns[1:4] = self.positions
         first, end = self.start // page_tokens, self.start + len(self.tokens)
@@ -72,8 +72,8 @@ class PromptPart:
 def warm_rows(
     width: int, slot: int, vocab: int, sampling: Sampling, adapters: SlotScales = ()
 ) -> DecodeRows:
-    """`width` rows of no request, all of the padding's `slot`: nothing is in its cache, and each
-    row has these `adapters`."""
+    """`width` rows of no request for warming, each in the padding's `slot`, whose cache is empty,
+    and with these `adapters`."""
     slots = [slot] * width
     choices = Choices.of([TokenChoice(slot, sampling, 0, 1) for slot in slots], vocab)
     return DecodeRows(np.array([slots, *[[0] * width] * 3]), choices, [adapters] * width)
@@ -82,14 +82,15 @@ def warm_rows(
 def warm_part(
     length: int, slot: int, num_pages: int, sampling: Sampling, adapters: SlotScales = ()
 ) -> PromptPart:
-    """A whole prompt of so many tokens that is of no request, on the padding's `slot` and page."""
+    """A whole prompt of so many tokens for warming, of no request, in the padding's `slot` and
+    page."""
     tokens, positions = np.zeros(length, np.int64), np.zeros((3, length), np.int64)
     choice = TokenChoice(slot, sampling, 0, 0)
     return PromptPart(slot, 0, tokens, positions, [SCRATCH_PAGE] * num_pages, (), choice, adapters)
 
 
 def choices_of(parts: Sequence[PromptPart], vocab: int) -> Choices:
-    """Of the prompts that end in these parts."""
+    """The choices of the first tokens after these parts: of those that end a prompt."""
     return Choices.of([part.choice for part in parts if part.choice is not None], vocab)
 
 

@@ -1,7 +1,7 @@
-"""Launches the decoder's passes: packs the rows of a step into tensors, picks the width, has tokens
-chosen, which stay on the device.
+"""Launches the decoder's passes: packs the rows of a step into tensors, picks the width and has
+tokens chosen, which stay on the device.
 
-Every pass has its width from a list that warming walks. On a GPU each width is one CUDA graph, and
+Every pass has one of the widths that were warmed. On a GPU each width is one CUDA graph, and
 several prompts share a pass; elsewhere a pass is a plain or compiled function of one prompt.
 """
 
@@ -123,14 +123,15 @@ class ChatRunner:
         return self.chooser.choose_controlled(logits, choices_of(parts, self.vocab), masks())
 
     def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
-        """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
+        """Logits (rows, vocab) of a pass over parts of prompts, those of parts with a choice
+        first."""
         if self._placement.is_cuda:
-            return self._read_packed(parts, width)
-        read = [self._read(part, width) for part in parts]
-        return torch.cat([x for x, p in zip(read, parts, strict=True) if p.choice] or read)
+            return self._prefill_packed(parts, width)
+        logits = [self._prefill_one(part, width) for part in parts]
+        return torch.cat([x for x, p in zip(logits, parts, strict=True) if p.choice] or logits)
 
-    def _read(self, part: PromptPart, width: int) -> Tensor:
-        """One part; logits (1, vocab) after its last token."""
+    def _prefill_one(self, part: PromptPart, width: int) -> Tensor:
+        """A pass over one part; logits (1, vocab) after its last token."""
         n, packed = len(part.tokens), np.zeros((5, width), np.int64)
         part.put_columns(packed[:, :n], self.limits.page_tokens)
         tokens, positions, places = torch.from_numpy(packed).split((1, 3, 1))
@@ -139,38 +140,41 @@ class ChatRunner:
         put_pictures([part], [0], embedded, deepstack)
         table = self._slots.tables[part.slot : part.slot + 1]
         span, last = torch.tensor([[part.start, n]]), torch.tensor([n - 1])
-        given = [embedded, positions, last, places[0], table, span]
+        inputs = [embedded, positions, last, places[0], table, span]
         run: Callable[..., Tensor] = self._prompt
         if part.adapters:
-            run, given = self._adapted_prompt, [*given, *self._plain_scales([part.adapters])]
-        return run(*given) if deepstack is None else run(*given, deepstack)
+            run, inputs = self._adapted_prompt, [*inputs, *self._plain_scales([part.adapters])]
+        return run(*inputs) if deepstack is None else run(*inputs, deepstack)
 
     def _deepstack(self, width: int) -> Tensor | None:
-        """Zeros (levels, width, hidden) for a pass's DeepStack features; None in models without."""
-        shape, kind = self._decoder.shape, self._placement
+        """Zeros (levels, width, hidden) for a pass's DeepStack features; None for a model without
+        DeepStack."""
+        shape, place = self._decoder.shape, self._placement
         if not shape.deepstack:
             return None
         size = (shape.deepstack, width, shape.hidden)
-        return torch.zeros(size, dtype=kind.dtype, device=kind.device)
+        return torch.zeros(size, dtype=place.dtype, device=place.device)
 
-    def _read_packed(self, parts: Sequence[PromptPart], width: int) -> Tensor:
-        """Logits (PACK_PROMPTS, vocab), those of parts with a choice first."""
+    def _prefill_packed(self, parts: Sequence[PromptPart], width: int) -> Tensor:
+        """One pass over all parts; logits (PACK_PROMPTS, vocab), those of parts with a choice
+        first."""
         size, padding = self.limits.page_tokens, self._slots.padding
         ints, firsts = pack_prompts(parts, width, size, padding)
         if not any(part.adapters for part in parts):
-            return self._launch_prompt(parts, firsts, self._captured["prefill", width], ints)
+            return self._replay_prefill(parts, firsts, self._captured["prefill", width], ints)
         run = self._captured["adapted prefill", width]
         weights = packed_weights(self._adapters, parts, firsts, width)
-        return self._launch_prompt(parts, firsts, run, ints, weights)
+        return self._replay_prefill(parts, firsts, run, ints, weights)
 
-    def _launch_prompt(
+    def _replay_prefill(
         self,
         parts: Sequence[PromptPart],
         firsts: Sequence[int],
         run: Captured[Tensor],
         *packed: Tensor,
     ) -> Tensor:
-        """`packed` are the pass's integers and, with adapters, their weights."""
+        """Write the inputs of a captured pass, and replay it. `packed` are the pass's integers and,
+        with adapters, their weights."""
         if not run.inputs:
             raise RuntimeError("the graphs were closed")
         embedded, placed, *rest = run.inputs
@@ -228,19 +232,20 @@ class ChatRunner:
         spans = torch.stack((lengths, is_row), dim=1)
         tokens = self._slots.newest_tokens(slots, indices)
         tables = self._slots.tables.index_select(0, slots)
-        given = (tokens, positions, places, tables, spans)
+        inputs = (tokens, positions, places, tables, spans)
         if adapters:
-            return self._adapted_decode(*given, *self._plain_scales(adapters))
-        return self._decode(*given)
+            return self._adapted_decode(*inputs, *self._plain_scales(adapters))
+        return self._decode(*inputs)
 
     def _decode_width(self, rows: DecodeRows) -> int:
         return next(width for width in self.decode_widths if width >= len(rows))
 
     def _plain_scales(self, adapters: Sequence[SlotScales]) -> tuple[Tensor, Tensor]:
-        """Of all rows, see `PlainChanges`. A compiled pass always has the same shapes."""
-        tables, kind = self._adapters, self._placement
-        least = tables.slots if kind.compile != "off" else 0
-        return plain_scales(tables, adapters, kind.dtype, least)
+        """The adapters' scales of all rows as `PlainChanges` takes them, in the same shapes at each
+        call of a compiled pass."""
+        tables, place = self._adapters, self._placement
+        least = tables.slots if place.compile != "off" else 0
+        return plain_scales(tables, adapters, place.dtype, least)
 
     @property
     def _adapters(self) -> AdapterTables:
@@ -251,12 +256,12 @@ class ChatRunner:
         return to_host_async(tokens)
 
     def mark(self) -> LaunchMark:
-        """The end of what was launched by now."""
+        """A mark behind all work that was launched so far."""
         return mark_launched(self._placement)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[PromisedPass]:
-        """Every promised pass, the largest first: they share one pool."""
+        """Every promised pass, the largest first, since their graphs share one memory pool."""
         prompts, steps = self.limits.chunk_widths[::-1], self.decode_widths[::-1]
         shapes = self.chooser.warm_shapes()
         kinds: tuple[SlotScales, ...] = ((),)
@@ -300,8 +305,8 @@ class ChatRunner:
     def _warm_prefill(self, width: int, adapters: SlotScales) -> None:
         n = min(width, self.limits.max_context)
         if self._placement.is_cuda:
-            hidden, kind = self._decoder.shape.hidden, self._placement
-            embedded = torch.zeros(width, hidden, dtype=kind.dtype, device=kind.device)
+            hidden, place = self._decoder.shape.hidden, self._placement
+            embedded = torch.zeros(width, hidden, dtype=place.dtype, device=place.device)
             ints = self._move(torch.zeros(num_prompt_ints(width), dtype=torch.int64))
             deepstack = self._deepstack(width)
             more = [] if deepstack is None else [deepstack]

@@ -22,14 +22,15 @@ MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
 WORD = 2**64
 NOT_FINITE = -1
-"""Stands in place of a token; no id, so that it can't be taken for one."""
+"""Stands in place of the token of a row that is not finite; it is no token's id."""
 NOISE_BITS = 23  # so that (n + 1/2) / 2^23 is exact in fp32 and never 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Of each row: penalties (rows, 1) fp32; `seen` (rows, vocab) bool marks tokens of prompt and
-    answer; `counts` (rows, vocab) fp32 is how often a token came in the answer."""
+    """The penalties of each row, (rows, 1) fp32, and the tokens that they are for: `seen` (rows,
+    vocab) bool marks those of prompt and answer; `counts` (rows, vocab) fp32 is how often each came
+    in the answer."""
 
     repetition: Tensor
     presence: Tensor
@@ -40,7 +41,8 @@ class Penalties:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Of each row, all (rows, 1): `temperature`, `top_p` fp32; `top_k`, `key` int64; `greedy` bool.
+    """How each row draws, all (rows, 1): `temperature`, `top_p` fp32; `top_k`, `key` int64;
+    `greedy` bool.
 
     `top_k` is the vocabulary's size when off. `key` comes from `noise_key`. `tokens` (1, vocab)
     int64 counts from 0; only `sample_all` reads it. `least` is the logarithm of min_p, -inf when
@@ -170,8 +172,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     "drawn": sample_all,
     "sampled": sample_filtered,
 }
-"""From the cheapest to the one that serves every request. A row's token is the same in each sampler
-that serves it; sorting the vocabulary costs as much as a decode step of one sequence."""
+"""Samplers from the cheapest to the one that serves every request. Each sampler that can serve a
+row gives it the same token; "sampled" sorts the vocabulary, which costs as much as a decode step of
+one sequence."""
 GREEDY = Sampling(temperature=0.0)
 ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
 """A request that each sampler is the cheapest for."""

@@ -1,7 +1,8 @@
-"""The prompts' part of a step, and what parts of steps cost. Pure arithmetic.
+"""Plans the passes over prompts in one step, and learns what decoding and prompts cost. Pure
+arithmetic.
 
-All sequences that are given and can decode do. Prompts are read in the order given, in chunks
-within a budget of tokens, so that a long prompt never stops the others for longer than one pass.
+Each given sequence that can decode does. Prompts are read in the order given, in chunks within a
+budget of tokens, so that a long prompt never stops the others for longer than one pass.
 """
 
 from __future__ import annotations
@@ -19,48 +20,56 @@ K = TypeVar("K", bound=Hashable)
 
 PACK_PROMPTS = 32
 """Most prompts in a packed pass."""
-GUEST_ROWS = 256
-"""Rows of a packed pass that take little longer than the first."""
+CHEAP_ROWS = 256
+"""Rows of a packed pass that together take little longer than one row."""
 LEARN = 0.1
-"""Weight of the newest step in what is learned of steps."""
+"""Weight of the newest step in the learned seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceProgress(Generic[K]):
-    """How far a sequence is: `done` of `total` prompt tokens are in the cache, or will be once the
-    launched work has run. `new` are the pictures that must be encoded first, in order: (index of
-    the first token that is not in the cache, tokens of the picture)."""
+    """How far the prefill of a sequence is: `done` of `total` tokens are in the cache, or will be
+    once the launched work has run."""
 
     key: K
     done: int
     total: int
-    new: tuple[tuple[int, int], ...] = ()
+    new_pictures: tuple[tuple[int, int], ...] = ()
+    """Pictures that must be encoded before their tokens are read, in order: (index of the picture's
+    first token that is not in the cache, number of its tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptChunk(Generic[K]):
+    """Tokens `start` .. `start + length` of a sequence's prompt."""
+
     key: K
     start: int
     length: int
-    new: int = 0
-    """Tokens of pictures that are encoded for it."""
+    picture_tokens: int = 0
+    """Tokens of the pictures that are encoded for it in this step."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPass(Generic[K]):
+    """A pass of `width` rows over chunks of one or several prompts."""
+
     width: int
     chunks: tuple[PromptChunk[K], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan(Generic[K]):
+    """The sequences that decode one token in a step, and its passes over prompts."""
+
     decode: tuple[K, ...]
     prefill: tuple[PromptPass[K], ...]
 
 
 # -- one prompt per pass -------------------------------------------------------------------------
 def next_chunk(sequence: SequenceProgress[K], widths: Sequence[int]) -> PromptPass[K]:
-    """A pass over a prompt's next chunk: least width that takes the rest, else the largest."""
+    """A pass over a prompt's next chunk, of the least width that takes the rest of the prompt, else
+    of the largest."""
     rest = sequence.total - sequence.done
     width = next((w for w in widths if w >= rest), widths[-1])
     return PromptPass(width, (_chunk(sequence, min(sequence.total, sequence.done + width)),))
@@ -69,23 +78,24 @@ def next_chunk(sequence: SequenceProgress[K], widths: Sequence[int]) -> PromptPa
 def plan_single(
     sequences: Sequence[SequenceProgress[K]],
     widths: Sequence[int],
-    guests: Sequence[SequenceProgress[K]] = (),
+    others: Sequence[SequenceProgress[K]] = (),
     share: float = 1.0,
 ) -> StepPlan[K]:
     """The next step of `sequences`, given in order.
 
     A prompt is cut by its own length alone, so that an answer does not depend on other requests.
-    Passes of different prompts share a step while their widths fit in the largest one. The first
-    always runs, so that no prompt waits forever. Prompts of other callers, `guests`, are added
-    while the step takes no longer than the first ones' alone would on a `share` of the device.
+    Passes of different prompts share a step while the sum of their widths is at most the largest
+    width. The first always runs, so that no prompt waits forever. Prompts of other callers
+    (`others`) are added while the step takes no longer than those of `sequences` alone would on a
+    `share` of the device.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
     passes: list[PromptPass[K]] = []
     used, most = 0, widths[-1]
-    for sequence in (*sequences, *guests):
+    for sequence in (*sequences, *others):
         if sequence.done == sequence.total:
             continue
-        if guests and sequence is guests[0]:
+        if others and sequence is others[0]:
             most = min(most, int(used / share))
         found = next_chunk(sequence, widths)
         if used + found.width > most:
@@ -100,7 +110,7 @@ def plan_packed(
     sequences: Sequence[SequenceProgress[K]],
     widths: Sequence[int],
     picture_tokens: int,
-    guests: Sequence[SequenceProgress[K]] = (),
+    others: Sequence[SequenceProgress[K]] = (),
     share: float = 1.0,
     bound: PassBound | None = None,
 ) -> StepPlan[K]:
@@ -108,39 +118,39 @@ def plan_packed(
     where a pass costs the same however few rows it has.
 
     The pass is filled in order until no rows are left; a prompt that does not fit is cut. One new
-    picture is encoded in a step, and more only while they have at most `picture_tokens` tokens in
-    all: a prompt is cut before a picture that has to wait. The first prompt always advances.
-    Prompts of other callers, `guests`, are added up to `GUEST_ROWS`, and beyond while the pass
-    takes no longer than the first ones alone would on a `share` of the device. A `bound` leaves
-    fewer rows and pictures, see `PassBound`.
+    picture is encoded in a step, and further ones only while all have at most `picture_tokens`
+    tokens together: a prompt is cut before a picture that has to wait. The first prompt always
+    advances. Prompts of other callers (`others`) are added up to `CHEAP_ROWS`, and beyond while the
+    pass takes no longer than those of `sequences` alone would on a `share` of the device. A `bound`
+    allows fewer rows and pictures.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
-    room = _PassRoom(widths[-1], picture_tokens, bound)
+    filling = _OpenPass(widths[-1], picture_tokens, bound)
     chunks: list[PromptChunk[K]] = []
-    for sequence in (*sequences, *guests):
-        if guests and sequence is guests[0]:
-            room.limit_to(max(GUEST_ROWS, int(room.used / share)))
-        if room.used >= room.rows or len(chunks) == PACK_PROMPTS:
+    for sequence in (*sequences, *others):
+        if others and sequence is others[0]:
+            filling.limit_to(max(CHEAP_ROWS, int(filling.used / share)))
+        if filling.used >= filling.rows or len(chunks) == PACK_PROMPTS:
             break
         if sequence.done == sequence.total:
             continue
-        end = room.take(sequence)
+        end = filling.take(sequence)
         if end > sequence.done:
             chunks.append(_chunk(sequence, end))
     if not chunks:
         return StepPlan(decode, ())
-    width = next(w for w in widths if w >= room.used)
+    width = next(w for w in widths if w >= filling.used)
     return StepPlan(decode, (PromptPass(width, tuple(chunks)),))
 
 
 def _chunk(sequence: SequenceProgress[K], end: int) -> PromptChunk[K]:
-    new = sum(tokens for start, tokens in sequence.new if start < end)
+    new = sum(tokens for start, tokens in sequence.new_pictures if start < end)
     return PromptChunk(sequence.key, sequence.done, end - sequence.done, new)
 
 
-class _PassRoom:
-    """The rows of a pass, those that are used, and the tokens left for new pictures in its step;
-    the first picture may take more."""
+class _OpenPass:
+    """A packed pass that is being filled: its rows, those that are used, and the tokens left for
+    new pictures. The first new picture may have more tokens than that."""
 
     def __init__(self, rows: int, picture_tokens: int, bound: PassBound | None) -> None:
         self._bound = bound
@@ -151,14 +161,14 @@ class _PassRoom:
         self.used = 0
 
     def limit_to(self, rows: int) -> None:
-        """No more rows than these from now on, and no more new pictures."""
+        """Allow no more rows than these from now on, and no more new pictures."""
         self.rows = min(self.rows, rows)
         self._tokens, self._is_fresh = 0, False
 
     def take(self, sequence: SequenceProgress[K]) -> int:
-        """The end of the sequence's chunk, whose rows and pictures are taken."""
+        """Take rows and pictures for the sequence's next chunk; returns the chunk's end."""
         first, end = sequence.done, sequence.total
-        for start, tokens in sequence.new:
+        for start, tokens in sequence.new_pictures:
             if start >= min(end, first + self.rows - self.used):
                 break
             if not self._encode(tokens, self.used + start - first):
@@ -169,7 +179,7 @@ class _PassRoom:
         return end
 
     def _encode(self, tokens: int, used: int) -> bool:
-        """Take a picture of so many tokens behind `used` rows, if it need not wait."""
+        """Take a picture of so many tokens that comes after `used` rows. False if it must wait."""
         if tokens > self._tokens and not self._is_fresh:
             return False
         if (bound := self._bound) is not None:
@@ -185,19 +195,19 @@ class _PassRoom:
 
 # -- costs ---------------------------------------------------------------------------------------
 class StepCosts:
-    """Learns the seconds of a step's decoding by its rows, and of prompts by units, and splits
-    steps by them. A unit is a token or, with measured `times` to start with, a measured second."""
+    """Learns the seconds of decoding by the number of rows, and of prompts by units, and splits the
+    seconds of a step by them. A unit is a token; with measured `times`, a measured second."""
 
     def __init__(self, times: PassTimes | None = None) -> None:
         self._decode_s: dict[int, float] = {} if times is None else dict(times.decode)  # by rows
-        self._unit_s = 0.0 if times is None else 1.0  # of a unit of prompts
+        self._unit_s = 0.0 if times is None else 1.0  # seconds of a unit of prompts
 
     def decode_s(self, num_rows: int) -> float:
-        """Seconds of a step's decoding with so many rows, on the line between the nearest numbers
-        of rows that were seen; 0 before the first."""
+        """Seconds of decoding so many rows, interpolated between numbers of rows that were seen; 0
+        before the first."""
         if not num_rows or not self._decode_s:
             return 0.0
-        return seconds_between(self._decode_s, num_rows)
+        return interpolated_seconds(self._decode_s, num_rows)
 
     def expected(self, num_rows: int, units: float) -> tuple[float, float]:
         """Seconds of decoding, and of reading so many units of prompts."""
@@ -222,9 +232,9 @@ class StepCosts:
         return seconds * part, seconds * (1 - part)
 
 
-def seconds_between(seconds: Mapping[int, float], size: int) -> float:
-    """On the line between the nearest sizes of `seconds`, which has one at least; outside of them
-    the nearest one's."""
+def interpolated_seconds(seconds: Mapping[int, float], size: int) -> float:
+    """The seconds of `size`, interpolated linearly between the nearest sizes of `seconds`, which is
+    not empty; those of the nearest size outside of them."""
     if size in seconds:
         return seconds[size]
     below = max((s for s in seconds if s < size), default=0)
@@ -235,10 +245,10 @@ def seconds_between(seconds: Mapping[int, float], size: int) -> float:
     return seconds[below] + part * (seconds[above] - seconds[below])
 
 
-class PromptHold:
-    """The wait of prompts that need not be read at once. Decoding gets as long as the last pass
-    over prompts took. Where prompts share a pass they wait for some more steps, so that more of
-    them share it."""
+class PromptWait:
+    """How long prompts that need not be read at once still wait. Decoding gets as many seconds as
+    the last pass over prompts took. Where prompts share a pass they also wait for some steps, so
+    that more of them share it."""
 
     def __init__(self) -> None:
         self._left_s = 0.0
@@ -253,14 +263,14 @@ class PromptHold:
         """True once decoding has had its seconds."""
         return self._left_s <= 0
 
-    def decoded(self, seconds: float) -> None:
-        """A step with so many seconds of decoding was launched."""
+    def note_decoding(self, seconds: float) -> None:
+        """Count a launched step with so many seconds of decoding."""
         self._left_s -= seconds
         self._left_steps -= 1
 
-    def read(self, seconds: float, least_steps: int) -> None:
-        """A pass over prompts was launched: the next ones wait for so many seconds of decoding, and
-        for `least_steps`."""
+    def start(self, seconds: float, least_steps: int) -> None:
+        """Begin a wait, after a launched pass over prompts: for so many seconds of decoding and
+        `least_steps` steps."""
         self._left_s, self._left_steps = seconds, least_steps
 
 

@@ -49,6 +49,23 @@ SERIES = metrics.ModelSeries(
 )
 
 
+def end_tokens_of(work: ChatWork, model_ends: frozenset[int]) -> frozenset[int]:
+    """The tokens that end the answer. A caller may ignore the model's end tokens, but not where a
+    grammar says that the answer is over."""
+    is_open = work.ignore_eos and work.grammar is None
+    ends = frozenset[int]() if is_open else model_ends
+    return ends | work.controls.stop_token_ids
+
+
+def constraint_of(work: ChatWork, ends: frozenset[int]) -> Constraint | None:
+    """A new state of the answer's grammar; None without one. `ends` are of `end_tokens_of`."""
+    if work.grammar is None:
+        return None
+    stops, least = work.controls.stop_token_ids, work.controls.min_tokens
+    ignored = ends - stops if work.ignore_eos else frozenset[int]()
+    return Constraint(work.grammar.matcher(), ends, ignored, least)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One admitted job and its growing answer. Changed on the engine thread, after the part of a
@@ -56,42 +73,41 @@ class Sequence:
 
     job: ChatJob
     slot: int
-    total: int
-    """Tokens of the prompt."""
+    num_prompt_tokens: int
     end_tokens: frozenset[int]
-    """Each of them ends its answer."""
+    """Each of them ends the answer."""
     names: tuple[bytes, ...] = ()
     """Names of the prompt's pages that may be shared, see `kv_cache.page_names`."""
     pages: tuple[int, ...] = ()
-    """Empty while it waits for pages."""
-    room: int = 0
-    """Tokens of the answer that these pages let it have, at most `max_tokens`."""
-    to_read: int = 0
+    """Pages of the KV cache, in order; empty while it waits for pages."""
+    answer_room: int = 0
+    """Tokens of the answer that fit into its pages, at most `max_tokens`."""
+    to_prefill: int = 0
     """Tokens to read before it decodes: the prompt, and after a preemption its answer so far."""
-    again: tuple[Tensor, Tensor] | None = None
+    prefill_again: tuple[Tensor, Tensor] | None = None
     """After a preemption: tokens and rotary positions of prompt and answer, as in `ChatWork`."""
     num_lost: int = 0
-    """Tokens that are read once more because of preemptions."""
+    """Tokens that left the cache in preemptions and have to be read again."""
     num_shared: int = 0
-    """How many of its first pages another sequence has filled."""
+    """Number of its first pages that another sequence has filled."""
     language_adapters: SlotScales = ()
     vision_adapters: SlotScales = ()
     is_begun: bool = False
-    """A part of what it reads was launched."""
-    done: int = 0
-    """Of the tokens to read: those in the cache, or that will be once the launched work has run."""
-    launched: int = 0
-    """Tokens of the answer that were launched."""
+    """True once a chunk of `to_prefill` was launched."""
+    num_prefilled: int = 0
+    """Tokens of `to_prefill` in the cache, or that will be once the launched work has run."""
+    num_launched: int = 0
+    """Tokens of the answer that were launched on the device."""
     answer: list[int] = field(default_factory=list)
-    """Tokens of the answer that were read."""
+    """Tokens of the answer that have reached the host."""
     is_plain: bool = True
     """Its tokens need no controls, no grammar and no logprobs."""
     constraint: Constraint | None = None
-    """Its way through its grammar."""
-    last_row: int = 0
+    """The state of its grammar; None without one."""
+    last_decode_step: int = 0
     """Number of the step in which it last decoded."""
-    is_gone: bool = False
-    """It was evicted: tokens in flight for it are dropped."""
+    is_evicted: bool = False
+    """Tokens in flight for an evicted sequence are dropped."""
     pictures: dict[int, EncodedPicture] = field(default_factory=dict)
     """Encoded pictures by their index in the prompt, until the prompt is read."""
     first_token_at: float = 0.0
@@ -102,58 +118,65 @@ class Sequence:
         return self.job.work
 
     @property
-    def is_launched(self) -> bool:
-        """All tokens it may ever have were launched."""
-        return self.launched >= self.job.work.max_tokens
+    def is_fully_launched(self) -> bool:
+        """True if `max_tokens` tokens of the answer were launched."""
+        return self.num_launched >= self.job.work.max_tokens
 
     def describe(self) -> dict[str, object]:
         """Its progress in tokens, and its pages, for operators. Any thread."""
         most, made = self.work.max_tokens, len(self.answer)
-        prompt = {"prompt_tokens": self.total, "prompt_done": min(self.done, self.total)}
+        prompt = {
+            "prompt_tokens": self.num_prompt_tokens,
+            "prompt_done": min(self.num_prefilled, self.num_prompt_tokens),
+        }
         pages = {"kv_pages": len(self.pages), "tokens_lost": self.num_lost}
         steps = {"steps_done": made, "steps_left": most - made}
         return {**steps, **prompt, **pages, "is_constrained": self.constraint is not None}
 
     # -- pages -----------------------------------------------------------------------------------
-    def hold(self, pages: tuple[int, ...], page_tokens: int) -> None:
-        """It has these pages now. The newest token of an answer is not in the cache yet."""
+    def set_pages(self, pages: tuple[int, ...], page_tokens: int) -> None:
+        """Give it these pages. The newest token of an answer is not in the cache yet, and needs no
+        place."""
         self.pages = pages
-        self.room = min(self.work.max_tokens, len(pages) * page_tokens - self.total + 1)
+        self.answer_room = min(
+            self.work.max_tokens, len(pages) * page_tokens - self.num_prompt_tokens + 1
+        )
 
     def lose_pages(self) -> int:
-        """It has no page any more; returns the tokens that were in them. It keeps its slot, and
-        what the device knows of it there."""
-        in_cache = self.done
-        if self.launched and in_cache == self.to_read:
-            in_cache = self.total + self.launched - 1
+        """Take its pages away; returns the number of tokens in them. It keeps its slot, and the
+        slot's state on the device."""
+        in_cache = self.num_prefilled
+        if self.num_launched and in_cache == self.to_prefill:
+            in_cache = self.num_prompt_tokens + self.num_launched - 1
         self.num_lost += in_cache
         self.pages = ()
-        self.room = self.to_read = self.done = self.num_shared = 0
+        self.answer_room = self.to_prefill = self.num_prefilled = self.num_shared = 0
         self.is_begun = False
         return in_cache
 
-    def read_again(self) -> None:
-        """Have it read its prompt, and its answer but for the newest token, which is on the device.
-        All its launched tokens must have been read."""
+    def restart_prefill(self) -> None:
+        """Have it read its prompt and its answer again, but for the newest token, which the slot
+        holds. All its launched tokens must have reached the host."""
         work, answer = self.work, self.answer[:-1]
-        self.to_read = self.total + len(answer)
-        self.again = None
+        self.to_prefill = self.num_prompt_tokens + len(answer)
+        self.prefill_again = None
         if answer:
             tokens = torch.tensor(answer, dtype=torch.int64)
             positions = torch.arange(len(answer)) + work.next_position
-            self.again = (
+            self.prefill_again = (
                 torch.cat((work.tokens, tokens)),
                 torch.cat((work.positions, positions.expand(3, -1)), dim=1),
             )
 
-    def part(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens (n,) and rotary positions (3, n) of a part of what it reads."""
-        tokens, positions = self.again or (self.job.work.tokens, self.job.work.positions)
+    def prefill_part(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens (n,) and rotary positions (3, n) of a part of `to_prefill`."""
+        tokens, positions = self.prefill_again or (self.job.work.tokens, self.job.work.positions)
         return tokens.numpy()[part], positions.numpy()[:, part]
 
     def next_choice(self) -> TokenChoice:
+        """How its next token is chosen."""
         work = self.job.work
-        return TokenChoice(self.slot, work.sampling, work.seed, self.launched, work.controls)
+        return TokenChoice(self.slot, work.sampling, work.seed, self.num_launched, work.controls)
 
 
 class ChatMetrics:
@@ -178,13 +201,14 @@ class ChatMetrics:
         self._stages = {s: metrics.stage_seconds.labels(model, s).observe for s in stages}
 
     def observe_tokens(self, earlier: Mapping[float, int], now: float) -> None:
-        """Tokens came at `now`: for each time of the token before them, so many."""
+        """Observe the tokens that came at `now`. `earlier`: times of the tokens before them, and
+        how many came after each."""
         for before, count in earlier.items():
             self._between(now - before, count)
         self._add_tokens(sum(earlier.values()))
 
     def observe_first(self, sequence: Sequence, now: float) -> None:
-        """Its first token came at `now`, seconds of its job's clock."""
+        """Observe a sequence's first token, which came at `now` in seconds of its job's clock."""
         job, work = sequence.job, sequence.work
         sequence.first_token_at = now
         self._add_tokens(1)
@@ -195,7 +219,7 @@ class ChatMetrics:
         self._prompt(work.num_prompt_tokens)
 
     def observe_preemption(self, num_tokens: int) -> None:
-        """A sequence gave back pages with so many tokens."""
+        """Count a sequence that gave back pages with so many tokens."""
         self._preemptions()
         self._preempted_tokens(num_tokens)
 
@@ -205,7 +229,7 @@ class ChatMetrics:
         self._answer(len(sequence.answer))
 
     def observe_stage(self, job: ChatJob, stage: str, seconds: float) -> None:
-        """Seconds of a stage of `job`; on a GPU `vision_encode` is its launch alone."""
+        """Record a stage of `job`. On a GPU `vision_encode` is the time of the launch alone."""
         job.add_stage(stage, seconds)
         self._stages[stage](seconds, job.exemplar)
 

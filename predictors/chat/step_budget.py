@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from predictors.chat.scheduling import seconds_between
+from predictors.chat.scheduling import interpolated_seconds
 
 ONE_READING = 1.25
-"""A pass that takes at most this many times the narrowest one's seconds costs about one reading of
-the weights, as that does."""
+"""A pass that takes at most so many times the seconds of the narrowest is taken to be bound by
+reading the weights once, as the narrowest is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class PassTimes:
     """Measured seconds of passes with little in the cache, by size in ascending order."""
 
     decode: Mapping[int, float]
-    """By rows."""
+    """Seconds of a decode step, by rows."""
     prompt: Mapping[int, float]
-    """By width."""
+    """Seconds of a pass over prompts, by width."""
     vision: Mapping[int, float]
-    """Of the vision tower, by the tokens of a picture."""
+    """Seconds of the vision tower, by the tokens of a picture."""
 
     @classmethod
     def of(
@@ -32,8 +32,8 @@ class PassTimes:
         prompt: Mapping[int, float],
         vision: Mapping[int, float],
     ) -> PassTimes:
-        """Of measurements in any order. A pass takes no longer than a wider one: where it did, the
-        machine was busy with other work."""
+        """Times from measurements in any order. A time above that of a wider pass is lowered to it:
+        the machine was busy with other work."""
         return cls(_ascending(decode), _ascending(prompt), _ascending(vision))
 
     def decode_s(self, rows: int) -> float:
@@ -51,15 +51,15 @@ class PassTimes:
 
     @property
     def free_rows(self) -> int:
-        """Width of the widest pass that costs about one reading of the weights."""
+        """Width of the widest pass that is bound by reading the weights once."""
         least_s = next(iter(self.prompt.values()))
         return max(w for w, s in self.prompt.items() if s <= ONE_READING * least_s)
 
 
 @dataclass(frozen=True, slots=True)
 class PassBound:
-    """The bound on a pass over prompts in one step: `most_s` seconds with its pictures' tower, or
-    what one reading of the weights costs if that is more."""
+    """The bound on a pass over prompts in one step: `most_s` seconds, the vision tower included,
+    but always the rows that are free (`PassTimes.free_rows`)."""
 
     times: PassTimes
     most_s: float
@@ -114,8 +114,8 @@ def _ascending(seconds: Mapping[int, float]) -> dict[int, float]:
 
 
 def _in_proportion(seconds: Mapping[int, float], size: int) -> float:
-    """As `seconds_between`, but in proportion above all sizes."""
-    return seconds_between(seconds, size) * max(1.0, size / max(seconds))
+    """As `interpolated_seconds`, but in proportion above all sizes."""
+    return interpolated_seconds(seconds, size) * max(1.0, size / max(seconds))
 
 
 def _in_ms(seconds: Mapping[int, float]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""The numbers of a decode step and of the choice after it, side by side in memory that graphs of a
-GPU read, so that one copy brings all of them.
+"""The numbers of a decode step and of the choices after it, side by side in the memory that a GPU's
+graphs read, so that one copy brings all of them.
 
-Each transfer is two operations of torch, and each of these lets go of the interpreter's lock, for
-which a busy event loop then lets the engine's thread wait.
+Each copy is two operations of torch. Each of these releases the interpreter's lock, and the engine
+thread may have to wait for a busy event loop to get it back.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from predictors.chat.rows import DecodeRows
 from predictors.compute.device.placement import Placement, staging_memory
 
 ROW_INTS = 4
-"""Of `DecodeRows.ints`."""
+"""Rows of `DecodeRows.ints`."""
 FLOAT_ROWS = 3
 """Rows of 64 bits that hold the choice's five rows of floats."""
 
 
 class StepInputs:
-    """Of each width: ints (5, width) int64 and floats (5, width) fp32 of a choice, as
-    `pack_choices` gives them, and ints (4, width) int64 of `DecodeRows`. Engine thread only."""
+    """Device memory for each width: ints (5, width) int64 and floats (5, width) fp32 of the
+    choices, as `pack_choices` gives them, and ints (4, width) int64 of `DecodeRows`. Engine thread
+    only."""
 
     def __init__(
         self, widths: Sequence[int], vocab: int, padding_slot: int, placement: Placement

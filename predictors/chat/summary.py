@@ -57,11 +57,11 @@ class ChatFolders:
     read_folder: Callable[[Path], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
     """The raw config, and its text and vision values with all defaults."""
     decoder_sizes: Callable[[Mapping[str, Any], Mapping[str, Any]], DecoderSizes]
-    """Those of the raw config and its text values."""
+    """Sizes of the decoder, from the raw config and its text values."""
     vision_tensors: Callable[[Mapping[str, Any]], Shapes]
-    """The vision tower's, by its values."""
+    """Shapes of the vision tower's tensors, from its values."""
     linears: Callable[[Mapping[str, Any]], Shapes]
-    """Those that adapters may change, by the raw config."""
+    """Shapes of the linears that adapters may change, from the raw config."""
 
     def summarise(self, folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
         """The content of a folder, and its memory on `card`. Raises `ServingError` with the start's

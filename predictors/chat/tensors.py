@@ -122,8 +122,9 @@ def block_linear_shapes(sizes: DecoderSizes) -> list[tuple[int, ...]]:
 
 
 def adaptable_linears(tensors: Shapes) -> Shapes:
-    """Of a checkpoint's tensors the linears that an adapter may change: name without `.weight` ->
-    stored shape. The patches' convolution is one of them; the embeddings and the head are not."""
+    """The linears among a checkpoint's tensors that an adapter may change: name without `.weight`
+    -> stored shape. The patches' convolution is one of them; the embeddings and the head are
+    not."""
     fixed = (EMBEDDING, HEAD, POSITIONS)
     return {
         name.removesuffix(".weight"): shape

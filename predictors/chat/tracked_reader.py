@@ -107,11 +107,12 @@ class TrackedReader(AnswerReader):
         self, chunk: ChatDelta, text: str, reason: str | None, known: tuple[TokenLogprob, ...]
     ) -> ChatDelta:
         sent, self._unsent = self._unsent, ()
-        counts = (chunk.prompt_tokens, chunk.completion_tokens)
+        prompt, made = chunk.prompt_tokens, chunk.completion_tokens
         if reason is not None:
-            cached = self._reuse.cached_tokens
-            given = (sent, *counts, text, reason, self._pictures, known, cached)
-            return LastDelta(*given, stop_text=self._stops.match)
+            return LastDelta(
+                sent, prompt, made, text, reason, self._pictures, known,
+                cached_tokens=self._reuse.cached_tokens, stop_text=self._stops.match,
+            )  # fmt: skip
         if known:
-            return ScoredDelta(sent, *counts, text, None, known)
-        return ChatDelta(sent, *counts, text)
+            return ScoredDelta(sent, prompt, made, text, None, known)
+        return ChatDelta(sent, prompt, made, text)

@@ -32,9 +32,9 @@ from predictors.serving.warm_plan import PlannedShape, WarmPlan
 ADVICE = "send a shorter or longer prompt, or a picture of another size"
 
 Unit = tuple[PassKind, int]
-"""The passes of one kind and width, which are warmed together."""
+"""Kind and width of passes that are warmed together."""
 Conversations = Sequence[tuple[str, ChatWork]]
-"""With their names."""
+"""Conversations with their names."""
 
 
 class DefaultPicture(NamedTuple):
@@ -53,14 +53,14 @@ class CompilationWatch:
     guard: RecompileGuard
 
     def seal(self) -> None:
-        """The engine is ready: count what comes later as a surprise."""
+        """The engine is ready: later compilations and captures are counted as unplanned."""
         self.graphs.seal()
         self.start.end()
         self.guard.seal()
 
     @contextmanager
     def planned(self) -> Iterator[None]:
-        """The block's compilations and captures are none. After `seal`."""
+        """Do not count the block's compilations and captures. After `seal`."""
         with self.guard.planned(), self.start.planned(), self.graphs.planned():
             yield
 
@@ -133,7 +133,7 @@ class PassWarming:
         self.on_warmed(time.perf_counter())
 
     def _passes(self) -> list[PromisedPass]:
-        """All, of each kind the largest first."""
+        """All promised passes, of each kind the largest first."""
         return [*self.rehearsal.pictures.warm_shapes(), *self._runner.warm_shapes()]
 
     def _run(self, each: PromisedPass) -> None:
@@ -155,9 +155,9 @@ class PassWarming:
         self.watch.seal()
 
     def _wanted(self, conversations: Conversations, picture: DefaultPicture) -> set[Unit]:
-        """The passes before ready."""
+        """Kinds and widths of the passes that are warmed before ready."""
         runner, needs = self._runner, self.needs
-        # other answers beside it must not change the width
+        # the width must not depend on other answers beside one
         steps = runner.decode_widths if self.is_deterministic else runner.decode_widths[:1]
         choices = {1, *steps, PACK_PROMPTS if runner.packs else 1}
         prompts = [work.num_prompt_tokens for _, work in conversations]
@@ -178,8 +178,8 @@ class PassWarming:
 
     # -- later -----------------------------------------------------------------------------------
     def _planned(self, left: Mapping[Unit, Sequence[PromisedPass]]) -> Iterator[PlannedShape]:
-        """The widest decode step first: without it a step takes as many passes as it has rows. Then
-        what requests need, and at last what makes them faster."""
+        """The passes of `left` in the order of warming: the widest decode step, without which a
+        step takes a pass per row, then what requests need, then what makes them faster."""
         steps = [unit for unit in left if unit[0] is PassKind.DECODE]
         needed = [unit for unit in left if self._is_needed(unit)]
         others = [unit for unit in left if unit not in needed and unit not in steps]
@@ -200,7 +200,8 @@ class PassWarming:
         return kind is PassKind.TOWER or (kind is PassKind.PROMPT and self.needs.is_fixed)
 
     def _warm_later(self, passes: Sequence[PromisedPass]) -> None:
-        """After ready: what it compiles and captures is planned. Raises `StickyDeviceError`."""
+        """Warm passes after ready: what they compile and capture counts as planned. Raises
+        `StickyDeviceError`."""
         before, is_warm = self._used(), False
         self._use({*before, *((each.kind, each.width) for each in passes)})
         try:
@@ -219,14 +220,15 @@ class PassWarming:
 
     # -- widths ----------------------------------------------------------------------------------
     def _used(self) -> set[Unit]:
-        """The widths that steps use."""
+        """Kinds and widths of the passes that steps use."""
         runner = self._runner
         lists = runner.chunk_widths, runner.decode_widths, runner.chooser.widths
         kinds = PassKind.PROMPT, PassKind.DECODE, PassKind.CHOICE
         return {(kind, w) for kind, ws in zip(kinds, lists, strict=True) for w in ws}
 
     def _use(self, units: Sequence[Unit] | set[Unit]) -> None:
-        """Have steps use these widths alone; a prompt whose cut is fixed is cut for all."""
+        """Have steps use these widths alone. Where prompts are cut alike at any time
+        (`PassNeeds.is_fixed`), the widths of passes over prompts stay all."""
         runner = self._runner
         prompts, runner.decode_widths, runner.chooser.widths = (
             tuple(sorted(width for kind, width in units if kind is wanted))
@@ -237,7 +239,7 @@ class PassWarming:
 
 
 def unit_name(unit: Unit) -> str:
-    """For the log, metadata and refusals."""
+    """The name of such passes in the log, metadata and refusals."""
     kind, width = unit
     if kind is PassKind.PROBE:
         return "vision"

@@ -43,9 +43,9 @@ class ChatWork:
     stop: tuple[str, ...]
     ignore_eos: bool
     expected_tokens: float = 0.0
-    """Of the answer, as others like it had; at most `max_tokens`."""
+    """Expected tokens of the answer, learned from others like it; at most `max_tokens`."""
     is_open: bool = False
-    """The request named no `max_tokens`."""
+    """True if the request named no `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
     coordinates: str | None = None
     films: tuple[FilmSize, ...] = ()
@@ -53,12 +53,12 @@ class ChatWork:
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
-    """The answer is a text of it."""
+    """The grammar that the answer must follow."""
     reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
 
     @property
     def is_plain(self) -> bool:
-        """Its tokens need no controls, no grammar and no logprobs."""
+        """True if its tokens need no controls, no grammar and no logprobs."""
         controls, min_p = self.controls, self.sampling.min_p
         is_usual = not controls.logit_bias and not controls.min_tokens and not min_p
         return is_usual and controls.logprobs is None and self.grammar is None
@@ -74,22 +74,22 @@ class ChatWork:
 
     @property
     def cost(self) -> float:
-        """Decode steps; that many tokens of a prompt take as long as one of them."""
+        """Expected time in decode steps, the prompt's included."""
         return self.cost_with(self.expected_tokens)
 
     @property
     def least_cost(self) -> float:
-        """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
-        they can't make this one late."""
+        """As `cost`, for the shortest answer: whatever lengths other answers have, this one is not
+        refused as late for them."""
         return self.cost_with(least_tokens(self, self.max_tokens, self.grammar is not None))
 
     def cost_with(self, answer_tokens: float, read_again: int = 0) -> float:
-        """The same for an answer of that many tokens, and `read_again` tokens of prompt and answer
-        that were read once more."""
+        """As `cost`, for an answer of that many tokens, and `read_again` tokens that preemptions
+        caused to be read again."""
         return answer_tokens + (self.num_prompt_tokens + read_again) / PROMPT_TOKENS_PER_STEP
 
 
 def least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
-    """Of an answer, which a grammar may end."""
+    """The fewest tokens that an answer may have: `max_tokens` if nothing can end it earlier."""
     may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
     return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens

@@ -48,6 +48,7 @@ class VerbFailed(Exception):
 
 def run_verb(arguments: argparse.Namespace) -> int:
     """Run `arguments.run`; returns the exit code. A failure is one line, and no traceback."""
+    logs.silence_grpc(arguments.environ)
     raise_interrupts()
     try:
         return int(arguments.run(arguments))

@@ -103,7 +103,7 @@ class ActiveAdapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that requests may name, in order."""
+        """The adapters that requests may name, in order."""
         with self._lock:
             return tuple(sorted(one.name for one in self._held.values() if _is_usable(one)))
 

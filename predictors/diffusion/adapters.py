@@ -20,7 +20,7 @@ class AdapterPlace(NamedTuple):
     stage: str
     """One of `STEP`, `PICTURE`, `PROMPT`."""
     linear: str
-    """The model's own name of it."""
+    """The model's own name of the linear."""
     part: int
     """Its number among the parts of the linear, which read the same input."""
     begin: int
@@ -43,14 +43,14 @@ class AppliedAdapters(NamedTuple):
     rows: tuple[int, ...] = ()
     """Their rank rows in the device tables."""
     scales: tuple[float, ...] = ()
-    """Of each rank row."""
+    """The scale of each rank row."""
     width: int = 0
     """Rank rows of a pass: unused ones are row 0. 0 if no linear of the step changes."""
     prompt: tuple[AppliedChange, ...] = ()
     picture: tuple[AppliedChange, ...] = ()
-    """Of linears outside of the step, by their stage."""
+    """`prompt` and `picture`: changes of the linears that run once per prompt or per picture."""
     prompt_key: tuple[tuple[str, float], ...] = ()
-    """Digest and scale of each that changes how a prompt is encoded."""
+    """Digest and scale of each adapter that changes how a prompt is encoded."""
 
 
 NO_ADAPTERS = AppliedAdapters()

@@ -39,7 +39,7 @@ class PictureAnswers:
     model: str
     limits: PictureLimits
     precision: str
-    """Of the base weights, as responses show it."""
+    """Precision of the base weights, as responses show it."""
     writer: PictureWriter
     checker: PictureChecker | None = None
     """None where pictures are sent unseen."""

@@ -17,7 +17,7 @@ from predictors.diffusion.request import (
     ImageRequest,
     LoraScale,
 )
-from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
+from predictors.diffusion.sent_pictures import SentRow, SentSource, with_blank_source
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.edits_body import EditsBody
@@ -42,7 +42,7 @@ PICTURE_TYPES = (
 )
 """Inputs of a model that edits."""
 PICTURE_INPUTS = frozenset(str(tensor["name"]) for tensor in PICTURE_TYPES)
-IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
+IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read before the codec
 ROW_FIELDS = {"prompt", "negative_prompt", "seed", "image", "mask"}
 """May differ by row; all others are shared."""
 
@@ -52,7 +52,7 @@ class ImageCodec(PictureAnswers):
     """Both wire formats of one model. Immutable; any thread."""
 
     adapters: KnownAdapters = field(default_factory=KnownAdapters)
-    """Those that requests may name; they come and go."""
+    """The adapters that requests may name at the moment."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
@@ -60,9 +60,9 @@ class ImageCodec(PictureAnswers):
         several is at fault. For a request without pictures."""
         return self.requests([row.parameters for row in self.read_v2(request)])
 
-    def read_v2(self, request: V2Request) -> list[AskedRow]:
-        """The rows with their pictures as they were sent. Of a row with a picture everything but
-        its size is checked."""
+    def read_v2(self, request: V2Request) -> list[SentRow]:
+        """The rows with their pictures as they were sent. Everything is checked but the sizes of
+        pictures."""
         inputs = InputTensors(request.inputs)
         prompts = inputs.read_text("prompt")
         negatives = inputs.read_optional_text("negative_prompt")
@@ -71,14 +71,14 @@ class ImageCodec(PictureAnswers):
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        images, masks = _shared(images, len(prompts)), _shared(masks, len(prompts))
+        images, masks = _file_per_row(images, len(prompts)), _file_per_row(masks, len(prompts))
         num_rows = count_rows(
             prompt=prompts, negative_prompt=negatives, seed=seeds, image=images, mask=masks
         )
         sources = _sources(images, masks, num_rows)
         common, seed = _read_parameters(request.parameters)
         common["loras"] = self._loras(common["loras"], request.adapters)
-        _check_watched(request, common, num_rows)
+        _check_previews(request, common, num_rows)
         rows = [
             ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
@@ -89,20 +89,20 @@ class ImageCodec(PictureAnswers):
             )
         ]
         if any(row.negative_prompt is not None for row in rows):
-            # the scale is for rows that have a negative prompt; without one a row opts out
+            # the shared scale is for rows with a negative prompt: the others take no guidance
             rows = [x if x.negative_prompt else replace(x, true_cfg_scale=None) for x in rows]
-        asked = [AskedRow(row, sent) for row, sent in zip(rows, sources, strict=True)]
+        sent_rows = [SentRow(row, sent) for row, sent in zip(rows, sources, strict=True)]
         if images is not None:
-            self.requests([with_blank_source(self.limits, row) for row in asked])
-        return asked
+            self.requests([with_blank_source(self.limits, row) for row in sent_rows])
+        return sent_rows
 
     def requests(self, rows: Sequence[ImageParameters]) -> list[ImageRequest]:
-        """Rows with defaults filled in and checked; raises as `decode_v2`."""
-        return [self._row(asked, row, len(rows)) for row, asked in enumerate(rows)]
+        """The requests of rows, with defaults filled in and checked; raises as `decode_v2`."""
+        return [self._resolve(each, row, len(rows)) for row, each in enumerate(rows)]
 
-    def _row(self, asked: ImageParameters, row: int, num_rows: int) -> ImageRequest:
+    def _resolve(self, parameters: ImageParameters, row: int, num_rows: int) -> ImageRequest:
         try:
-            return self.limits.request(asked)
+            return self.limits.resolve(parameters)
         except InvalidRequest as error:
             if num_rows > 1 and error.param in ROW_FIELDS:
                 raise type(error)(error.message, param=error.param, row=row) from error
@@ -113,11 +113,11 @@ class ImageCodec(PictureAnswers):
         self, body: ImagesBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ImageRequest]:
         """One request per picture."""
-        return [self.limits.request(asked) for asked in self._asked(body, adapters)]
+        return [self.limits.resolve(each) for each in self._image_parameters(body, adapters)]
 
-    def read_edits(self, body: EditsBody, adapters: AdapterAccess = ANY_ADAPTER) -> list[AskedRow]:
-        """One row per picture that is drawn; all share the picture that was sent. Everything but
-        its size is checked."""
+    def read_edits(self, body: EditsBody, adapters: AdapterAccess = ANY_ADAPTER) -> list[SentRow]:
+        """One row per picture to draw; all share the picture that was sent. Everything is checked
+        but its size."""
         image, mask = body.images[0], body.mask
         if len(body.images) > 1:
             name = image.where.partition("[")[0]
@@ -130,13 +130,13 @@ class ImageCodec(PictureAnswers):
             "mask" if mask is None else mask.where,
         )
         rows = [
-            AskedRow(replace(asked, strength=body.strength), sent)
-            for asked in self._asked(body, adapters)
+            SentRow(replace(parameters, strength=body.strength), sent)
+            for parameters in self._image_parameters(body, adapters)
         ]
-        self.limits.request(with_blank_source(self.limits, rows[0]))
+        self.limits.resolve(with_blank_source(self.limits, rows[0]))
         return rows
 
-    def _asked(self, body: ImagesBody, adapters: AdapterAccess) -> list[ImageParameters]:
+    def _image_parameters(self, body: ImagesBody, adapters: AdapterAccess) -> list[ImageParameters]:
         image = ImageParameters(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
@@ -189,8 +189,8 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
     return common, seed
 
 
-def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int) -> None:
-    """Raise `InvalidRequest` for previews or steps that this request's answer can't have."""
+def _check_previews(request: V2Request, common: Mapping[str, Any], num_rows: int) -> None:
+    """Raise `InvalidRequest` for previews or progress that the answer can't hold."""
     asked = next((name for name in ("partial_images", "progress") if common[name]), None)
     if asked is None:
         return
@@ -206,8 +206,8 @@ def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int)
         )
 
 
-def _shared(files: list[bytes] | None, num_rows: int) -> list[bytes] | None:
-    """A file per row, where there is one for all rows."""
+def _file_per_row(files: list[bytes] | None, num_rows: int) -> list[bytes] | None:
+    """The files, one per row: a single file is repeated."""
     return files * num_rows if files is not None and len(files) == 1 else files
 
 

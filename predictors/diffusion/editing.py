@@ -34,7 +34,8 @@ PREFERRED = (
 for a checkpoint whose native side is `PREFERRED_SIDE`."""
 PREFERRED_SIDE = 1024
 DEFAULT_STRENGTH = 0.6
-"""Of diffusers' FluxImg2ImgPipeline and FluxInpaintPipeline; its FluxFillPipeline has 1."""
+"""Default `strength` of diffusers' FluxImg2ImgPipeline and FluxInpaintPipeline; that of its
+FluxFillPipeline is 1."""
 NAMES = {
     TEXT: "a text-to-image checkpoint (FLUX.1-dev, -schnell, -Krea)",
     FILL: "FLUX.1-Fill",
@@ -49,7 +50,7 @@ ABILITIES = {
 
 
 class PictureConfig(Protocol):
-    """Of `model.CheckpointConfig`."""
+    """The part of `model.CheckpointConfig` that edits read."""
 
     @property
     def kind(self) -> str: ...
@@ -65,7 +66,7 @@ class PictureConfig(Protocol):
 
 
 class SizeLimits(Protocol):
-    """Of `limits.PictureLimits`."""
+    """The part of `limits.PictureLimits` that edits read."""
 
     @property
     def side_multiple(self) -> int: ...
@@ -103,7 +104,7 @@ class Edits:
 
     @property
     def default_strength(self) -> float:
-        """Of a request that gives none."""
+        """Strength of a request that gives none."""
         return DEFAULT_STRENGTH if self.kind == TEXT else 1.0
 
     # -- checks ----------------------------------------------------------------------------------

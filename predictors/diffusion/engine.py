@@ -1,9 +1,8 @@
 """The diffusion engine: slots, steps, and when a picture is finished.
 
-A step is at most one decode, of the picture that finished first, launched before one denoise step
-of pictures of one shape. At most one of these is new unless all are, so that the others wait for
-one picture's text encoders at most. Pictures join and leave between steps; on a GPU one step is
-launched ahead.
+A step decodes at most one picture, the first that finished, and then takes one denoise step of
+pictures of one shape. At most one of these is new unless all are, so that the others wait for one
+picture's text encoders at most. Pictures come and go between steps; a GPU is one step behind.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from predictors.diffusion.previews import PendingPreview, Previews
 from predictors.diffusion.request import ImageResult
 from predictors.diffusion.runner import DiffusionRunner, device_errors
 from predictors.diffusion.scheduling import (
+    DenoiseStep,
     DiffusionJob,
-    LaunchedGroup,
     Slot,
     StepCharges,
     best_widths,
     pick_slots,
-    with_one_new,
+    with_at_most_one_new,
 )
 from predictors.diffusion.sources import EncodedSource
 from predictors.diffusion.warming import warm_all, warm_projection
@@ -52,7 +51,7 @@ from predictors.settings import FluxSettings
 log = logging.getLogger(__name__)
 
 EmbeddingKey = tuple[Hashable, ...]
-"""A prompt's key, and digest and scale of each adapter that changes how it is encoded."""
+"""A prompt's key, and the digest and scale of each adapter that changes its encoding."""
 
 
 class DiffusionEngine(AdaptableEngine):
@@ -82,7 +81,7 @@ class DiffusionEngine(AdaptableEngine):
         self._runner: DiffusionRunner | None = None
         self._previews = Previews(name, settings.preview, placement, self._charges)
         self._guard = RecompileGuard(name)
-        self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
+        self._pacer: StepPacer[DenoiseStep] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
             "settings": settings.of_drawing,
@@ -91,7 +90,7 @@ class DiffusionEngine(AdaptableEngine):
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
         self._prompts: ByteBoundedCache[EmbeddingKey, Embedding] = ByteBoundedCache(
-            settings.prompt_cache_bytes, lambda e: e.num_bytes, self._counts.cached
+            settings.prompt_cache_bytes, lambda e: e.num_bytes, self._counts.count_lookup
         )
         self.adapters = make_adapters(model, settings, placement)
         self._turns = PictureTurns()
@@ -120,8 +119,8 @@ class DiffusionEngine(AdaptableEngine):
         return list(self._slots)
 
     def validate(self, work: DiffusionWork) -> None:
-        """Checks adapters, and shapes of the plan that have failed: `PictureLimits.request`, the
-        only maker of requests, has checked all else."""
+        """Check that the adapters are known and that no needed shape of the plan has failed.
+        `PictureLimits.resolve` has checked all else."""
         if work.request.loras:
             self.adapters.check(work.request.loras)
         if self.plan is not None:
@@ -160,10 +159,10 @@ class DiffusionEngine(AdaptableEngine):
             rank_rows=self.adapters.num_rows,
             encodes=self._limits.edits.is_loaded,
         )
-        place, limits = self._placement, self._limits
-        passes = self._model.load(self._name, place, options)
-        rows, turns = self._max_rows, self._turns
-        self._runner = DiffusionRunner(self._name, passes, place, limits, rows, turns)
+        passes = self._model.load(self._name, self._placement, options)
+        self._runner = DiffusionRunner(
+            self._name, passes, self._placement, self._limits, self._max_rows, self._turns
+        )
         self.adapters.open(passes)
 
     @property
@@ -184,16 +183,18 @@ class DiffusionEngine(AdaptableEngine):
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
             if self._previews.may_project:
                 self._previews.project_by(warm_projection(runner, self._preparer, self._limits))
-        self._charges.expect(seconds)
+        self._charges.set_expected(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
         self._guard.seal()
 
     def _warm_first(self, progress: Progress) -> None:
-        given = self._preparer, self._limits, self.adapters.widths
-        later = LaterShapes(self.runner, *given, self._previews, self._start, self._guard)
+        later = LaterShapes(
+            self.runner, self._preparer, self._limits, self.adapters.widths,
+            self._previews, self._start, self._guard,
+        )  # fmt: skip
         with torch.inference_mode():
-            self._charges.expect(later.warm_first())
+            self._charges.set_expected(later.warm_first())
         self._start.end()
         self._guard.seal()
         self.plan = later.plan(self._name, progress)
@@ -213,9 +214,9 @@ class DiffusionEngine(AdaptableEngine):
 
     # -- steps -----------------------------------------------------------------------------------
     def admit(self, job: DiffusionJob) -> bool:
-        """Give the job a slot, if one is free; of the spare ones only to a caller that has less
-        than its share. A slot's memory is bounded by sizes and steps. A shape of the plan is
-        warmed here; raises `ShapeNotWarm` if that fails."""
+        """Give the job a slot, a spare one only if its caller has less than its share. Warms what
+        `plan` has left of the shapes that it needs; raises `ShapeNotWarm` if that fails. Sizes and
+        steps bound its memory."""
         if not self._holders.has_slot_for(job.account, self.slots, self.spare_slots):
             return False
         if self.plan is not None:
@@ -232,19 +233,18 @@ class DiffusionEngine(AdaptableEngine):
             self._turns.set_drawing(is_drawing=bool(self._slots))
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
-        """One step for some of `jobs`: see the module's first lines for what a step is."""
+        """One step for some of `jobs`; the module's docstring says what a step is."""
         started = time.monotonic()
         with torch.inference_mode(), device_errors():
             admitted = [self._slots[job] for job in jobs if job in self._slots]
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
-            waiting = with_one_new([slot for slot in slots if not slot.is_finished])
-            # without a device beside the host others' steps would delay a picture that is done
+            waiting = with_at_most_one_new([slot for slot in slots if not slot.is_finished])
+            # on a CPU a denoise step of other callers would delay a picture that is finished
             is_apart = finished is not None and self._holders.is_shared
-            has_room = self._placement.is_cuda or not is_apart
-            group = self._pick(waiting) if has_room else []
+            group = self._pick(waiting) if self._placement.is_cuda or not is_apart else []
             self._run_step(finished, group)
-            # last, so that pictures that came meanwhile are in the next step's choice
+            # last: pictures that are submitted during the wait can be picked for the next step
             self._count_done(self._pacer.wait())
             self._previews.deliver()
         took = time.monotonic() - started
@@ -253,37 +253,38 @@ class DiffusionEngine(AdaptableEngine):
         self._guard.check()
 
     def _pick(self, waiting: Sequence[Slot]) -> list[Slot]:
-        runner, limit = self.runner, self._settings.age_limit_s
-        return pick_slots(waiting, self._holders, runner.width, limit, runner.seconds)
+        width, seconds = self.runner.width, self.runner.seconds
+        return pick_slots(waiting, self._holders, width, self._settings.age_limit_s, seconds)
 
     def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
-        runner = self.runner
-        started = time.monotonic()
+        """Decode `finished`, take a denoise step of `group`, and then change the slots. If it
+        raises, no picture has advanced."""
+        runner, started = self.runner, time.monotonic()
         transfer, span = None, DeviceSpan(self._placement)
         if finished is not None:
             with self._turns.piece(), span:
-                transfer = runner.decode(finished.started)
+                transfer = runner.decode(finished.started_state)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
         group = [slot for slot in group if not slot.is_finished]  # edits of strength 0
         results: list[StepResult] = []
         previews: list[PendingPreview] = []
         if group:
-            launched = self._charges.group(group, encoded)
-            with self._pacer.step(launched):
-                results = runner.denoise([slot.started for slot in group])
+            step = self._charges.make_step(group, encoded)
+            with self._pacer.step(step):
+                results = runner.denoise([slot.started_state for slot in group])
             previews = self._previews.launch(runner, group, results)
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         picture = None if transfer is None else transfer.result()
         # -- nothing below can raise: from here on the step counts -------------------------------
         for slot, result in zip(group, results, strict=True):
-            slot.started.commit(result)
+            slot.started_state.commit(result)
         self._previews.commit(group, previews)
-        self._counts.stepped(group)
+        self._counts.count_step(group)
         if group:
-            self._charges.launched(launched)
+            self._charges.charge_launched(step)
         if finished is not None and picture is not None:
-            self._charges.decoded(finished, span)
-            self._counts.stage(finished.job, "vae_decode", time.monotonic() - started)
+            self._charges.charge_decode(finished, span)
+            self._counts.add_stage(finished.job, "vae_decode", time.monotonic() - started)
             self._previews.deliver()
             if picture.is_finite:
                 self._finish(finished, picture)
@@ -291,8 +292,8 @@ class DiffusionEngine(AdaptableEngine):
                 self._fail(finished)
 
     def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> DeviceSpan | None:
-        """Encode the prompts and the picture in a slot's first step; the span of that. A retry of
-        the step finds them done."""
+        """Encode prompts and picture in a slot's first step; returns the time on the device, and
+        None if they are encoded already."""
         if slot.state is not None:
             return None
         slot.started_at = time.monotonic()
@@ -303,17 +304,17 @@ class DiffusionEngine(AdaptableEngine):
                 slot.applied = self.adapters.applied(work.request.loras)
             texts = work.prompts if work.plan.num_calls else ()
             prompts = [self._embed(slot, prompt) for prompt in texts]
-            source = self._encode(slot.job, runner)
+            source = self._encode_source(slot.job, runner)
             slot.state = runner.start(work.plan, prompts, work.form, slot.applied, source)
         slot.encoding = span
         return span
 
-    def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
+    def _encode_source(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
         if job.work.source is None:
             return None
         started = time.monotonic()
         encoded = runner.encode_source(job.work.source)
-        self._counts.stage(job, "vae_encode", time.monotonic() - started)
+        self._counts.add_stage(job, "vae_encode", time.monotonic() - started)
         return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
@@ -323,19 +324,19 @@ class DiffusionEngine(AdaptableEngine):
             started = time.monotonic()
             embedding = self.runner.encode(prompt, slot.applied)
             self._prompts.put(key, embedding)
-            self._counts.stage(slot.job, "text_encode", time.monotonic() - started)
+            self._counts.add_stage(slot.job, "text_encode", time.monotonic() - started)
         return embedding
 
     def _finish(self, slot: Slot, picture: DecodedPicture) -> None:
         job = slot.job
-        self._counts.finished(slot)
+        self._counts.count_picture(slot)
         self.evict(job)
         job.emit(ImageResult(picture.pixels, *job.work.tokens_read))
         job.finish()
 
     def _fail(self, slot: Slot) -> None:
-        """Fail the job of a picture with NaN or infinities, and drop its prompts' embeddings, so
-        that the next request encodes them again."""
+        """Fail the job of a picture with NaN or infinities. Its prompts are encoded again when they
+        come next."""
         job = slot.job
         log.error("%s: the picture of job %s is not finite", self._name, job.id)
         for prompt in job.work.prompts:
@@ -343,8 +344,7 @@ class DiffusionEngine(AdaptableEngine):
         self.evict(job)
         job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 
-    # -- counting --------------------------------------------------------------------------------
-    def _count_done(self, steps: Sequence[FinishedStep[LaunchedGroup]]) -> None:
-        for group, seconds in steps:
-            metrics.denoise_step_seconds.labels(self._name, group.resolution).observe(seconds)
-            self._charges.finished(group, seconds)
+    def _count_done(self, steps: Sequence[FinishedStep[DenoiseStep]]) -> None:
+        for step, seconds in steps:
+            metrics.denoise_step_seconds.labels(self._name, step.resolution).observe(seconds)
+            self._charges.charge_finished(step, seconds)

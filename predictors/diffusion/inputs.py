@@ -13,7 +13,7 @@ import torch
 
 from predictors.diffusion.model import DiffusionModel, EditingModel, Prompt, StepShape
 from predictors.diffusion.request import KONTEXT, ImageRequest, Tiers
-from predictors.diffusion.sampling import DenoisePlan, collapsed, first_step, plan_calls
+from predictors.diffusion.sampling import DenoisePlan, first_step, plan_calls, update_coefficients
 from predictors.diffusion.sources import SourceInputs
 
 CallPlan = Callable[[int], tuple[bool, ...]]
@@ -29,9 +29,9 @@ class DiffusionWork:
     """The prompt, and with true CFG the negative prompt: the rows of a step."""
     plan: DenoisePlan
     form: str
-    """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    """Form of the transformer's weights: `request.BASE` or `request.FP8`."""
     previews: tuple[int, ...] = ()
-    """Of `preview_calls`."""
+    """Calls of the model after which a preview is made, from `preview_calls`."""
     source: SourceInputs | None = None
 
     @property
@@ -42,19 +42,19 @@ class DiffusionWork:
 
     @property
     def cost(self) -> float:
-        """Tokens of all passes: the time of a picture is roughly in proportion. An edit without a
-        pass costs as much as one."""
+        """Tokens of all passes, to which the time of a picture is roughly proportional. An edit
+        without a pass counts as one pass."""
         tokens = sum(prompt.num_tokens + self.shape.num_patches for prompt in self.prompts)
         return tokens * max(self.plan.num_calls, 1)
 
     @property
     def cost_kind(self) -> str:
-        """The form of the weights: a token takes less time in eight bits."""
+        """`form`: a token takes less time with weights in fp8."""
         return self.form
 
     @property
     def tokens_read(self) -> tuple[int, int]:
-        """Tokens of the prompt that are read, and tokens of a text that are not, at most."""
+        """Tokens of the prompt that are read, and the most tokens of a text that are cut off."""
         return self.prompts[0].num_read, max(prompt.num_unread for prompt in self.prompts)
 
 
@@ -74,7 +74,7 @@ class Preparer:
         self._plan_calls = plan_calls
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
-        """The work for a request that `PictureLimits.request` made."""
+        """The work for a request that `PictureLimits.resolve` made."""
         texts = [request.prompt]
         if request.is_guided:
             texts.append(request.negative_prompt or "")
@@ -117,7 +117,7 @@ class Preparer:
             noise=model.draw_noise(request.seed, rows, columns),
             timesteps=model.schedule.timesteps(levels.numpy(), dtype),
             dts=levels.diff().to(dtype),
-            coefficients=torch.from_numpy(collapsed(sigmas, called)),
+            coefficients=torch.from_numpy(update_coefficients(sigmas, called)),
             levels=tuple(levels.tolist()),
             num_steps=len(called),
             guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
@@ -129,11 +129,11 @@ class Preparer:
 
 
 def steps_called(request: ImageRequest, plan_calls: CallPlan = plan_calls) -> tuple[bool, ...]:
-    """The steps that are run of the request's schedule, each true if it calls the model.
+    """One bool for each step of the schedule that is run: true if it calls the model.
 
-    An edit runs the last steps of a schedule: those calls of the whole schedule's plan, since a
-    velocity changes as much as its noise level says. Its first two steps call, so that there is a
-    line to extrapolate on.
+    An edit runs the last steps of a schedule. They call the model where the plan of the whole
+    schedule does, since the velocity's change depends on the noise level. Its first two steps
+    always call, so that there are two velocities to extrapolate from.
     """
     num_steps = request.num_inference_steps
     first = first_step(num_steps, request.strength)

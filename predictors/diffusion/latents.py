@@ -21,47 +21,50 @@ from predictors.diffusion.sources import EditState
 
 
 class StepResult(NamedTuple):
+    """The result of one denoise step of one picture, not yet committed."""
+
     latents: Tensor
     """(I, C)."""
     velocity: Tensor
-    """The velocity of that step, (I, C)."""
+    """The velocity that led to them, (I, C)."""
 
 
 @dataclass(slots=True)
 class DenoiseState:
     """A picture while it is denoised. Engine thread only.
 
-    `latents`, `velocity` and `index` change, in `commit`; everything else is constant.
+    `commit` changes `latents`, `velocity` and `calls_done`; everything else is constant. K counts
+    the steps that call the model, as in `DenoisePlan`.
     """
 
     latents: Tensor
     """(I, C) in the model's dtype."""
     velocity: Tensor | None
-    """Of the last computed step, (I, C); None before the first."""
-    index: int
-    """Steps computed so far."""
+    """The velocity of the last call of the model, (I, C); None before the first."""
+    calls_done: int
+    """Calls of the model so far."""
     context: Tensor
     """(rows, T, dim)."""
     modulation: Tensor
-    """(K, rows, features), with K the steps to compute."""
+    """(K, rows, features)."""
     dts: Tensor
     """(K,) in the model's dtype; read only if `is_exact`."""
     coefficients: Tensor
     """(K, 2) float32; read only if not `is_exact`."""
     is_exact: bool
-    """True if every step of the schedule is computed."""
+    """True if every step of the schedule calls the model."""
     cfg_scale: Tensor
     """() float32; read only with two rows."""
     positions: Tensor
     """As `DiffusionPasses.positions` makes them, on the device."""
     shape: StepShape
     rank_rows: RankRows | None = None
-    """Of its adapters, (1, n) each; None if none changes a linear of the step."""
+    """The rank rows of its adapters, (1, n) each; None if none changes a linear of the step."""
     edit: EditState | None = None
 
     @property
     def rank_width(self) -> int:
-        """n, or 0."""
+        """n of `rank_rows`; 0 without."""
         return 0 if self.rank_rows is None else self.rank_rows.index.shape[1]
 
     @property
@@ -70,17 +73,18 @@ class DenoiseState:
 
     @property
     def is_finished(self) -> bool:
-        return self.index == self.dts.shape[0]
+        return self.calls_done == self.dts.shape[0]
 
     @property
     def inputs(self) -> Tensor:
-        """The transformer's latents, (rows, I, C); an edit's are more."""
+        """The transformer's latents, (rows, I, C); wider or longer for an edit, as
+        `EditState.widened`."""
         latents = self.latents if self.edit is None else self.edit.widened(self.latents)
         return latents.expand(self.num_rows, -1, -1)
 
     def commit(self, result: StepResult) -> None:
         self.latents, self.velocity = result
-        self.index += 1
+        self.calls_done += 1
 
 
 class DecodedPicture(NamedTuple):
@@ -105,7 +109,8 @@ class PictureTransfer:
         return self._copy.is_done
 
     def result(self) -> DecodedPicture:
-        """Wait for this picture alone; call it once everything else of the step is launched."""
+        """Wait for this picture's copy, not for work launched after it. Call it once the rest of
+        the step is launched."""
         levels = self._copy.result().numpy()
         return DecodedPicture(levels[:-1].reshape(self._shape), bool(levels[-1]))
 
@@ -116,10 +121,10 @@ def next_step(state: DenoiseState, velocity: Tensor) -> StepResult:
     if state.num_rows == 2:
         toward = guide(toward, velocity[1], state.cfg_scale)
     if state.is_exact:
-        latents = euler(state.latents, toward, state.dts[state.index])
+        latents = euler(state.latents, toward, state.dts[state.calls_done])
     else:
-        by = state.coefficients[state.index]
+        by = state.coefficients[state.calls_done]
         latents = extrapolate(state.latents, toward, state.velocity, by)
     if state.edit is not None:
-        latents = state.edit.blended(latents, state.index + 1)
+        latents = state.edit.blended(latents, state.calls_done + 1)
     return StepResult(latents, toward)

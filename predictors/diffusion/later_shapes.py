@@ -54,7 +54,7 @@ def passes_of(work: DiffusionWork, rank_widths: Sequence[int]) -> set[Hashable]:
 
 
 def _step(shape: StepShape, rank_width: int) -> Hashable:
-    """Of one row, as the runner tells passes apart."""
+    """The need for a step of one row, named as `runner.StepKey` tells passes apart."""
     return "step", shape.num_text, shape.num_patches, shape.form, rank_width
 
 
@@ -102,8 +102,9 @@ class LaterShapes:
 
     # -- before ready ----------------------------------------------------------------------------
     def warm_first(self) -> dict[tuple[StepShape, int], float]:
-        """Warm the prompts and the default shape, in `torch.inference_mode`, and serve each shape
-        one row at a time; the seconds of a step by its shape and rows. Raises `EngineFailed`."""
+        """Warm the prompts and the default shape; each shape is served one row at a time from then
+        on. Returns the seconds of a step by shape and rows. In `torch.inference_mode`. Raises
+        `EngineFailed`."""
         warm_prompts(self._runner, self._preparer, self._limits)
         self._warm_step(self._steps[0])
         self._runner.seal(self._widths(), self._seconds)
@@ -154,7 +155,7 @@ class LaterShapes:
 
     # -- one shape -------------------------------------------------------------------------------
     def _run(self, warm: Callable[[], object]) -> None:
-        """`warm` after ready: what it compiles and captures is planned. Raises
+        """Call `warm` after ready: what it compiles and captures counts as planned. Raises
         `StickyDeviceError`."""
         with (
             torch.inference_mode(),
@@ -172,10 +173,10 @@ class LaterShapes:
         if not step.rank_width:
             self._seconds[step.shape, step.rows] = took
         self._left[step.shape].discard(step)
-        self._settle(step.shape)
+        self._update_width(step.shape)
 
-    def _settle(self, shape: StepShape) -> None:
-        """Let pictures of `shape` share passes if all of its steps are warm."""
+    def _update_width(self, shape: StepShape) -> None:
+        """Let pictures of `shape` share passes once all of its steps are warm."""
         if not self._left[shape]:
             self._runner.widths[shape] = self._widths()[shape]
 
@@ -183,7 +184,7 @@ class LaterShapes:
         self._previews.project_by(warm_projection(self._runner, self._preparer, self._limits))
 
     def _widths(self) -> dict[StepShape, int]:
-        """Of all shapes: 1 where a step is not warm."""
+        """Rows per pass of each shape: 1 until all of its steps are warm."""
         found = best_widths(self._seconds)
         return {shape: 1 if left else found[shape] for shape, left in self._left.items()}
 

@@ -1,6 +1,6 @@
 """The limits and defaults of one checkpoint, from its config and the settings, and their checks.
 
-`PictureLimits.request` is the only way from a caller's parameters to an `ImageRequest`, so that V2
+`PictureLimits.resolve` is the only way from a caller's parameters to an `ImageRequest`, so that V2
 and OpenAI callers get the same defaults and refusals.
 """
 
@@ -86,8 +86,9 @@ class PictureLimits:
             return ()
         return tuple(dict.fromkeys(self.source_size(size, size) for size in self.sizes))
 
-    def request(self, parameters: ImageParameters) -> ImageRequest:
-        """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
+    def resolve(self, parameters: ImageParameters) -> ImageRequest:
+        """The request for `parameters`, with defaults filled in and everything checked. Raises
+        `InvalidRequest` with field and numbers."""
         check_prompt("prompt", parameters.prompt)
         negative = some_text(parameters.negative_prompt)
         if negative is not None:

@@ -26,10 +26,11 @@ from predictors.settings import FluxSettings
 WORK_BYTES = int(3.3 * 2**30)
 """Latents, modulations, activations, graphs and the decoder's work for sizes of up to a megapixel:
 the measured peak of all tiers, 42.7 GiB, less 39.4 GiB of weights."""
-WORK_PIXELS, WORK_WIDTH = 2**20, 3072  # of which that is; it grows with both
+# size and features of a token that `WORK_BYTES` is for; it grows with both
+WORK_PIXELS, WORK_WIDTH = 2**20, 3072
 SLOT_BYTES = 72 * 2**20
-"""Of a picture of a megapixel in 28 steps, at `WORK_WIDTH`: 2.1 MB of modulation per step, 4 of
-text, 1 of latents. Guidance doubles it, and it grows with the steps."""
+"""Memory of a slot with a picture of a megapixel in 28 steps, at `WORK_WIDTH`: 2.1 MB of modulation
+per step, 4 MB of text, 1 MB of latents. Guidance doubles it, and it grows with the steps."""
 STORED_FP8 = "the folder holds the transformer's blocks in fp8 only"
 
 
@@ -54,7 +55,7 @@ class PictureWeights:
     blocks: LinearWeights
     """The linears that fp8 tiers hold in eight bits."""
     conditioning: LinearWeights
-    """Those that `flux.conditioning_precision` puts into eight bits."""
+    """The linears that `flux.conditioning_precision` holds in eight bits."""
     others: int
     """All other weights."""
     width: int
@@ -64,7 +65,7 @@ class PictureWeights:
     rank_row: int = 0
     """Values of a rank row of adapters, over all linears that run in every step."""
     reference_pixels: int = 0
-    """Of a picture that FLUX.1-Kontext reads beside the one it draws."""
+    """Pixels of the picture that FLUX.1-Kontext reads beside the one it draws."""
 
 
 def picture_options(

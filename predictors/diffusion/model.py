@@ -66,7 +66,7 @@ class StepShape(NamedTuple):
     columns: int
     """Patches across."""
     form: str
-    """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    """Form of the transformer's weights: `request.BASE` or `request.FP8`."""
     reference: tuple[int, int] = (0, 0)
     """Patches down and across of a picture that is read beside the one that is drawn."""
 
@@ -228,11 +228,11 @@ class AdaptedPasses(DiffusionPasses, Protocol):
 
     @property
     def tables(self) -> Mapping[str, LowRankTable]:
-        """Of each linear that runs in every step, by our name."""
+        """Device tables of the linears that run in every step, by the model's name of a linear."""
 
     def adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
-        """While inside, linears outside of the step have these changes: `encode` and
-        `modulations` follow them, but may not be captured."""
+        """A block in which `encode` and `modulations` run with these changes of their linears. They
+        may not be captured inside."""
 
     def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
         """As `velocity`, with index and scales of `RankRows` as further arguments. Never
@@ -257,7 +257,7 @@ class EditingModel(Protocol):
     `LoadOptions.encodes` it loads `EncodingPasses`."""
 
     def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
-        """The inputs of an edit, from its picture."""
+        """The inputs of an edit with the picture `source`, on the host."""
 
 
 @runtime_checkable
@@ -265,7 +265,8 @@ class EncodingPasses(DiffusionPasses, Protocol):
     """Passes that were loaded with `LoadOptions.encodes`."""
 
     def encoder(self, *, is_promised: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function of an `Encoding`'s pixels and keep: the moments of the posterior."""
+        """A function of `pixels` and `keep` of an `Encoding` that returns the moments of the
+        posterior."""
 
     def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
         """Latents (patches, C), scaled and shifted, for moments of `encoder` and an `Encoding`'s

@@ -1,4 +1,4 @@
-"""Runs a model's picture encoder: each of a caller's pictures once, however many are drawn of it.
+"""Runs a model's picture encoder, once for each of a caller's pictures, however many edits use it.
 
 On a GPU the encoder of a promised size is one CUDA graph. Engine thread, in `torch.inference_mode`.
 """
@@ -19,7 +19,7 @@ from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sources import EncodedSource, Encoding, SourceInputs
 
 Moments = dict[str, Tensor]
-"""By the encoding's field in `SourceInputs`."""
+"""The posterior's moments of each `Encoding`, by its field in `SourceInputs`."""
 
 
 class PictureEncoder:
@@ -43,7 +43,7 @@ class PictureEncoder:
 
     @staged("vae_encode")
     def encode(self, inputs: SourceInputs, *, captures: bool) -> EncodedSource:
-        """The encoder on what is not encoded yet of a picture. Launches only. `captures`: graphs
+        """Encode the parts of a picture that are not encoded yet. Launches only. `captures`: graphs
         may be made."""
         place, dtype = self._placement, self._placement.dtype
         known = self._moments.setdefault(inputs.source, {})

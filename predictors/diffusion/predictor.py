@@ -33,8 +33,8 @@ from predictors.diffusion.request import (
     PictureChunk,
     StepTaken,
 )
-from predictors.diffusion.sent_pictures import AskedRow, SourceReader
-from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
+from predictors.diffusion.sent_pictures import SentRow, SourceReader
+from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, final_answers
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.http.bodies import fail_at
@@ -131,8 +131,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     async def submit(
         self, requests: Sequence[ImageRequest], call: Call
     ) -> list[Submission[DiffusionWork, PictureChunk]]:
-        """As the base's. From the check of a request to its place in the queue no adapter of it is
-        removed."""
+        """As the base's. None of the requests' adapters is removed before they are queued."""
         used = [lora for request in requests for lora in request.loras]
         if not used:
             return await super().submit(requests, call)
@@ -155,15 +154,15 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     async def read_rows(
         self, request: V2Request, call: Call, *, is_small: bool
     ) -> list[ImageRequest]:
-        """The same of any request. Pictures are decoded by the workers."""
+        """The rows of a request with or without pictures, which the workers decode."""
         if not any(tensor.name in PICTURE_INPUTS for tensor in request.inputs):
             return await super().read_rows(request, call, is_small=is_small)
         rows = await self.off_loop(self._codec.read_v2, request, is_large=not is_small)
-        return await self._with_pictures(rows, call)
+        return await self._decode_pictures(rows, call)
 
     @contextmanager
     def _holding_places(self, rows: int, call: Call) -> Iterator[None]:
-        """Keep places in the queue while pictures are decoded, before `submit` asks for its own.
+        """Hold places in the queue while pictures are decoded; `submit` then reserves its own.
         Raises what `submit` would."""
         caller = caller_of(call.caller, call.weight, call.priority)
         self.host.reserve(rows, caller, deadline=call.deadline)
@@ -172,15 +171,18 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         finally:
             self.host.release(rows, caller)
 
-    async def _with_pictures(self, rows: Sequence[AskedRow], call: Call) -> list[ImageRequest]:
+    async def _decode_pictures(self, rows: Sequence[SentRow], call: Call) -> list[ImageRequest]:
+        """The requests of rows with pictures; their sizes go to the call's log fields."""
         late = "the deadline passed before the pictures were decoded"
         with self._holding_places(len(rows), call):
             async with fail_at(call.deadline, late):
-                asked, sizes = await self._sources.read(rows)
+                decoded, sizes = await self._sources.read(rows)
         shown = [f"{width}x{height}" for width, height in sizes]
         call.log_fields["source_size"] = shown if len(shown) > 1 else shown[0]
-        call.log_fields["masked"] = any(row.source and row.source.mask is not None for row in asked)
-        return self._codec.requests(asked)
+        call.log_fields["masked"] = any(
+            row.source and row.source.mask is not None for row in decoded
+        )
+        return self._codec.requests(decoded)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
@@ -196,7 +198,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ImageRequest, PictureChunk]]
     ) -> V2Response:
-        return self._codec.encode_v2(request, finished(answers))
+        return self._codec.encode_v2(request, final_answers(answers))
 
     def log_fields(self, work: DiffusionWork, last: PictureChunk | None) -> Mapping[str, int | str]:
         request = work.request
@@ -221,43 +223,43 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body, call.adapters)
-        return await self._drawn(requests, call)
+        return await self._draw(requests, call)
 
     async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
-        return await self._drawn(await self._edited(body, call), call)
+        return await self._draw(await self._read_edit(body, call), call)
 
-    async def _edited(self, body: EditsBody, call: Call) -> list[ImageRequest]:
+    async def _read_edit(self, body: EditsBody, call: Call) -> list[ImageRequest]:
         self.check_room(call, body.n)  # before any work is spent on pictures
         with tracing.stage(call.trace, "parse"):
             rows = self._codec.read_edits(body, call.adapters)
-            return await self._with_pictures(rows, call)
+            return await self._decode_pictures(rows, call)
 
-    async def _drawn(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
+    async def _draw(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
-            return await self.off_loop(self._codec.encode_images, finished(answers))
+            return await self.off_loop(self._codec.encode_images, final_answers(answers))
 
     async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the picture grows, after an empty item once its job is accepted. Closing the
-        iterator cancels the job."""
+        """An empty item once the job is accepted, and then its events. Closing the iterator cancels
+        the job."""
         with tracing.stage(call.trace, "parse"):
             (request,) = self._codec.decode_images(body, call.adapters)
-        async with aclosing(self._events(request, body, call)) as events:
+        async with aclosing(self._stream_events(request, body, call)) as events:
             async for event in events:
                 yield event
 
     async def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
-        """The same for an edit."""
-        (request,) = await self._edited(body, call)
-        async with aclosing(self._events(request, body, call)) as events:
+        """As `images_stream`, for an edit."""
+        (request,) = await self._read_edit(body, call)
+        async with aclosing(self._stream_events(request, body, call)) as events:
             async for event in events:
                 yield event
 
-    async def _events(
+    async def _stream_events(
         self, request: ImageRequest, body: ImagesBody, call: Call
     ) -> AsyncGenerator[bytes]:
         encoder = EventEncoder(self._codec, request, body.events, call.request_id)
-        async with aclosing(self._parts(request, call, encoder.encode)) as events:
+        async with aclosing(self._stream_chunks(request, call, encoder.encode)) as events:
             async for event in events:
                 yield event or b""
 
@@ -268,16 +270,16 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
             yield await self._encode(request, await self.run(rows, call))
             return
         encoder = ResponseEncoder(self._codec, rows[0], request, call.request_id)
-        async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
+        async with aclosing(self._stream_chunks(rows[0], call, encoder.encode)) as responses:
             async for response in responses:
                 if response is not None:
                     yield response
 
-    async def _parts(
+    async def _stream_chunks(
         self, request: ImageRequest, call: Call, encode: Callable[[PictureChunk, Timings], T]
     ) -> AsyncGenerator[T | None]:
-        """None once the job is accepted, and then its chunks, encoded in pool threads but for
-        those that are small."""
+        """Yield None once the job is accepted, and then its encoded chunks. Pictures are encoded in
+        pool threads."""
         submissions = await self.submit([request], call)
         (submission,) = submissions
         try:

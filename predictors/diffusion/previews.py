@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 MAX_LEVEL = 255
 MAX_ERROR = 0.5
-"""Of the picture's own spread: with more, `auto` does not take the projection."""
+"""Largest error that `auto` accepts of a projection, in parts of the picture's own spread."""
 RIDGE = 1e-4
-"""Of the latents' variance: channels that never vary in the fitted pictures count little."""
+"""Ridge term in parts of the latents' variance: channels that do not vary get small weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ def projected_levels(weights: Tensor, latents: Tensor) -> Tensor:
 
 
 def upscaled(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """`pixels` (h, w, 3) at that size, bilinear; themselves if they have it. Pool thread."""
+    """`pixels` (h, w, 3) resized bilinearly to (height, width, 3), without a copy if they have that
+    size. Pool thread."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
@@ -123,7 +124,8 @@ class Previews:
         self._pending: deque[PendingPreview] = deque()
 
     def project_by(self, projection: Projection) -> None:
-        """Use it for all previews from now on, if it is good enough or was asked for."""
+        """Use `projection` for all previews from now on, if it is good enough or the setting asks
+        for it."""
         self._fitted = projection
         if self._must_project or projection.error <= MAX_ERROR * projection.spread:
             self._projection = projection
@@ -134,7 +136,7 @@ class Previews:
     def launch(
         self, runner: DiffusionRunner, group: Sequence[Slot], results: Sequence[StepResult]
     ) -> list[PendingPreview]:
-        """Start those previews that follow this step, which is not committed yet."""
+        """Launch the previews that follow this step, which is not committed yet."""
         found = []
         for slot, result in zip(group, results, strict=True):
             if (index := slot.due_preview) is not None:
@@ -145,11 +147,12 @@ class Previews:
         return found
 
     def commit(self, group: Sequence[Slot], launched: Sequence[PendingPreview]) -> None:
-        """The step of `launch` counts: tell callers who want to know of each step."""
+        """Keep the previews that `launch` made, and emit `StepTaken` for pictures whose callers
+        asked for progress. The step can't fail any more."""
         self._pending.extend(launched)
         for slot in group:
             if slot.job.work.request.progress:
-                slot.job.emit(StepTaken(slot.steps_done, slot.job.work.plan.num_calls))
+                slot.job.emit(StepTaken(slot.calls_done, slot.job.work.plan.num_calls))
 
     def deliver(self) -> None:
         """Pass on what has arrived, in the order of launching; waits for nothing."""
@@ -175,15 +178,15 @@ class Previews:
         return shown
 
     def _observe(self, preview: PendingPreview) -> None:
-        self._charges.decoded(preview.slot, preview.span)
+        self._charges.charge_decode(preview.slot, preview.span)
         job, seconds = preview.slot.job, preview.span.seconds()
         job.add_stage("preview", seconds)
         metrics.stage_seconds.labels(self._model, "preview").observe(seconds, job.exemplar)
 
     @staged("preview")
     def _decode(self, runner: DiffusionRunner, slot: Slot, result: StepResult) -> PictureTransfer:
-        state, work = slot.started, slot.job.work
-        level = work.plan.levels[state.index]
+        state, work = slot.started_state, slot.job.work
+        level = work.plan.levels[state.calls_done]
         clean = clean_latents(state.latents, result.velocity, level)
         if self._projection is None:
             return runner.decode(state, clean)

@@ -1,7 +1,7 @@
 """The values of a picture request, from what a caller wrote to the finished picture.
 
 `ImageParameters` holds one row as both wire formats give it, `ImageRequest` the same with defaults
-filled in and checked; `limits.PictureLimits.request` is the only way from one to the other.
+filled in and checked; `limits.PictureLimits.resolve` is the only way from one to the other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TEXT, FILL, KONTEXT = "text", "fill", "kontext"
 the masked part of a picture, and FLUX.1-Kontext, which reads a picture beside the prompt."""
 DEFAULT, FULL = "default", "full"
 METADATA = (DEFAULT, FULL)
-"""Content of a file's mark of origin: that a model made it, or the request's id and parameters
-too."""
+"""Contents of a file's mark of origin: `DEFAULT` says that a model made it, `FULL` adds the id and
+the parameters of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class ImageRequest:
 
     @property
     def is_watched(self) -> bool:
-        """True if its caller gets anything before the picture."""
+        """True if its caller gets previews or progress before the picture."""
         return self.progress or self.partial_images > 0
 
     @property
@@ -162,12 +162,12 @@ class PartialPicture:
 
 @dataclass(frozen=True, slots=True)
 class StepTaken:
-    """A step of a picture was launched."""
+    """Progress of a picture: a step was launched."""
 
     step: int
     """From 1 to `steps`."""
     steps: int
-    """Those that call the model."""
+    """Number of steps that call the model."""
 
 
 @dataclass(frozen=True, slots=True)

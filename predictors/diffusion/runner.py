@@ -136,7 +136,7 @@ class DiffusionRunner:
         return DenoiseState(
             latents=noise if edit is None else edit.first_latents(),
             velocity=None,
-            index=0,
+            calls_done=0,
             context=context,
             modulation=modulation,
             dts=to_device(plan.dts, place),
@@ -181,7 +181,7 @@ class DiffusionRunner:
         inputs = [
             torch.cat([s.inputs for s in states]),
             torch.cat([s.context for s in states]),
-            torch.cat([s.modulation[s.index] for s in states]),
+            torch.cat([s.modulation[s.calls_done] for s in states]),
         ]
         chosen = [(s.rank_rows, s.num_rows) for s in states if s.rank_rows is not None]
         if chosen:
@@ -201,70 +201,6 @@ class DiffusionRunner:
         latents = self.passes.unpacked(state.latents if packed is None else packed, rows, columns)
         copy = to_host_async(self._decoder(rows, columns, latents)(latents))
         return PictureTransfer(copy, rows * self._patch_pixels, columns * self._patch_pixels)
-
-    # -- widths ---------------------------------------------------------------------------------
-    def width(self, shape: StepShape) -> int:
-        largest = self.largest_width(shape.form)
-        return min(largest, self.widths.get(shape, 1 if self._is_measured else largest))
-
-    def name_of(self, shape: StepShape) -> str:
-        return f"{shape.described(self._patch_pixels)} {shape.form}"
-
-    def describe_widths(self) -> dict[str, int]:
-        """Widths by size and form. Any thread."""
-        return {self.name_of(shape): width for shape, width in list(self.widths.items())}
-
-    def largest_width(self, form: str) -> int:
-        """The most rows that ever share a pass.
-
-        On a GPU a row's bits depend on the rows beside it, so the exact weights take one at a time
-        there; from 512x512 on that costs nothing, since one picture fills the device.
-        """
-        return 1 if self._is_measured and form == BASE else self._max_rows
-
-    def seconds_per_pass(self, states: Sequence[DenoiseState]) -> float:
-        """Device seconds of a step in which all `states` share one pass, warmed before; 0 where
-        widths are not measured. Waits for the device: while warming only."""
-        if not self._is_measured:
-            return 0.0
-        pacer: StepPacer[str] = StepPacer(self._placement)
-        for _ in range(NUM_TIMED):
-            with pacer.step(""):
-                self.denoise(states, sum(state.num_rows for state in states))
-        return statistics.median(done.seconds for done in pacer.wait(ahead=1))
-
-    def seconds(self, shape: StepShape, rows: int) -> float:
-        """Time of a pass beside other passes of that shape: as measured, else one unit per row."""
-        return self._seconds.get((shape, rows), float(rows))
-
-    def seal(
-        self, widths: Mapping[StepShape, int], seconds: Mapping[tuple[StepShape, int], float]
-    ) -> None:
-        """Serve with these widths, and the `seconds` by shape and rows that they follow from;
-        nothing is captured from now on."""
-        self.widths = dict(widths)
-        self._seconds = seconds if self._is_measured else {}
-        patches = {(s.num_text, s.num_patches, s.form): width for s, width in widths.items()}
-        self._steps = {
-            key: run for key, run in self._steps.items() if key.rows <= patches.get(key[:3], 1)
-        }
-        self._graphs.seal()
-
-    def planned(self) -> AbstractContextManager[None]:
-        """The block warms promised shapes after `seal`: it may capture."""
-        return self._graphs.planned()
-
-    @property
-    def captures(self) -> int:
-        return self._graphs.count
-
-    @property
-    def captures_after_ready(self) -> int:
-        """Graphs captured after `seal` that were not `planned`. Any thread."""
-        return self._graphs.count_after_ready
-
-    def close(self) -> None:
-        self._graphs.close()
 
     # -- passes ---------------------------------------------------------------------------------
     def _velocity(
@@ -333,6 +269,70 @@ class DiffusionRunner:
     ) -> Tensor:
         table = self.passes.positions(num_text, rows, columns, reference)
         return to_device(table, self._placement)
+
+    # -- widths ---------------------------------------------------------------------------------
+    def width(self, shape: StepShape) -> int:
+        largest = self.largest_width(shape.form)
+        return min(largest, self.widths.get(shape, 1 if self._is_measured else largest))
+
+    def name_of(self, shape: StepShape) -> str:
+        return f"{shape.described(self._patch_pixels)} {shape.form}"
+
+    def describe_widths(self) -> dict[str, int]:
+        """Widths by size and form. Any thread."""
+        return {self.name_of(shape): width for shape, width in list(self.widths.items())}
+
+    def largest_width(self, form: str) -> int:
+        """The most rows that ever share a pass.
+
+        On a GPU a row's bits depend on the rows beside it, so the exact weights take one at a time
+        there; from 512x512 on that costs nothing, since one picture fills the device.
+        """
+        return 1 if self._is_measured and form == BASE else self._max_rows
+
+    def seconds_per_pass(self, states: Sequence[DenoiseState]) -> float:
+        """Device seconds of a step in which all `states` share one pass, warmed before; 0 where
+        widths are not measured. Waits for the device: while warming only."""
+        if not self._is_measured:
+            return 0.0
+        pacer: StepPacer[str] = StepPacer(self._placement)
+        for _ in range(NUM_TIMED):
+            with pacer.step(""):
+                self.denoise(states, sum(state.num_rows for state in states))
+        return statistics.median(done.seconds for done in pacer.wait(ahead=1))
+
+    def seconds(self, shape: StepShape, rows: int) -> float:
+        """Time of a pass beside other passes of that shape: as measured, else one unit per row."""
+        return self._seconds.get((shape, rows), float(rows))
+
+    def seal(
+        self, widths: Mapping[StepShape, int], seconds: Mapping[tuple[StepShape, int], float]
+    ) -> None:
+        """Serve with these widths, and the `seconds` by shape and rows that they follow from;
+        nothing is captured from now on."""
+        self.widths = dict(widths)
+        self._seconds = seconds if self._is_measured else {}
+        patches = {(s.num_text, s.num_patches, s.form): width for s, width in widths.items()}
+        self._steps = {
+            key: run for key, run in self._steps.items() if key.rows <= patches.get(key[:3], 1)
+        }
+        self._graphs.seal()
+
+    def planned(self) -> AbstractContextManager[None]:
+        """The block warms promised shapes after `seal`: it may capture."""
+        return self._graphs.planned()
+
+    @property
+    def captures(self) -> int:
+        return self._graphs.count
+
+    @property
+    def captures_after_ready(self) -> int:
+        """Graphs captured after `seal` that were not `planned`. Any thread."""
+        return self._graphs.count_after_ready
+
+    def close(self) -> None:
+        self._graphs.close()
 
 
 @contextmanager

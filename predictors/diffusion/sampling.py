@@ -93,7 +93,7 @@ class DenoisePlan:
     dts: Tensor
     """(K,) change of the noise level by each call, negative, in the model's dtype."""
     coefficients: Tensor
-    """float32 (K, 2) of `collapsed`."""
+    """float32 (K, 2) of `update_coefficients`."""
     levels: tuple[float, ...]
     """Noise level before each call and after the last, K + 1."""
     num_steps: int
@@ -148,9 +148,9 @@ def first_step(num_steps: int, strength: float) -> int:
     return int(max(num_steps - min(num_steps * strength, num_steps), 0))
 
 
-def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:
-    """Coefficients (A, B) of x' = x + A * v_last + B * v_before, float32 (K, 2): one update for all
-    Euler steps from one call of the model to the next.
+def update_coefficients(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:
+    """Coefficients (A, B) of the update x' = x + A * v_last + B * v_before, float32 (K, 2). Each
+    update replaces all Euler steps from one call of the model to the next.
 
     `sigmas` (steps + 1,) of `Schedule.sigmas`; K of `called` (steps,) are true, the first included.
 
@@ -194,7 +194,8 @@ def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
 def extrapolate(
     latents: Tensor, velocity: Tensor, previous: Tensor | None, coefficients: Tensor
 ) -> Tensor:
-    """x + A * v + B * previous for `coefficients` (2,) of `collapsed`: several steps in one.
+    """x + A * v + B * previous, several Euler steps in one, for `coefficients` (2,) of
+    `update_coefficients`.
 
     All tensors have one shape and dtype; the sum is float32 and rounded once. `previous` is the
     velocity of the call before, None at the first.

@@ -1,10 +1,9 @@
-"""Slots of jobs, the pictures of the next denoise step, how many rows share a pass, and who pays.
+"""Picks the pictures of the next denoise step, and charges steps to their jobs.
 
-Pictures of different shapes can't share a pass. The caller who has used least goes first. Of its
-pictures the one with the least work left does, which gives the shortest mean time to a picture,
-unless another has waited in its slot for longer than the age limit or a quarter of its deadline: so
-among N slots of one caller a picture's remaining steps take at most about N times as long as alone,
-whatever keeps arriving.
+Pictures of different shapes can't share a pass. The caller that has used least goes first. Of its
+pictures the one with the least work left goes first, which gives the shortest mean time, unless
+another has waited for longer than the age limit or a quarter of its time to the deadline. So among
+N slots of one caller a picture takes at most about N times as long as alone, whatever else arrives.
 """
 
 from __future__ import annotations
@@ -28,14 +27,16 @@ DiffusionJob = Job[DiffusionWork, PictureChunk]
 
 S = TypeVar("S", bound=Hashable)
 
-LEAST_GAIN = 0.05  # a smaller gain is lost when one picture of a pass leaves early or arrives late
+LEAST_GAIN = 0.05  # of a wider pass; less is lost when one of its pictures leaves early
 ROUNDING = 1e-9
-PATIENCE = 0.25  # of the time to a deadline: shorter pictures may not use up all of it
-MOST_SHAPES = 1024  # whose seconds are kept; a caller may ask for any size
+PATIENCE = 0.25  # part of the time to its deadline after which a picture goes before shorter ones
+MOST_SHAPES = 1024  # shapes whose seconds are kept; callers may ask for any size
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A picture that may take the next step, as `pick_group` compares it."""
+
     shape: Hashable
     """Pictures of equal shape can share a pass."""
     num_rows: int
@@ -44,11 +45,11 @@ class Candidate:
     waited_s: float
     """Seconds in its slot without taking a step."""
     turn: int = 0
-    """Of its caller; the lowest goes first."""
+    """Its caller's rank; the lowest goes first."""
     share: float = 1.0
-    """Of the device, 0 to 1, that its caller may claim."""
+    """Its caller's share of the device, 0 to 1."""
     patience_s: float = math.inf
-    """It may wait for so long, if the age limit is longer."""
+    """Seconds of waiting after which it goes before shorter pictures; the age limit if less."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,10 +66,10 @@ class Slot:
     waited_s: float = 0.0
     """Time in the slot without taking a step."""
     encoding: DeviceSpan | None = None
-    """Of its text and picture encoders."""
+    """Time of its text and picture encoders on the device."""
 
     @property
-    def started(self) -> DenoiseState:
+    def started_state(self) -> DenoiseState:
         assert self.state is not None
         return self.state
 
@@ -77,16 +78,17 @@ class Slot:
         return self.state is not None and self.state.is_finished
 
     @property
-    def steps_done(self) -> int:
-        return 0 if self.state is None else self.state.index
+    def calls_done(self) -> int:
+        """Launched calls of the model."""
+        return 0 if self.state is None else self.state.calls_done
 
     @property
     def due_preview(self) -> int | None:
-        """The index of the preview that follows the step that is being taken, or None."""
+        """The number of the preview that is made after the step being launched, or None."""
         previews = self.job.work.previews
-        if not previews or self.steps_done + 1 not in previews:
+        if not previews or self.calls_done + 1 not in previews:
             return None
-        return previews.index(self.steps_done + 1)
+        return previews.index(self.calls_done + 1)
 
     @property
     def num_rows(self) -> int:
@@ -95,7 +97,7 @@ class Slot:
     def candidate(self, turn: int = 0, share: float = 1.0) -> Candidate:
         work = self.job.work
         shape, num_rows = work.shape, self.num_rows
-        left = work.plan.num_calls - self.steps_done
+        left = work.plan.num_calls - self.calls_done
         cost = left * num_rows * shape.num_tokens
         return Candidate(shape, num_rows, cost, self.waited_s, turn, share, self._patience_s)
 
@@ -112,17 +114,17 @@ class Slot:
     def describe(self) -> dict[str, object]:
         request = self.job.work.request
         return {
-            "steps_done": self.steps_done,
-            "steps_left": self.job.work.plan.num_calls - self.steps_done,
+            "steps_done": self.calls_done,
+            "steps_left": self.job.work.plan.num_calls - self.calls_done,
             "shape": f"{request.width}x{request.height}",
             "tier": request.tier,
         }
 
 
-def with_one_new(slots: list[Slot]) -> list[Slot]:
-    """`slots` with only the first of the new ones, unless all are new.
+def with_at_most_one_new(slots: list[Slot]) -> list[Slot]:
+    """`slots` without new ones but the first; all of them if all are new.
 
-    Pictures that denoise then wait for at most one new picture's text encoders per step.
+    So pictures that denoise wait for the text encoders of one new picture per step at most.
     """
     new = [slot for slot in slots if slot.state is None]
     return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
@@ -173,7 +175,7 @@ def pick_slots(
     age_limit_s: float,
     seconds_of: Callable[[Any, int], float],
 ) -> list[Slot]:
-    """Those of `waiting` that step together, as `pick_group` chooses."""
+    """The slots of `waiting` that step together, chosen by `pick_group`."""
     turns = [(0, 1.0)] * len(waiting)
     if holders.is_shared:
         ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
@@ -183,14 +185,15 @@ def pick_slots(
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchedGroup:
-    """A denoise step on the device: its pictures, the seconds that they were charged when it was
-    launched, and the text encoders that ran for new ones."""
+class DenoiseStep:
+    """A launched denoise step."""
 
     slots: tuple[Slot, ...]
     rows: int
     expected_s: float
+    """Seconds that its pictures were charged when it was launched."""
     encoded: tuple[tuple[Slot, DeviceSpan], ...]
+    """The new pictures among them, with the time of their encoders."""
 
     @property
     def resolution(self) -> str:
@@ -202,50 +205,54 @@ class LaunchedGroup:
 
 
 class StepCharges:
-    """Charges device seconds to jobs: at once what such a step last took, and the rest when it has
-    ended, since a GPU is a step behind. Engine thread only."""
+    """Charges device seconds to jobs. Since a GPU is a step behind, a step is charged when it is
+    launched with the seconds that such a step took last, and corrected when it has ended. Engine
+    thread only."""
 
     def __init__(self, holders: SlotHolders) -> None:
         self._holders = holders
         self._seconds: dict[tuple[Hashable, int], float] = {}
 
-    def expect(self, seconds: Mapping[tuple[Any, int], float]) -> None:
-        """The seconds of a step by its shape and rows, as measured while warming."""
+    def set_expected(self, seconds: Mapping[tuple[Any, int], float]) -> None:
+        """Set the seconds of steps by shape and rows, as measured while warming."""
         self._seconds = {key: took for key, took in seconds.items() if took}
 
-    def group(
+    def make_step(
         self, slots: Sequence[Slot], encoded: Sequence[tuple[Slot, DeviceSpan]]
-    ) -> LaunchedGroup:
-        """A step that is about to be launched; of `encoded` those count that are in it."""
+    ) -> DenoiseStep:
+        """The step of `slots`, about to be launched. `encoded` may hold other slots: those are left
+        out."""
         rows = sum(slot.num_rows for slot in slots)
         expected = self._seconds.get((slots[0].job.work.shape, rows), 0.0)
-        mine = tuple(pair for pair in encoded if pair[0] in slots)
-        return LaunchedGroup(tuple(slots), rows, expected, mine)
+        own = tuple(pair for pair in encoded if pair[0] in slots)
+        return DenoiseStep(tuple(slots), rows, expected, own)
 
-    def launched(self, group: LaunchedGroup) -> None:
-        self._charge(group, group.expected_s)
+    def charge_launched(self, step: DenoiseStep) -> None:
+        self._charge(step, step.expected_s)
 
-    def finished(self, group: LaunchedGroup, seconds: float) -> None:
-        """The device has done it."""
-        if len(self._seconds) == MOST_SHAPES and group.key not in self._seconds:
+    def charge_finished(self, step: DenoiseStep, seconds: float) -> None:
+        """Correct the charge of a step that took so many seconds on the device, and charge its
+        encoders."""
+        if len(self._seconds) == MOST_SHAPES and step.key not in self._seconds:
             del self._seconds[next(iter(self._seconds))]
-        self._seconds[group.key] = seconds
-        self._charge(group, seconds - group.expected_s)
-        for slot, span in group.encoded:
+        self._seconds[step.key] = seconds
+        self._charge(step, seconds - step.expected_s)
+        for slot, span in step.encoded:
             took = span.seconds()
             self._holders.charge(slot.job, took)
             seconds += took
         self._holders.end_step(seconds)
 
-    def decoded(self, slot: Slot, span: DeviceSpan) -> None:
+    def charge_decode(self, slot: Slot, span: DeviceSpan) -> None:
+        """Charge the decoder's time; for an edit that took no step, its encoders' time too."""
         took = span.seconds()
         if slot.encoding is not None and not slot.job.work.plan.num_calls:
             took += slot.encoding.seconds()  # no step has charged it
         self._holders.charge(slot.job, took)
 
-    def _charge(self, group: LaunchedGroup, seconds: float) -> None:
-        for slot in group.slots:
-            self._holders.charge(slot.job, seconds * slot.num_rows / group.rows)
+    def _charge(self, step: DenoiseStep, seconds: float) -> None:
+        for slot in step.slots:
+            self._holders.charge(slot.job, seconds * slot.num_rows / step.rows)
 
 
 def best_widths(

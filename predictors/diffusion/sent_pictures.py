@@ -41,8 +41,8 @@ class SentSource:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedRow:
-    """One row before its picture is decoded."""
+class SentRow:
+    """One row as it was sent: its picture is not decoded yet."""
 
     parameters: ImageParameters
     sent: SentSource | None = None
@@ -59,20 +59,20 @@ class DecodedSource:
         return self.image.width, self.image.height
 
 
-def with_blank_source(limits: PictureLimits, row: AskedRow) -> ImageParameters:
+def with_blank_source(limits: PictureLimits, row: SentRow) -> ImageParameters:
     """The row's parameters with a picture of the default size in place of its own, so that
     everything but the size is checked before a picture is decoded."""
-    asked, sent = row.parameters, row.sent
+    parameters, sent = row.parameters, row.sent
     if sent is None:
-        return asked
+        return parameters
     limits.edits.check_possible(has_mask=sent.mask is not None)
     picture = limits.default_width, limits.default_height
-    drawn = limits.edit_size(asked.width, asked.height, picture)
+    drawn = limits.edit_size(parameters.width, parameters.height, picture)
     limits.check_sides(*drawn)
     width, height = limits.source_size(drawn, picture)
     pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
     mask = None if sent.mask is None else pixels[..., 0]
-    return replace(asked, width=drawn[0], height=drawn[1], source=SourcePicture(pixels, mask))
+    return replace(parameters, width=drawn[0], height=drawn[1], source=SourcePicture(pixels, mask))
 
 
 class SourceReader:
@@ -92,7 +92,7 @@ class SourceReader:
         self._off_loop = off_loop
 
     async def read(
-        self, rows: Sequence[AskedRow]
+        self, rows: Sequence[SentRow]
     ) -> tuple[list[ImageParameters], list[tuple[int, int]]]:
         """The parameters of all rows with their pictures and sizes, and the sizes of the pictures
         as they were sent. A picture that several rows share is decoded once."""
@@ -120,21 +120,21 @@ class SourceReader:
         return found, sizes
 
     async def _read(
-        self, asked: ImageParameters, sent: SentSource
+        self, parameters: ImageParameters, sent: SentSource
     ) -> tuple[ImageParameters, tuple[int, int]]:
         masks = () if sent.mask is None else (sent.mask,)
         most = self._images.max_pixels
         num_bytes = sum(decoding_bytes(file, most) for file in (sent.image, *masks))
         async with AsyncExitStack() as stack:
             if self._workers is not None:
-                try:  # of both at once: who holds a part never waits for another
+                try:  # for both at once: a request that holds a part never waits for the rest
                     await stack.enter_async_context(self._workers.memory(num_bytes))
                 except InvalidRequest as error:
                     message = f"{sent.image_field}: {error.message}"
                     raise type(error)(message, param=sent.image_field, row=sent.row) from error
             decoded = await self._decode(sent)
             is_large = num_bytes > LARGE_TASK_BYTES
-            filled = await self._off_loop(self._resize, asked, decoded, is_large=is_large)
+            filled = await self._off_loop(self._resize, parameters, decoded, is_large=is_large)
             return filled, decoded.size
 
     async def _decode(self, sent: SentSource) -> DecodedSource:
@@ -166,13 +166,13 @@ class SourceReader:
         )
         return found
 
-    def _resize(self, asked: ImageParameters, decoded: DecodedSource) -> ImageParameters:
-        drawn = self._limits.edit_size(asked.width, asked.height, decoded.size)
+    def _resize(self, parameters: ImageParameters, decoded: DecodedSource) -> ImageParameters:
+        drawn = self._limits.edit_size(parameters.width, parameters.height, decoded.size)
         self._limits.check_sides(*drawn)
         size = self._limits.source_size(drawn, decoded.size)
         mask = None if decoded.mask is None else lanczos_resized(decoded.mask, size)
         source = SourcePicture(lanczos_resized(decoded.image, size, 3), mask)
-        return replace(asked, width=drawn[0], height=drawn[1], source=source)
+        return replace(parameters, width=drawn[0], height=drawn[1], source=source)
 
 
 def lanczos_resized(pixels: Pixels, size: tuple[int, int], *channels: int) -> NDArray[np.uint8]:

@@ -1,5 +1,5 @@
-"""A caller's picture in the denoise loop: what the host prepares of it, what the encoder makes of
-that, and what each step does with it.
+"""A caller's picture in an edit: its inputs on the host (`SourceInputs`), encoded on the device
+(`EncodedSource`), and in each denoise step (`EditState`).
 
 I counts latent patches of the drawn picture, R those of a reference picture, C a patch's channels.
 """
@@ -34,26 +34,26 @@ class SourceInputs:
 
     source: SourcePicture
     start: Encoding | None = None
-    """Of which the first latents are made, and the part that is kept."""
+    """Source of the first latents, and of the part that is kept."""
     mask: Tensor | None = None
     """(I, C): 1 is drawn again, 0 is kept as `start`."""
     beside: Encoding | None = None
-    """Its latents are features of each patch, after the latents that are drawn."""
+    """Its latents are appended to the features of each patch that is drawn."""
     features: Tensor | None = None
-    """(I, C'): further features, after those of `beside`."""
+    """(I, C'): further features of each patch, appended after `beside`."""
     reference: Encoding | None = None
-    """Its patches are tokens after those that are drawn."""
+    """Its patches are appended as tokens after the patches that are drawn."""
 
     @property
     def encodings(self) -> dict[str, Encoding]:
-        """Those that are to be encoded, by field."""
+        """The pictures to encode, by field."""
         found = {"start": self.start, "beside": self.beside, "reference": self.reference}
         return {name: each for name, each in found.items() if each is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSource:
-    """`SourceInputs` on the device, in the model's dtype, encoded."""
+    """Encoded `SourceInputs`, on the device and in the model's dtype."""
 
     start: Tensor | None
     """(I, C)."""

@@ -1,4 +1,4 @@
-"""A picture's chunks as they come, in the events of OpenAI and the responses of V2."""
+"""Encodes a picture's chunks as they come: OpenAI's events and V2's stream of responses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Timings(NamedTuple):
     compute_ms: int
 
 
-def finished(answers: Sequence[Answer[ImageRequest, PictureChunk]]) -> list[ImageAnswer]:
-    """The answers with their pictures alone."""
+def final_answers(answers: Sequence[Answer[ImageRequest, PictureChunk]]) -> list[ImageAnswer]:
+    """The answers with their last chunk alone, the picture."""
     return [
         _answer(x.request, x.chunks[-1], Timings(x.queue_ms, x.compute_ms), x.request_id)
         for x in answers
@@ -45,7 +45,8 @@ def _answer(
 def preview_file(
     codec: ImageCodec, request: ImageRequest, preview: PartialPicture, request_id: str
 ) -> bytes:
-    """A preview as the picture will be: of its size, format, quality and mark. Pool thread."""
+    """A preview as a file of the picture's size, format, quality and mark of origin. Pool
+    thread."""
     pixels = upscaled(preview.pixels, request.width, request.height)
     return codec.encode(_answer(request, ImageResult(pixels, 0), Timings(0, 0), request_id))
 
@@ -64,7 +65,7 @@ class EventEncoder:
         self._events = ImageEvents(kind, size, request.output_format)
 
     def encode(self, chunk: PictureChunk, timings: Timings) -> bytes:
-        """One event. Pool thread; of a `StepTaken` any."""
+        """The event of one chunk. Pool thread; a `StepTaken` on any thread."""
         if isinstance(chunk, StepTaken):
             return self._events.progress(chunk.step, chunk.steps)
         if isinstance(chunk, PartialPicture):
@@ -86,7 +87,7 @@ class ResponseEncoder:
         self._request = request
 
     def encode(self, chunk: PictureChunk, timings: Timings) -> V2Response:
-        """One response. Pool thread; of a `StepTaken` any."""
+        """The response of one chunk. Pool thread; a `StepTaken` on any thread."""
         if isinstance(chunk, StepTaken):
             return self._response((), step=chunk.step, steps=chunk.steps)
         if isinstance(chunk, PartialPicture):

@@ -1,4 +1,4 @@
-"""The first run of every promised shape, and what it must show before a model is ready."""
+"""Runs every promised shape once before a model is ready, and checks the values that it gives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ FITTED_PROMPTS = (
     "a yellow star on a black background",
     "a photo of a blue car beside an orange wall",
 )
-"""Of the pictures that previews are fitted to, but for the last, which the fit is tried on."""
+"""Prompts of the pictures that the projection for previews is fitted to; the last measures its
+error."""
 FITTED_STEPS = 4
 
 
@@ -50,7 +51,7 @@ class PromisedStep:
     rank_width: int
 
     def name_by(self, runner: DiffusionRunner) -> str:
-        """For the log and metadata."""
+        """Its name in the log and in metadata."""
         rank = f" rank {self.rank_width}" if self.rank_width else ""
         return f"{runner.name_of(self.shape)} x{self.rows}{rank}"
 
@@ -80,8 +81,8 @@ def warm_all(
     rank_widths: Sequence[int],
     progress: Progress,
 ) -> dict[tuple[StepShape, int], float]:
-    """Run each promised size in each form at each number of rows, and of rank rows, once; the
-    seconds of a step by its shape and rows, without adapters."""
+    """Run each promised size in each form at each number of rows, and of rank rows, once. Returns
+    the seconds of a step without adapters, by shape and rows."""
     steps = promised_steps(runner, limits, rank_widths)
     seconds: dict[tuple[StepShape, int], float] = {}
     warm_prompts(runner, preparer, limits)
@@ -102,7 +103,7 @@ def warm_prompts(runner: DiffusionRunner, preparer: Preparer, limits: PictureLim
     asked = [
         ImageParameters(text, width=size[0], height=size[1], source=source) for text in WARM_PROMPTS
     ]
-    works = [preparer.prepare(limits.request(image)) for image in asked]
+    works = [preparer.prepare(limits.resolve(image)) for image in asked]
     first, second = (runner.encode(work.prompts[0]) for work in works)
     for one, other in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
         check_finite([one, other], "the embeddings of a warm-up prompt")
@@ -113,12 +114,12 @@ def warm_prompts(runner: DiffusionRunner, preparer: Preparer, limits: PictureLim
 def warm_step(
     runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits, step: PromisedStep
 ) -> float:
-    """One prompt, one denoise step of such pictures with unused rank rows, and with one row a
-    decode; the step's seconds."""
+    """Encode a prompt and take one denoise step of such pictures with unused rank rows; with one
+    row, decode too. Returns the step's seconds."""
     (width, height), form, rows = step.size, step.shape.form, step.rows
     source = _source(limits, step.size, step.read)
     parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
-    work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=1)))
+    work = preparer.prepare(limits.resolve(replace(parameters, num_inference_steps=1)))
     where = f"warm-up {work.shape.described(limits.side_multiple)} {form} x{rows}"
     encoded = None if work.source is None else runner.encode_source(work.source)
     embedding = runner.encode(work.prompts[0])
@@ -145,7 +146,7 @@ def warm_edit(
     width, height = size
     source = warm_picture(width, height)
     parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
-    work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=2)))
+    work = preparer.prepare(limits.resolve(replace(parameters, num_inference_steps=2)))
     assert work.source is not None
     encoded = runner.encode_source(work.source)
     prompts = [runner.encode(prompt) for prompt in work.prompts]
@@ -157,7 +158,7 @@ def warm_edit(
 
 
 def _source(limits: PictureLimits, size: Size, read: Size) -> SourcePicture | None:
-    """A picture for a pass that can't do without."""
+    """A picture for a pass that needs one, else None."""
     if limits.edits.kind == FILL:
         return warm_picture(*size)
     return replace(warm_picture(*read), mask=None) if read[0] else None
@@ -186,7 +187,7 @@ def warm_projection(
 ) -> Projection:
     """A projection of latents to colours, fitted to pictures that are drawn for it at the first
     promised size, and its error on one more. Waits for the device."""
-    drawn = [_drawn(runner, preparer, limits, seed) for seed in range(len(FITTED_PROMPTS))]
+    drawn = [_draw_fitted(runner, preparer, limits, seed) for seed in range(len(FITTED_PROMPTS))]
     latents, pictures = zip(*drawn, strict=True)
     weights = fit_projection(latents[:-1], pictures[:-1]).to(latents[0].device)
     grid, truth = latents[-1], pictures[-1].numpy()
@@ -196,7 +197,7 @@ def warm_projection(
     return Projection(weights, float(np.sqrt((away**2).mean())), float(truth.std()))
 
 
-def _drawn(
+def _draw_fitted(
     runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The decoder's input and its picture, uint8 (height, width, 3) on the host."""
@@ -209,7 +210,7 @@ def _drawn(
         seed=seed,
         source=_source(limits, limits.sizes[0], read=(0, 0)),
     )
-    work = preparer.prepare(limits.request(asked))
+    work = preparer.prepare(limits.resolve(asked))
     encoded = None if work.source is None else runner.encode_source(work.source)
     state = runner.start(work.plan, [runner.encode(work.prompts[0])], work.form, source=encoded)
     while not state.is_finished:

@@ -1,5 +1,5 @@
-"""The adapters (LoRA) that a start is given: their names, and a look at each file before torch is
-imported.
+"""The adapters (LoRA) that a server is started with: checks their names, and describes each file
+before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from predictors.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class GivenAdapters:
+    """The adapters that a server is started with."""
+
     paths: Mapping[str, Mapping[str, Path]]
-    """By model and adapter."""
-    looks: Mapping[tuple[str, str], Callable[[], AdapterSummary]]
-    """By model and adapter: describes it as a start would load it, or raises `ServingError` with
-    the start's own message. A file is read once."""
+    """Files or folders by model and adapter."""
+    summaries: Mapping[tuple[str, str], Callable[[], AdapterSummary]]
+    """Functions by model and adapter that describe the adapter as a start would load it, or raise
+    `ServingError` with the start's own message. Each reads its file once."""
 
     def ranks(self) -> dict[str, int]:
-        """The largest rank of each model's. Raises `ServingError` for an adapter that is not
-        served."""
+        """The largest rank of each model's adapters. Raises `ServingError` for an adapter that is
+        not served."""
         found: dict[str, int] = {}
-        for (model, _), look in self.looks.items():
-            found[model] = max(found.get(model, 0), look().rank)
+        for (model, _), make_summary in self.summaries.items():
+            found[model] = max(found.get(model, 0), make_summary().rank)
         return found
 
     def room(self, settings: Settings) -> Settings:
         """`settings` with room for the largest one that is served, as a start of its model has."""
         largest = 0
-        for look in self.looks.values():
+        for make_summary in self.summaries.values():
             with suppress(ServingError):
-                largest = max(largest, look().rank)
+                largest = max(largest, make_summary().rank)
         return settings.with_adapter_rank(largest)
 
 
@@ -57,15 +59,15 @@ def find_adapters(
     a name that is not allowed, or that a model has.
     """
     taken = {*named, *read_aliases(settings.server.aliases)}
-    looks = {}
+    found = {}
     for model, own in paths.items():
         for lora, path in own.items():
             _check_lora_name(model, lora, taken)
-            looks[model, lora] = cache(partial(
+            found[model, lora] = cache(partial(
                 _describe, describers[model], lora, path, named[model], settings,
                 components.get(model) or {},
             ))  # fmt: skip
-    return GivenAdapters(paths, looks)
+    return GivenAdapters(paths, found)
 
 
 def room_for_given(settings: Settings, flags: Sequence[str]) -> Settings:

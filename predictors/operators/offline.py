@@ -41,7 +41,7 @@ def warm_model(model: Predictor) -> None:
 
     Raises `EngineFailed` with the reason in one sentence; the traceback is in the log.
     """
-    _, error = try_call(model.host.loop.prepare)
+    _, error = try_call(model.host.loop.load_and_warm)
     if error is None:
         return
     model.stop()

@@ -1,6 +1,8 @@
-"""Picture models and chat models that one process serves on one card: their engines take
-turns, and each model keeps to its part of the memory. The parts are compared before torch is
-imported."""
+"""Shares one card among the picture and chat models of a process: their engines take turns, and the
+models' parts of the memory are checked.
+
+The check runs before torch is imported.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of a model's start, as log lines and Kubernetes events, and what follows its warm-up."""
+"""Reports a model's start: its progress and states as log lines and Kubernetes events."""
 
 from __future__ import annotations
 

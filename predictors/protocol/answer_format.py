@@ -43,7 +43,7 @@ class AnswerFormat:
     text: str = field(repr=False)
     where: str = field(default="response_format", compare=False)
     fields: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Of the kind `TOOLS`: the field of each schema, by its rule in `text`."""
+    """For the kind `TOOLS`: the request's field of each schema, by the schema's rule in `text`."""
 
 
 def schema_format(where: str, schema: Any) -> AnswerFormat:

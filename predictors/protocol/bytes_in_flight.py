@@ -1,5 +1,5 @@
-"""The bytes of all requests together: those of bodies and messages that arrive, and of what is
-decoded from them, until each request is answered.
+"""Counts the bytes of all requests together, and limits them: arriving bodies and messages and the
+values decoded from them, until each request is answered.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from predictors.errors import Overloaded, TooLarge
 
 UNCOUNTED_BYTES = 64 * 1024
-"""Of each request, so that small ones pass while large ones use up the limit."""
+"""Bytes of each request that are not counted, so that small requests pass while large ones use up
+the limit."""
 RETRY_AFTER_S = 2.0
 
 

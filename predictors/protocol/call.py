@@ -1,6 +1,7 @@
 """`Call`: the data of a request besides its body, on every protocol.
 
-That is its headers, request id, deadline, log fields and trace, and the parsing of timeouts.
+It holds headers, request id, caller, deadline, priority, log fields and trace. Timeouts and
+priorities are parsed here.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ SINGLE_HEADERS = frozenset(
         TIMEOUT_HEADER, PRIORITY_HEADER,
     }
 )  # fmt: skip
-"""Headers that say one thing. Of two that differ, a proxy may have gone by the other one."""
+"""Headers that may not come twice with different values: a proxy may have read the other one."""
 MAX_TIMEOUT_S = 24 * 3600.0
 DEFAULT_LEVEL = 5
-"""Level of a request without one: of those from 1 (first) to `LAST_LEVEL`."""
+"""Level of a request that names none; levels go from 1 (first) to `LAST_LEVEL`."""
 LAST_LEVEL = 10
-MAX_LEVEL = 2**64 - 1  # that may be asked for; `LAST_LEVEL` and above are the same
+MAX_LEVEL = 2**64 - 1  # largest that is accepted; above `LAST_LEVEL` all are the same
 NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 _LEVEL = re.compile(r"\s*[0-9]{1,20}\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterAccess:
-    """The adapters of a model that a call asks for by the model's name, and may use."""
+    """The adapter that a call names with the model, and the adapters that it may use."""
 
     own: str = ""
     """The adapter that the model's name ends with, as in `flux:watercolour`; empty without one."""
     allowed: frozenset[str] | None = None
-    """Those that the caller may use, of which a request has one at least; None: all or none."""
+    """The adapters that the caller's key allows: a request must use one or more of them. None: it
+    may use any, or none."""
 
     def named(
         self, model: str, asked: Iterable[tuple[str, float]] | None
@@ -98,8 +100,8 @@ class Call(dict[str, str]):
         """Set by `Registry.find` with the model."""
         self.usage: CallerUsage | None = None
         """The use of its API key so far; None without one."""
-        self.has_asked = False
-        """The model's queue was asked for room for one row."""
+        self.is_room_checked = False
+        """The queue had room for one row when `check_room` asked it."""
         self.num_jobs = 0
         """Jobs that the request was allowed to begin."""
         self.used_s = 0.0
@@ -109,7 +111,7 @@ class Call(dict[str, str]):
         self.priority = 0
         """Order among the caller's own requests: a higher one goes first."""
         self.repeated = ""
-        """Of `repeated_header`, over gRPC; HTTP refuses it at once."""
+        """The header that `repeated_header` found, over gRPC; HTTP refuses such a call at once."""
         self.deadline = deadline
         """Seconds of `time.monotonic()`, None for no deadline."""
         self.log_fields: dict[str, object] = {}

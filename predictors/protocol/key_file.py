@@ -32,7 +32,7 @@ MAX_KEY_BYTES = 256  # of a key that a caller presents
 MAX_MODELS = 64
 MAX_WEIGHT = 1000.0
 KEY_PREFIX = "vpk_"
-"""Of keys that `new_key` makes, so that secret scanners and people recognise them."""
+"""Beginning of the keys that `new_key` makes, so that secret scanners and people recognise them."""
 KEY_BYTES = 32  # random ones of a key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")

@@ -1,7 +1,7 @@
 """Outcomes of requests: each is counted, logged and traced exactly once, however it ends.
 
-The lines are the audit log: who asked from where for which model, what it cost and how it ended.
-Refusals come in floods; beyond some in a second they are only counted.
+The log lines are the audit log: caller, address, model, cost and outcome of each request. Beyond
+some refusals in a second, further ones are only counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 outcome_log = logging.getLogger("predictors.outcomes")
 
 REFUSED = frozenset({"unauthorized", "quota", "queue_full", "overloaded", "not_ready", "draining"})
-"""Reasons whose lines are sampled."""
+"""Reasons whose log lines are sampled."""
 _sampled = SampledLines(outcome_log)
 
 # The label of every model that is not served, so that callers can't create series.

@@ -25,7 +25,8 @@ CLOSE, REFUSE_LARGE, REFUSE = metrics.OVERLOAD_ACTIONS
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """One reading of the process. `pressure` is its share of its limit, and may be above 1."""
+    """A reading of the process that has a limit. `pressure` is the part of the limit in use, and
+    may be above 1."""
 
     name: str
     """Metric label, one of `metrics.OVERLOAD_MONITORS`."""
@@ -46,9 +47,9 @@ class OverloadGate:
         self._monitors: list[Monitor] = []
         self._active: dict[str, str] = {}  # monitor that began it, by action
         self.closes = False
-        """Each response closes its connection."""
+        """True while each response closes its connection."""
         self.is_refusing = False
-        """Some requests are refused: `check` says which."""
+        """True while some requests are refused; `check` says which."""
         self._refuses_all = False
 
     def watch(self, *monitors: Monitor) -> None:

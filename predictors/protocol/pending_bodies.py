@@ -24,7 +24,7 @@ class PendingBodies:
 
     def __init__(self) -> None:
         self.most_of_one: float = math.inf
-        """Of one caller."""
+        """Most bodies of one caller that may be arriving; set by the server."""
         self._callers: dict[PendingBody, str] = {}
         self._counts: Counter[str] = Counter()
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from predictors.errors import Overloaded, QuotaExceeded
 
 DELAY_S = 0.25
-MOST_CALLERS = 1024  # that are remembered, the last ones that were refused
+MOST_CALLERS = 1024  # the callers that were refused last are remembered, at most so many
 PACED = (Overloaded, QuotaExceeded)
-"""Refusals that a caller may get any number of."""
+"""Refusals that are delayed. A caller may cause any number of them."""
 
 
 @dataclass(slots=True)
@@ -36,8 +36,8 @@ class RefusalPace:
         self._levels: OrderedDict[str, _Level] = OrderedDict()
 
     async def wait(self, error: Exception, caller: str) -> None:
-        """Return when `error` may be sent to that caller: at once if it is no refusal of these. One
-        that waits loses its traceback, whose frames hold the request's body."""
+        """Return when `error` may be sent to the caller; at once unless it is one of `PACED`. An
+        error that waits loses its traceback, whose frames hold the request's body."""
         if isinstance(error, PACED) and (delay_s := self.delay_s(caller)):
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await asyncio.sleep(delay_s)

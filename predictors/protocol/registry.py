@@ -100,7 +100,7 @@ class Registry:
             raise InvalidRequest(f"the model name {model.name!r} is given twice")
         check_name(model.name)
         self._models[model.name] = model
-        # asked once: it costs more than a probe's answer, or the check of a queue
+        # isinstance with a Protocol is slow, so it is not repeated for each request
         if isinstance(model, Startable) and model not in self.startable:
             self.startable.append(model)
         if isinstance(model, Queued):
@@ -124,7 +124,7 @@ class Registry:
         return found
 
     def models_for(self, call: Call | None) -> Collection[Served]:
-        """The models of which this caller may use a name."""
+        """The models that this caller may use under any name."""
         if call is None or not call.models:
             return self._models.values()
         found = [
@@ -241,8 +241,8 @@ class Registry:
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
-        """True while no engine, no thread or process that prepares for one, and not the event loop
-        is dead or stalled. Loading counts as alive."""
+        """False once an engine, a thread or process that prepares for it, or the event loop is dead
+        or stalled. Loading counts as alive."""
         if self.loop_overdue_s() > self.settings.queue.stall_timeout_s:
             return False
         return self.workers.is_alive and all(model.is_alive for model in self.startable)
@@ -256,8 +256,8 @@ class Registry:
 
     # -- requests ----------------------------------------------------------------------------------
     def check_room(self, model: Served, call: Call) -> None:
-        """Refuse what a full queue would refuse anyway, before the body is read: under overload
-        most requests are refused, and their cost is taken from the others."""
+        """Raise what the model's queue would refuse a request of one row with, before its body is
+        read: under overload most requests are refused, and reading them takes time from others."""
         check = self._room_checks.get(model.name)
         if check is not None:
             check(call)
@@ -277,7 +277,7 @@ class Registry:
         self._idle.clear()
 
     def end_request(self) -> None:
-        """Count one request less: it is answered, its last byte handed to the socket."""
+        """Count one request less, after its last byte was handed to the socket."""
         self._in_flight -= 1
         metrics.requests_in_flight.set(self._in_flight)
         if self._in_flight == 0:
@@ -315,8 +315,8 @@ class Registry:
         asyncio.get_running_loop().run_in_executor(self._threads, trim)
 
     def closes_connections(self) -> bool:
-        """True while each response closes its connection: the process is about to end, or near a
-        limit."""
+        """True while each response closes its connection, since the process is about to end or is
+        near a limit."""
         return self.leaving.is_set() or self.overload.closes
 
     # -- shutdown ----------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Origin:
     prompt: str | None = None
     """None where it is kept private."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """Of the request, by the API's names, which must be XML names."""
+    """Parameters of the request by their names in the API, which must be XML names."""
 
     @property
     def mark(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-KEPT_DEBTS = 1024  # callers that left while ahead of the level
+KEPT_DEBTS = 1024  # callers that had used more than the level when they left: most that are kept
 
 MAX_PRIORITY = 8
 
@@ -48,7 +48,7 @@ class Account:
         self.used_s = used_s
         """Weighted engine seconds: those charged, divided by the weight."""
         self.floor_s = used_s
-        """Least tag of its next job: the level when it had no job waiting."""
+        """The least start tag of its next job: the level when its first job began to wait."""
         self.waiting = 0
         self.running = 0
         self.places = 0
@@ -77,7 +77,8 @@ class Accounts:
         self._debts: OrderedDict[str, float] = OrderedDict()  # `used_s` of callers that left
 
     def of(self, caller: Caller) -> Account:
-        """The caller's account; `close_unused` must follow once it has neither jobs nor places."""
+        """The caller's account, opened if it has none. `close_unused` must follow once the caller
+        has neither jobs nor places."""
         account = self._open.get(caller.name)
         if account is None:
             used_s = max(self.level_s, self._debts.pop(caller.name, 0.0))
@@ -92,7 +93,7 @@ class Accounts:
         return self._open.get(caller.name)
 
     def add_waiting(self, account: Account, jobs: int) -> None:
-        """So many more jobs wait."""
+        """Count jobs that begin to wait."""
         if account not in self._present:
             self._present[account] = None
             self._weights += account.weight
@@ -102,8 +103,8 @@ class Accounts:
         account.waiting += jobs
 
     def start(self, account: Account, pledged_s: float) -> None:
-        """A waiting job starts to run; `pledged_s` is what the caller's running jobs will still
-        use. Engine thread."""
+        """Count a waiting job that starts to run. `pledged_s`: engine seconds that the caller's
+        running jobs will still use. Engine thread."""
         tag_s = account.tag_s(pledged_s)
         account.used_s = max(account.used_s, tag_s - pledged_s / account.weight)
         # without what is pledged: a newcomer's steps are compared by what was used
@@ -113,7 +114,7 @@ class Accounts:
         self._running[account] = None
 
     def leave(self, account: Account, *, was_running: bool) -> None:
-        """A job has left, from its slot or from the queue."""
+        """Count a job that has left its slot (`was_running`) or the queue."""
         if was_running:
             account.running -= 1
             if account.running == 0:
@@ -126,7 +127,8 @@ class Accounts:
             self.close_unused(account)
 
     def close_unused(self, account: Account) -> None:
-        """Forget the account if it has neither jobs nor places, but not what it owes."""
+        """Close the account if it has neither jobs nor places. What it used beyond the level is
+        remembered."""
         if account.waiting or account.running or account.places:
             return
         if self._open.pop(account.name, None) is None:
@@ -139,11 +141,11 @@ class Accounts:
             if len(self._debts) > KEPT_DEBTS:
                 self._debts.popitem(last=False)
 
-    # -- who is there ----------------------------------------------------------------------------
+    # -- callers with jobs -----------------------------------------------------------------------
     @property
     def level_s(self) -> float:
-        """Weighted seconds at which a newcomer starts: the most that the caller of an admitted job
-        had used then, or what the least of the callers in slots has used."""
+        """Weighted seconds at which a newcomer starts: the most that any caller had used when a job
+        of it was admitted, or the least of the callers in slots if that is more."""
         if not self._running:
             return self._served_s
         return max(self._served_s, min(account.used_s for account in self._running))
@@ -154,14 +156,14 @@ class Accounts:
         return len(self._present)
 
     def none_pledged(self) -> dict[Account, float]:
-        """The callers with running jobs, as if these used no more engine seconds."""
+        """As `Slots.pledged_s` for running jobs that will use nothing more: 0 for each caller."""
         return dict.fromkeys(self._running, 0.0)
 
     def all_present(self) -> list[Account]:
         return list(self._present)
 
     def share(self, weight: float, total: float, account: Account | None = None) -> float:
-        """The part of `total` that is due to a caller of this weight beside those present."""
+        """The part of `total` that a caller of this weight gets beside those present."""
         others = self._weights
         if account is not None and account in self._present:
             others -= account.weight

@@ -1,4 +1,4 @@
-"""Which requests are accepted now, and the errors of those that are not."""
+"""Decides which requests the queue accepts now, and makes the errors of those it refuses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ W = TypeVar("W")
 C = TypeVar("C")
 
 UNKNOWN: Costs = {}
-SAFETY = 1.5  # a request is refused if it needs this many times what its deadline leaves
-UNMEASURED_JOB_S = 1.0  # engine seconds of a job before one has finished
+SAFETY = 1.5  # a request is refused if it needs so many times the seconds left to its deadline
+UNMEASURED_JOB_S = 1.0  # engine seconds that a job counts for before any has finished
 # an idle engine takes a request in spite of estimates that are older: it may be faster now
 TRUSTED_S = 60.0
 
@@ -42,7 +42,7 @@ class Admission(Generic[W, C]):
         self.places = Places(settings.capacity)
         self.estimates = estimates
         self.open_cost = 0.0
-        """Of the jobs that wait or run, of all kinds together. `JobTable` counts it."""
+        """Cost of the jobs that wait or run, all kinds added up. `JobTable` counts it."""
         self._capacity_s = settings.capacity_s
         self._model = model
         self._clock = clock
@@ -58,12 +58,12 @@ class Admission(Generic[W, C]):
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
         *,
-        least: Costs | None = None,
+        least_costs: Costs | None = None,
         is_reserved: bool = False,
     ) -> None:
-        """Raise if a request with so many rows can't be accepted now. Reserved rows have places.
-        `costs` are those of all rows together, if they are known; `least`, what these cost at
-        least, counts against the deadline."""
+        """Raise if a request with so many rows can't be accepted now. `costs` is the cost of all
+        rows together, empty if unknown; `least_costs`, of rows that end as early as they can, is
+        compared with the deadline. Rows that are reserved have their places already."""
         refusal = self._refusal()
         if refusal is not None:
             raise self.rejected(refusal, rows)
@@ -77,12 +77,12 @@ class Admission(Generic[W, C]):
             if self._capacity_s > 0 and self.places.taken:
                 self._check_seconds(rows, caller, costs)
         if deadline is not None and self.estimates.is_sure:
-            least = costs if least is None else least
-            self._check_deadline(rows, caller, least, deadline, rows if is_reserved else 0)
+            at_least = costs if least_costs is None else least_costs
+            self._check_deadline(rows, caller, at_least, deadline, rows if is_reserved else 0)
 
     @property
     def reads_costs(self) -> bool:
-        """False while no rule depends on what the rows cost."""
+        """True if a rule depends on the costs of the rows."""
         return self._capacity_s > 0 or self.estimates.is_sure
 
     def rejected(self, error: ServingError, rows: int) -> ServingError:
@@ -94,14 +94,15 @@ class Admission(Generic[W, C]):
     def _check_places(self, rows: int, caller: Caller) -> None:
         account = self._accounts.find(caller)
         own = 0 if account is None else account.places
-        # while the engine refuses jobs free slots are no places
+        # while the engine refuses jobs, free slots do not count as places
         slots = 0 if self._queue.is_blocked else self._slots.free_for(account, caller.weight)
         if rows > self.places.free(own, slots):
             message = self.places.refusal(own, rows, slots)
             raise self._overloaded(message, rows, caller, account)
 
     def _check_seconds(self, rows: int, caller: Caller, costs: Costs) -> None:
-        """The same rule as for places, in engine seconds. It refuses none that would wait alone."""
+        """Apply the rule of `Places` to engine seconds. A request that would wait alone is never
+        refused."""
         account = self._accounts.find(caller)
         needed = self.estimates.seconds(costs) or rows * self.estimates.mean_s
         capacity, total, own = self._capacity_s, self.waiting_s(), self._own_s(account)
@@ -123,8 +124,8 @@ class Admission(Generic[W, C]):
     def _check_deadline(
         self, rows: int, caller: Caller, costs: Costs, deadline: float, reserved: int
     ) -> None:
-        """Raise if the estimate says clearly that the deadline would pass first. `reserved` of the
-        rows in preparation are this request's own."""
+        """Raise if the estimate says clearly that the deadline would pass first. `reserved` counts
+        the rows in preparation that are this request's own."""
         now = self._clock()
         left_s = deadline - now
         if left_s > SAFETY * self._most_s(costs):
@@ -156,8 +157,8 @@ class Admission(Generic[W, C]):
 
     # -- estimates -------------------------------------------------------------------------------
     def _most_s(self, costs: Costs) -> float:
-        """A bound on the estimate for a request, from a few sums: the time of all others and its
-        own."""
+        """An upper bound, from a few sums, of the seconds until a request of these costs is done:
+        all open work and its own."""
         estimates = self.estimates
         cost = self.open_cost + self.places.taken * estimates.most_cost
         if costs:
@@ -165,14 +166,14 @@ class Admission(Generic[W, C]):
         return cost * estimates.most_per_cost + len(self._slots.running) * UNMEASURED_JOB_S
 
     def waiting_s(self, but_rows: int = 0) -> float:
-        """Engine seconds that wait. Rows in preparation, but for so many of them, cost as much as
-        others do."""
+        """Engine seconds of the work that waits. Rows in preparation count as jobs of the mean
+        cost; `but_rows` of them are left out."""
         waiting_s = self.estimates.seconds(self._queue.costs)
         in_preparation = self.places.taken - len(self._queue) - but_rows
         return waiting_s + (in_preparation * self.estimates.mean_s if in_preparation else 0.0)
 
     def _own_s(self, account: Account | None, but_rows: int = 0) -> float:
-        """Those of them that are this caller's."""
+        """The part of `waiting_s` that is this caller's."""
         if account is None:
             return 0.0
         line = self._queue.lines.get(account)
@@ -183,10 +184,10 @@ class Admission(Generic[W, C]):
     def _wait_s(
         self, caller: Caller, account: Account | None, added_s: float = 0.0, but_rows: int = 0
     ) -> float:
-        """Seconds that a caller's next jobs wait, at least, when all share the engine by weight:
-        for its jobs before them, and for others while they take `added_s` themselves."""
+        """The least seconds that a caller's next jobs wait if all callers share the engine by
+        weight: for its earlier jobs, and for others while its own take `added_s`."""
         share = self._accounts.share(caller.weight, 1.0, account)
-        # what has a high priority passes the caller's other jobs
+        # jobs of a high priority go before the caller's other jobs
         before_s = self._own_s(account, but_rows) if caller.level <= 0 else 0.0
         fair_s = (before_s + added_s) / share - added_s
         waiting_s = self.waiting_s(but_rows)
@@ -200,8 +201,8 @@ class Admission(Generic[W, C]):
 
 
 def costs_of(rows: Iterable[object], *, at_least: bool = False) -> Costs:
-    """The costs of rows together, by kind: of those that tell their `cost`, perhaps with a
-    `cost_kind`. `at_least` takes their `least_cost` instead, if they have one."""
+    """The cost of all rows, by kind of work. A row may have `cost`, `cost_kind` and `least_cost`;
+    without a `cost` it is left out. `at_least` adds up `least_cost` where a row has one."""
     total: dict[str, float] = {}
     for row in rows:
         cost: float | None = getattr(row, "cost", None)

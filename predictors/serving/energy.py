@@ -18,12 +18,12 @@ from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 
 MOST_ENDED = 10_000
-"""Ended jobs that wait for a window. If a driver hangs, the oldest are not observed."""
+"""Most ended jobs that wait for the next window. If a driver hangs, the oldest are dropped."""
 
 
 @dataclass(slots=True)
 class _Spent:
-    """Engine seconds of a job that were split, and its joules."""
+    """Engine seconds of a job that past windows have counted, and its joules so far."""
 
     seconds: float = 0.0
     joules: float = 0.0

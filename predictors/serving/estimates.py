@@ -1,8 +1,8 @@
-"""Engine seconds of jobs, learned from what finished jobs were charged.
+"""Estimates of jobs' engine seconds, learned from what finished jobs were charged.
 
-A job's work tells its cost in a unit of the engine's. Kinds of work (`cost_kind`, such as a quality
-tier) have rates of their own. Jobs that share steps with many others are charged less, so as soon
-as there are any only those count that finish while the engine is full.
+A job's work says its cost, in a unit of the engine's. Each kind of work (`cost_kind`, such as a
+quality tier) has its own rate of seconds per cost. Jobs that share steps with many others are
+charged less: once a job has finished while the engine was full, only such jobs count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import median_low
 # weight of the newest job: the estimate follows a change of traffic within about ten jobs
 RATE_WEIGHT = 0.2
 RECENT_JOBS = 15
-MAX_MEDIANS = 4.0  # answers that end early make a mean of several medians
+MAX_MEDIANS = 4.0  # cap of a rate, in medians: where many answers end early the mean is several
 MIN_COST = 1e-9
 MAX_KINDS = 16  # kinds of work with a rate of their own; further ones share one
 OTHER_KINDS = "..."
@@ -32,8 +32,8 @@ Costs = Mapping[str, float]
 class CostRate:
     """Engine seconds per unit of cost, of the recent jobs of a kind.
 
-    Costs make one large picture count for what it is. Where they mislead, or jobs have none, a cap
-    at a few medians lets the estimate forget an unusual job as soon as there are two others.
+    It is a weighted mean, capped at a few medians: one unusual job is forgotten as soon as there
+    are two others.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class CostRate:
 
     @property
     def mean(self) -> float:
-        """Seconds per unit of cost before the cap; a job must have been counted."""
+        """Seconds per unit of cost without the cap; a job must have been counted."""
         return self._seconds / self.cost
 
     @property
@@ -82,7 +82,7 @@ class Estimates:
         self.observed_at = -math.inf
         """When a job was counted last."""
         self.is_sure = False
-        """True once enough jobs were measured."""
+        """True once enough jobs were measured to refuse a request by their rates."""
         self.most_per_cost, self.most_cost = 0.0, MIN_COST
         """No rate and no mean cost of jobs is above these."""
         self._num_full = 0
@@ -107,7 +107,7 @@ class Estimates:
         rate.observe(seconds, cost, is_full=is_full)
 
     def tighten(self) -> None:
-        """Lower the bounds to what the recent jobs were like."""
+        """Lower `most_per_cost` and `most_cost` to the means of recent jobs."""
         rates = self._kinds.values()
         self.most_per_cost = max((rate.mean for rate in rates), default=0.0)
         self.most_cost = max((rate.cost / rate.jobs for rate in rates), default=MIN_COST)
@@ -117,7 +117,7 @@ class Estimates:
         return sum(cost * self._seconds_per_cost(kind) for kind, cost in costs.items())
 
     def sure_seconds(self, costs: Costs) -> float:
-        """The same of those kinds of which enough jobs were measured."""
+        """Engine seconds of the part of the work whose kinds were measured often enough."""
         return sum(
             cost * rate.seconds_per_cost
             for kind, cost in costs.items()

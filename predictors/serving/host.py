@@ -57,8 +57,8 @@ class EngineHost(Generic[W, C]):
     """One engine behind a bounded queue.
 
     `submit`, `reserve` and the properties: any thread. `wait_ready`, `drain` and `stop` block.
-    Instead of `start`, a program may call `loop.prepare` once and then `loop.run_once`: its thread
-    is the engine thread.
+    Instead of `start`, a program may call `loop.load_and_warm` once and then `loop.run_once`: its
+    thread is the engine thread.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class EngineHost(Generic[W, C]):
         deadline: float | None = None,
     ) -> None:
         """Raise what `submit` of so many rows would raise now, before any work is spent on them.
-        `costs` are those of all rows together by kind of work, as far as they are known."""
-        self.jobs.check(rows, caller, costs, deadline)
+        `costs` is the cost of all rows together, by kind of work; empty if unknown."""
+        self.jobs.check_accepting(rows, caller, costs, deadline)
 
     def reserve(
         self,
@@ -107,12 +107,12 @@ class EngineHost(Generic[W, C]):
         caller: Caller = ANYONE,
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
-        least: Costs | None = None,
+        least_costs: Costs | None = None,
     ) -> None:
-        """Keep places for rows in preparation, until they are submitted, or until `release` if they
-        are not. Raises what `submit` would. `least` are the costs of rows that end as early as they
-        can; by default they are `costs`."""
-        self.jobs.reserve(rows, caller, costs, deadline, least)
+        """Keep places for rows in preparation, until `submit` takes them over or `release` gives
+        them back. Raises what `submit` would. `least_costs` are the costs of the rows if each ends
+        as early as it can; by default `costs`."""
+        self.jobs.reserve(rows, caller, costs, deadline, least_costs)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
         self.jobs.release(rows, caller)
@@ -126,14 +126,14 @@ class EngineHost(Generic[W, C]):
         caller: Caller = ANYONE,
         is_reserved: bool = False,
     ) -> list[Job[W, C]]:
-        """Accept all rows of a request, or raise and accept none; `is_reserved` after `reserve`.
-        `deadline` is in seconds of the host's clock.
+        """Accept all rows of a request, or raise and accept none. `deadline` is in seconds of the
+        host's clock. `is_reserved`: `reserve` has kept their places.
 
         Raises `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded`
         with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
         if not is_reserved:
-            self.jobs.check(len(works), caller, costs_of(works), deadline)
+            self.jobs.check_accepting(len(works), caller, costs_of(works), deadline)
         try:
             self._validate(works)
         except (InvalidRequest, ShapeNotWarm) as error:
@@ -306,7 +306,7 @@ class EngineHost(Generic[W, C]):
             else:
                 log.info("%s: its start is not over, and is left unfinished", self.model)
         if not self._threads:
-            self.loop.close_engine()  # `loop.prepare` may have been called without `start`
+            self.loop.close_engine()  # `loop.load_and_warm` may have been called without `start`
         self.lifecycle.move(State.STOPPED)
 
     def _watch(self) -> None:

@@ -43,14 +43,14 @@ class Job(Generic[W, C]):
         self.caller = caller
         self.priority = caller.level if caller.priority else 0
         self.account = Account(caller.name, caller.weight)
-        """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
-        share."""
+        """Its caller's account at this engine. `JobTable` replaces it with the one that all jobs
+        of the caller share."""
         self.cost: float = getattr(work, "cost", 1.0)
-        """Expected time on the device, in a unit of the engine's; 1 where the work does not tell.
-        Constant: what was added for it to a sum is taken off again."""
+        """Expected time on the device, in a unit of the engine's; 1 if the work has no `cost`.
+        Constant, since sums that it was added to must subtract the same."""
         self.spent_cost: float = self.cost
-        """The cost of what was done. An engine may correct it when the job has ended, before its
-        rate is learned."""
+        """The cost of the work that was really done. An engine may correct it when the job has
+        ended, before the rate is learned from it."""
         self.least_cost: float = getattr(work, "least_cost", self.cost)
         """The cost if it ends as early as it can: of a chat, after one token."""
         self.cost_kind: str = getattr(work, "cost_kind", "")

@@ -28,7 +28,7 @@ from predictors.settings import QueueSettings
 W = TypeVar("W")
 C = TypeVar("C")
 
-STALE_ENTRIES = 64  # of the deadline heap that may stay beside the live ones
+STALE_ENTRIES = 64  # stale entries that the heap of deadlines may hold beside the live ones
 
 
 class JobTable(Generic[W, C]):
@@ -81,8 +81,8 @@ class JobTable(Generic[W, C]):
         for gauge, read in self._gauges:
             gauge.set_function(read)
 
-    # -- callers ---------------------------------------------------------------------------------
-    def check(
+    # -- accepting requests ----------------------------------------------------------------------
+    def check_accepting(
         self,
         rows: int,
         caller: Caller = ANYONE,
@@ -99,18 +99,18 @@ class JobTable(Generic[W, C]):
         caller: Caller = ANYONE,
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
-        least: Costs | None = None,
+        least_costs: Costs | None = None,
     ) -> None:
         """Keep places for rows that are being prepared, or raise what `accept` would raise.
         `accept` takes them over; `release` must follow if it did not."""
         with self._lock:
-            self._admission.check(rows, caller, costs, deadline, least=least)
-            self._places.take(self._accounts.of(caller), rows)
+            self._admission.check(rows, caller, costs, deadline, least_costs=least_costs)
+            self._places.add(self._accounts.of(caller), rows)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
         with self._lock:
             account = self._accounts.of(caller)
-            self._places.take(account, -rows)
+            self._places.add(account, -rows)
             self._accounts.close_unused(account)
 
     def accept(self, jobs: Sequence[Job[W, C]], *, is_reserved: bool = False) -> None:
@@ -124,9 +124,9 @@ class JobTable(Generic[W, C]):
         with self._lock:
             reads = self._admission.reads_costs
             costs = costs_of(jobs) if reads else UNKNOWN
-            least = costs_of(jobs, at_least=True) if reads and deadline is not None else None
+            least_costs = costs_of(jobs, at_least=True) if reads and deadline is not None else None
             self._admission.check(
-                len(jobs), caller, costs, deadline, least=least, is_reserved=is_reserved
+                len(jobs), caller, costs, deadline, least_costs=least_costs, is_reserved=is_reserved
             )
             now = self._clock()
             if deadline is not None and now >= deadline:
@@ -139,7 +139,7 @@ class JobTable(Generic[W, C]):
             account = self._accounts.of(caller)
             self._accounts.add_waiting(account, len(jobs))
             if not is_reserved:
-                self._places.take(account, len(jobs))
+                self._places.add(account, len(jobs))
             for job in jobs:
                 self._arrivals += 1
                 job.arrival_number = self._arrivals
@@ -192,7 +192,7 @@ class JobTable(Generic[W, C]):
             slots, is_shared = self._slots, self._accounts.present > 1
             # alone there is no other to compare with
             pledged_s = slots.pledged_s() if is_shared else self._accounts.none_pledged()
-            return self._queue.start_pass(slots.room(), now, pledged_s, self._estimate_s)
+            return self._queue.start_pass(slots.offered(), now, pledged_s, self._estimate_s)
 
     def next_job(self, admission: AdmissionPass[W, C]) -> Job[W, C] | None:
         """The next job that the pass offers; None at its end."""
@@ -218,7 +218,7 @@ class JobTable(Generic[W, C]):
             # alone there is no other to compare with
             pledged_s = self._slots.pledged_s() if self._accounts.present > 1 else {}
             self._accounts.start(account, pledged_s.get(account, 0.0))
-            self._places.take(account, -1)
+            self._places.add(account, -1)
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
             self._slots.running[job.arrival_number] = job
             return True
@@ -233,10 +233,10 @@ class JobTable(Generic[W, C]):
     def _count_removed(self, job: Job[W, C]) -> None:
         was_running = job.admitted_at is not None
         if not was_running:
-            self._places.take(job.account, -1)
+            self._places.add(job.account, -1)
         self._accounts.leave(job.account, was_running=was_running)
         if was_running and job.account.waiting:
-            self._queue.note_idle(job.account)
+            self._queue.add_unserved(job.account)
         self._admission.open_cost -= job.cost
         error = job.error
         reason = error.reason if error else "ok"

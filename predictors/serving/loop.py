@@ -27,8 +27,10 @@ W = TypeVar("W")
 C = TypeVar("C")
 T = TypeVar("T")
 
-LEAST_BUSY_S = 10.0  # of steps without a pause, before a shape is warmed between two of them
-BUSY_TIMES = 4  # ... or as many times what the last shape took: others wait for a fifth at most
+# Under traffic without a pause, seconds of steps between two shapes that are warmed after ready: at
+# least these, and so many times what the last shape took. So warming gets a fifth of the time.
+MIN_SERVING_S = 10.0
+SERVING_PER_WARMING = 4
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def try_call(work: Callable[..., T], *args: Any) -> tuple[T | None, BaseExceptio
 class EngineLoop(Generic[W, C]):
     """Drives one engine for the jobs of one host. Engine thread only, unless noted.
 
-    A program without an engine thread calls `prepare` once, then `run_once`.
+    A program without an engine thread calls `load_and_warm` once, then `run_once`.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class EngineLoop(Generic[W, C]):
     def run(self) -> None:
         """Prepare, run until `stop`, then release the device. Any error fails all jobs."""
         try:
-            self.prepare()
+            self.load_and_warm()
             self._serve_while_warming()
             while not self._is_stopping:
                 if not self.run_once():
@@ -116,9 +118,9 @@ class EngineLoop(Generic[W, C]):
         return True
 
     def _serve_while_warming(self) -> None:
-        """Rounds until the engine has warmed what it left for after ready: a shape whenever there
-        is nothing to step, and now and then between steps that don't pause."""
-        plan, due_at = self.plan, self._clock() + LEAST_BUSY_S
+        """Serve until the engine has warmed the shapes that it left for after ready. One is warmed
+        whenever there is nothing to step, and now and then under traffic without a pause."""
+        plan, due_at = self.plan, self._clock() + MIN_SERVING_S
         self._phase = "planned"
         while plan is not None and not plan.is_over and not self._is_stopping:
             is_idle = not self.run_once()
@@ -127,7 +129,7 @@ class EngineLoop(Generic[W, C]):
                 self.last_step_at = began  # a shape counts as a step
                 plan.warm_next(is_idle=is_idle)
                 ended = self._clock()
-                due_at = ended + max(LEAST_BUSY_S, BUSY_TIMES * (ended - began))
+                due_at = ended + max(MIN_SERVING_S, SERVING_PER_WARMING * (ended - began))
             elif is_idle:
                 self._jobs.wait_for_change()
         if plan is not None and not self._is_stopping:
@@ -267,7 +269,7 @@ class EngineLoop(Generic[W, C]):
         self._remove(job)
 
     # -- start and end ---------------------------------------------------------------------------
-    def prepare(self) -> None:
+    def load_and_warm(self) -> None:
         """Load and warm the engine and become ready, unless the host drains meanwhile. Once."""
         self._lifecycle.move(State.LOADING)  # the host's `start` did so already
         if self._lifecycle.state is not State.LOADING:
@@ -302,7 +304,7 @@ class EngineLoop(Generic[W, C]):
                 log.error("%s: on_progress raised", self._model, exc_info=error)
 
     def close_engine(self) -> None:
-        """Close the engine if `prepare` has begun. Idempotent."""
+        """Close the engine if `load_and_warm` has begun. Idempotent."""
         if not self._holds_device:
             return
         self._holds_device = False

@@ -1,8 +1,9 @@
 """The places of the waiting queue, and how callers share them.
 
-A caller that is alone may take all. Beside others each may hold half, and of jobs that another one
-holds beyond its half none counts against the rest: at most one and a half times the capacity wait,
-and no accepted job is dropped. No caller is refused its equal part while there is room at all.
+A caller that is alone may take all places. Beside others it may hold half of them while any are
+left, and its equal part even if none is. Places that a caller took beyond its half, while it was
+alone, do not count against the others. No accepted job is dropped, so up to one and a half times
+the capacity may wait.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Places:
         self._holders = 0  # callers that hold a place
         self._excess = 0  # places that callers hold beyond their halves
 
-    def take(self, account: Account, rows: int) -> None:
-        """Count so many more places of a caller, or fewer where `rows` is below 0."""
+    def add(self, account: Account, rows: int) -> None:
+        """Count `rows` more places of a caller; fewer if `rows` is negative."""
         before = account.places
         after = account.places = before + rows
         self.taken += rows
@@ -35,8 +36,8 @@ class Places:
         )
 
     def free(self, own: int, free_slots: int) -> int:
-        """Rows that a caller that holds `own` places may add; below 0 where it holds too many.
-        Free slots count as places."""
+        """Rows that a caller with `own` places may add; negative if it holds too many. Free slots
+        count as places."""
         if own == self.taken:
             return self.capacity + free_slots - own
         others = self.taken - own - (self._excess - max(0, own - self.half))
@@ -47,7 +48,7 @@ class Places:
         return min(max(min(of_all, of_half), of_equal_part), most)
 
     def callers_with(self, own: int) -> int:
-        """Callers that hold places, together with one that holds `own` and asks for more."""
+        """Number of callers with places, the asking one included; it holds `own`."""
         return self._holders + (own == 0)
 
     def refusal(self, own: int, rows: int, free_slots: int) -> str:

@@ -1,9 +1,9 @@
 """The bounded queue of jobs that wait for a slot, and the order in which they are offered.
 
-The caller with the least start tag goes first. Of one caller's jobs the higher priority goes first,
-then the earlier one, but one that has waited too long before either. Behind jobs that the engine
-can't take now the next few (the skip window) are offered too, until the first of them has waited
-too long. Removing a job costs the same anywhere, and only `clear` visits all waiting jobs.
+The caller with the least start tag (`accounts`) goes first. Of one caller's jobs the oldest goes
+first if it is overdue, else the one of the highest priority. Behind jobs that the engine can't take
+now the next few are offered too (the skip window), until the first job that was passed over is
+overdue. Removing a job takes the same time anywhere in the queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from predictors.settings import QueueSettings
 W = TypeVar("W")
 C = TypeVar("C")
 
-STALE_ENTRIES = 64  # of the heap of callers that may stay beside the live ones
+STALE_ENTRIES = 64  # stale entries that the heap of callers may hold beside the live ones
 
 _serials = count()
 
@@ -31,7 +31,7 @@ class CallerLine(Generic[W, C]):
 
     def __init__(self) -> None:
         self.costs: dict[str, float] = {}
-        """Of its jobs, by kind of work."""
+        """Cost of its jobs, by kind of work."""
         # a linked list under a dict: a plain dict keeps tombstones, which make its first item
         # slower and slower to find when jobs leave from the front
         self._levels: dict[int, OrderedDict[int, Job[W, C]]] = {}
@@ -57,9 +57,9 @@ class CallerLine(Generic[W, C]):
             del self._levels[job.priority]
         return not self._levels
 
-    def next_but(self, offered: Container[int], overdue_before: float) -> Job[W, C] | None:
-        """The job whose turn it is, without those of `offered`: the oldest if it was submitted
-        before `overdue_before`, else the first of the highest priority."""
+    def next_except(self, offered: Container[int], overdue_before: float) -> Job[W, C] | None:
+        """The caller's next job that is not in `offered` (arrival numbers): the oldest if it was
+        submitted before `overdue_before`, else the first of the highest priority."""
         best: Job[W, C] | None = None
         oldest: Job[W, C] | None = None
         for level in self._levels.values():
@@ -74,30 +74,30 @@ class CallerLine(Generic[W, C]):
 
 
 class Turn(NamedTuple):
-    """A caller's place in the order of a pass. The least comes first."""
+    """The key by which an admission pass orders callers: the least goes first."""
 
     refusals: int
     """Jobs of the caller that the engine refused in this pass."""
     tag_s: float
     arrival_number: int
-    """Of the caller's oldest job."""
+    """Arrival number of the caller's oldest job."""
     serial: int
     """Unique, so that accounts are never compared."""
     account: Account
 
 
-class Room(NamedTuple):
-    """The slots that a pass may fill."""
+class FreeSlots(NamedTuple):
+    """The slots that an admission pass may fill."""
 
     free: int
     """Slots for any caller."""
     spare: int = 0
-    """More slots, for callers that hold less than their share."""
+    """Further slots, for callers that hold less than their share."""
     share_of: Callable[[Account], float] = lambda account: 0.0
-    """Slots that are due to a caller beside the others."""
+    """A caller's share of the engine, in slots."""
 
-    def is_for(self, account: Account, taken: int) -> bool:
-        """True if the caller may have a slot after `taken` of them were given in this pass."""
+    def may_take(self, account: Account, taken: int) -> bool:
+        """True if the caller may have a slot after `taken` slots were given in this pass."""
         if taken < self.free:
             return True
         return taken < self.free + self.spare and account.running < self.share_of(account)
@@ -106,8 +106,8 @@ class Room(NamedTuple):
 class AdmissionQueue(Generic[W, C]):
     """Waiting jobs, keyed by arrival number. Not thread-safe: `JobTable` holds the lock.
 
-    Callers without running jobs wait in a heap, where their tags stay as they are. Those with
-    running jobs, at most one per slot, are compared in each pass.
+    Unserved callers (jobs wait, none runs) are in a heap, since their tags do not change. Callers
+    with running jobs, at most one per slot, are compared in each pass.
     """
 
     def __init__(self, settings: QueueSettings) -> None:
@@ -115,15 +115,16 @@ class AdmissionQueue(Generic[W, C]):
         self.is_blocked = False
         """True while the engine refuses waiting jobs: it would refuse the next job too."""
         self.costs: dict[str, float] = {}
-        """Of all waiting jobs together, by kind of work."""
+        """Cost of all waiting jobs, by kind of work."""
         self.refused_first: Job[W, C] | None = None
-        """The job that the engine refused first, of those that wait."""
+        """The waiting job that the engine has refused for longest."""
         self.refused_since = 0.0
+        """When it was refused for the first time."""
         self.lines: dict[Account, CallerLine[W, C]] = {}
         self.jobs: OrderedDict[int, Job[W, C]] = OrderedDict()
         """All waiting jobs by arrival number."""
-        self._idle: list[Turn] = []  # heap
-        self._idle_turns: dict[Account, Turn] = {}  # those of the heap that count
+        self._unserved: list[Turn] = []  # heap
+        self._unserved_turns: dict[Account, Turn] = {}  # the live entries of the heap
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -145,7 +146,7 @@ class AdmissionQueue(Generic[W, C]):
                 line = self.lines[job.account] = CallerLine()
                 line.add(job)
                 if not job.account.running:
-                    self._note_idle(job.account, job.arrival_number)
+                    self._add_unserved(job.account, job.arrival_number)
             else:
                 line.add(job)
 
@@ -162,7 +163,7 @@ class AdmissionQueue(Generic[W, C]):
         line = self.lines[job.account]
         if line.remove(job):
             del self.lines[job.account]
-            self._idle_turns.pop(job.account, None)
+            self._unserved_turns.pop(job.account, None)
         if job is self.refused_first:
             self.refused_first = None
         return job
@@ -172,41 +173,42 @@ class AdmissionQueue(Generic[W, C]):
         jobs = list(self.jobs.values())
         self.jobs.clear()
         self.lines.clear()
-        self._idle.clear()
-        self._idle_turns.clear()
+        self._unserved.clear()
+        self._unserved_turns.clear()
         self.refused_first = None
         self.costs.clear()
         self.is_blocked = False
         return jobs
 
-    # -- callers without running jobs ------------------------------------------------------------
-    def note_idle(self, account: Account) -> None:
-        """Call this for a caller that begins to wait, or whose last running job has left."""
+    # -- unserved callers ------------------------------------------------------------------------
+    def add_unserved(self, account: Account) -> None:
+        """Put a caller into the heap if its jobs wait and none runs. To be called when its last
+        running job has left."""
         line = self.lines.get(account)
         if line is not None and not account.running:
-            self._note_idle(account, line.oldest)
+            self._add_unserved(account, line.oldest)
 
-    def _note_idle(self, account: Account, oldest: int) -> None:
+    def _add_unserved(self, account: Account, oldest: int) -> None:
         turn = Turn(0, account.tag_s(), oldest, next(_serials), account)
-        self._idle_turns[account] = turn
-        heapq.heappush(self._idle, turn)
-        if len(self._idle) > 2 * len(self._idle_turns) + STALE_ENTRIES:
-            self._idle = list(self._idle_turns.values())
-            heapq.heapify(self._idle)
+        self._unserved_turns[account] = turn
+        heapq.heappush(self._unserved, turn)
+        if len(self._unserved) > 2 * len(self._unserved_turns) + STALE_ENTRIES:
+            self._unserved = list(self._unserved_turns.values())
+            heapq.heapify(self._unserved)
 
-    def pop_idle(self, before: Turn | None) -> Turn | None:
-        """Remove and return the first of them, if it comes before that turn."""
-        while self._idle and (before is None or self._idle[0] < before):
-            turn = heapq.heappop(self._idle)
-            if self._idle_turns.get(turn.account) is turn:
-                del self._idle_turns[turn.account]
+    def pop_unserved(self, before: Turn | None) -> Turn | None:
+        """Remove and return the first entry of the heap, if it comes before that turn."""
+        while self._unserved and (before is None or self._unserved[0] < before):
+            turn = heapq.heappop(self._unserved)
+            if self._unserved_turns.get(turn.account) is turn:
+                del self._unserved_turns[turn.account]
                 return turn
         return None
 
     # -- passes ----------------------------------------------------------------------------------
     def start_pass(
         self,
-        room: Room,
+        slots: FreeSlots,
         now: float,
         pledged_s: Mapping[Account, float] | None = None,
         estimate_s: Callable[[Job[W, C]], float] = lambda job: 1.0,
@@ -214,8 +216,8 @@ class AdmissionQueue(Generic[W, C]):
         """Start one admission pass. `pledged_s` are the engine seconds that the running jobs of
         each caller with running jobs will still use, `estimate_s` those of a waiting job."""
         for account in pledged_s or ():
-            self._idle_turns.pop(account, None)
-        return AdmissionPass(self, room, now, dict(pledged_s or {}), estimate_s)
+            self._unserved_turns.pop(account, None)
+        return AdmissionPass(self, slots, now, dict(pledged_s or {}), estimate_s)
 
     def end_pass(self, admission: AdmissionPass[W, C]) -> None:
         """Remember whether the engine refused a job that still waits."""
@@ -226,18 +228,18 @@ class AdmissionQueue(Generic[W, C]):
             if refused and self.refused_first is None:
                 self.refused_first, self.refused_since = refused[0], admission.now
         for account in admission.compared:
-            if account in self.lines and account not in self._idle_turns:
-                self.note_idle(account)
+            if account in self.lines and account not in self._unserved_turns:
+                self.add_unserved(account)
 
 
 class AdmissionPass(Generic[W, C]):
-    """One pass over the queue: iterates over the jobs to offer to the engine, each once. The
-    iterator reads the queue, so it is advanced under the lock. Engine thread."""
+    """One pass over the queue. Engine thread; `offers` reads the queue, so it is advanced under the
+    lock."""
 
     def __init__(
         self,
         queue: AdmissionQueue[W, C],
-        room: Room,
+        slots: FreeSlots,
         now: float,
         pledged_s: dict[Account, float],
         estimate_s: Callable[[Job[W, C]], float],
@@ -245,9 +247,9 @@ class AdmissionPass(Generic[W, C]):
         self.now = now
         self.refused: list[Job[W, C]] = []
         self.compared: set[Account] = set()
-        """Callers that were taken out of the heap of those without running jobs."""
+        """Unserved callers that this pass took out of the heap."""
         self._queue = queue
-        self._room = room
+        self._slots = slots
         self._pledged_s = pledged_s
         self._estimate_s = estimate_s
         self._overdue_before = now - queue.settings.skip_max_wait_s
@@ -260,32 +262,30 @@ class AdmissionPass(Generic[W, C]):
         self.offers = self._offer_all()
         """The jobs to offer to the engine, each once."""
 
-    def __iter__(self) -> Iterator[Job[W, C]]:
-        return self.offers
-
     def refuse(self, job: Job[W, C]) -> None:
         """Note that the engine can't take `job` now; jobs behind it may be offered."""
         self.refused.append(job)
 
     def _offer_all(self) -> Iterator[Job[W, C]]:
-        if len(self._queue.jobs) == 1 and self._room.free:
+        if len(self._queue.jobs) == 1 and self._slots.free:
             yield next(iter(self._queue.jobs.values()))  # the small request of an idle server
             return
-        held = self._queue.refused_first
-        if held is not None and self._is_held_too_long() and self._room.is_for(held.account, 0):
-            yield from self._offer(held)
+        passed = self._queue.refused_first
+        is_due = passed is not None and self._slots.may_take(passed.account, 0)
+        if passed is not None and is_due and self._was_passed_too_long():
+            yield from self._offer(passed)
             if self.refused:
                 return
         while (turn := self._next_turn()) is not None:
             account = turn.account
             line = self._queue.lines.get(account)
-            if line is None or not self._room.is_for(account, self._taken):
+            if line is None or not self._slots.may_take(account, self._taken):
                 continue
-            job = line.next_but(self._offered, self._overdue_before)
+            job = line.next_except(self._offered, self._overdue_before)
             if job is None or self._is_behind_overdue(account):
                 continue
             if self.refused:
-                if self._skips == self._queue.settings.skip_window or self._is_held_too_long():
+                if self._skips == self._queue.settings.skip_window or self._was_passed_too_long():
                     return
                 self._skips += 1
             yield from self._offer(job)
@@ -305,9 +305,9 @@ class AdmissionPass(Generic[W, C]):
             self._pledged_s[job.account] = pledged_s + self._estimate_s(job)
 
     def _next_turn(self) -> Turn | None:
-        if self._taken == self._room.free + self._room.spare:
+        if self._taken == self._slots.free + self._slots.spare:
             return None
-        turn = self._queue.pop_idle(self._turns[0] if self._turns else None)
+        turn = self._queue.pop_unserved(self._turns[0] if self._turns else None)
         if turn is not None:
             self.compared.add(turn.account)
             return turn
@@ -319,13 +319,13 @@ class AdmissionPass(Generic[W, C]):
         return Turn(refusals, tag_s, oldest, next(_serials), account)
 
     def _is_behind_overdue(self, account: Account) -> bool:
-        """True if the caller's own job was refused and has waited too long to be passed."""
+        """True if an overdue job of the same caller was refused: no other may go before it."""
         return any(
             job.account is account and job.submitted_at < self._overdue_before
             for job in self.refused
         )
 
-    def _is_held_too_long(self) -> bool:
-        """True if the first that was refused has been passed by others for too long."""
+    def _was_passed_too_long(self) -> bool:
+        """True if others have been admitted before the first refused job for too long."""
         queue = self._queue
         return queue.refused_first is not None and queue.refused_since < self._overdue_before

@@ -1,4 +1,4 @@
-"""The slots of an engine: the jobs that hold one, and how many are left for whom."""
+"""The slots of an engine: which jobs hold one, and how many a caller may still have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from predictors.serving.accounts import Account, Accounts
 from predictors.serving.job import Job
-from predictors.serving.queue import Room
+from predictors.serving.queue import FreeSlots
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -46,10 +46,10 @@ class Slots(Generic[W, C]):
             return True
         return self.spare_left > 0 and self._accounts.present > 1
 
-    def room(self) -> Room:
-        """The slots that an admission pass may fill."""
+    def offered(self) -> FreeSlots:
+        """The free slots, as an admission pass takes them."""
         left = self.num - len(self.running)
-        return Room(max(0, left), min(self.num_spare, left + self.num_spare), self._share_of)
+        return FreeSlots(max(0, left), min(self.num_spare, left + self.num_spare), self._share_of)
 
     def free_for(self, account: Account | None, weight: float) -> int:
         """Slots that the next jobs of a caller may take. `account` is None before it has one."""
@@ -58,7 +58,7 @@ class Slots(Generic[W, C]):
         return max(self.free, min(self.free + self.spare_left, due))
 
     def pledged_s(self) -> dict[Account, float]:
-        """By caller with running jobs: engine seconds that these will still use."""
+        """Engine seconds that running jobs will still use, by caller."""
         pledged: dict[Account, float] = {}
         for job in self.running.values():
             pledged[job.account] = pledged.get(job.account, 0.0) + self._left_s(job)

@@ -1,4 +1,4 @@
-"""`Submission`: a submitted row as its caller sees it, its chunks and the time that it took."""
+"""`Submission`: a submitted row as the request path sees it, with its chunks and its times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reader(Protocol[C]):
 
 
 class Submission(Generic[W, C]):
-    """One submitted row, as its caller sees it: its chunks, and the time it took. Event loop."""
+    """A job and the reader of its chunks. Event loop."""
 
     def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
         self._job = job
@@ -46,7 +46,8 @@ class Submission(Generic[W, C]):
                     yield chunk
 
     async def batches(self) -> AsyncIterator[Sequence[C]]:
-        """The same in non-empty batches: everything that came since the previous read."""
+        """The row's chunks in non-empty batches: all that came since the previous read. Raises the
+        row's failure; cancels the job however the iteration ends."""
         reader = self._reader
         try:
             async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]

@@ -1,9 +1,9 @@
-"""The order of callers inside an engine: in a step, and for more slots.
+"""The order of callers inside an engine: whose jobs step next, and who may have a spare slot.
 
 Of the callers that hold slots, the one that has used the fewest weighted seconds goes first. A
-newcomer starts level with that one and goes before it, unless it has a debt from before; unused
-share is not saved up. `accounts` orders the queue and counts expected seconds of running jobs too,
-which are not used yet.
+newcomer starts level with that caller and goes before it, unless it left with a debt before; an
+unused share is not saved up. The queue has its own order (`accounts`), which also counts the
+seconds that running jobs are expected to use.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from predictors.serving.job import Job
 T = TypeVar("T")
 
 CREDIT_STEPS = 4
-"""Longest steps that a caller may be behind the one who has used most. Two who both wait for their
-turn are at most two steps apart."""
+"""How far a caller may be behind the one that has used most, in steps as long as the longest. Two
+callers that both wait for their turn are at most two steps apart."""
 LONGEST_KEEPS = 0.98
-"""Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
+"""Factor of the longest step's seconds at each step: a long step is forgotten after some fifty."""
 
 
 def num_spare(slots: int) -> int:
-    """Slots beside these for callers that hold less than their share while others hold all."""
+    """Number of spare slots of an engine with `slots`: for callers that hold less than their share
+    while others hold all."""
     return max(1, slots // 2)
 
 
@@ -37,7 +38,7 @@ class Holder:
 
     account: Account
     used_s: float
-    """Weighted engine seconds since it came, from the level of the others then."""
+    """Weighted engine seconds. A newcomer starts at the least of the others' values."""
     slots: int = 0
 
 
@@ -81,16 +82,16 @@ class SlotHolders:
     # -- shares ----------------------------------------------------------------------------------
     @property
     def is_shared(self) -> bool:
-        """More than one caller holds slots."""
+        """True if more than one caller holds slots."""
         return len(self._holders) > 1
 
     def held(self, account: Account) -> int:
-        """Slots of that caller."""
+        """Number of slots that a caller holds."""
         holder = self._holders.get(account.name)
         return 0 if holder is None else holder.slots
 
     def share(self, account: Account) -> float:
-        """The part of the engine, 0 to 1, that a caller may claim beside the others here."""
+        """A caller's part of the engine, 0 to 1, by weight beside the others that hold slots."""
         others = sum(h.account.weight for n, h in self._holders.items() if n != account.name)
         return account.weight / (account.weight + others)
 
@@ -113,16 +114,16 @@ class SlotHolders:
         return {name: rank for rank, (name, _) in enumerate(order)}
 
     def in_turn(self, items: Sequence[T], account_of: Callable[[T], Account]) -> Sequence[T]:
-        """`items` by their callers' turns, those of one caller in the order given. The same
-        sequence for one caller."""
+        """`items` sorted by their callers' ranks, and within one caller in the order given."""
         if not self.is_shared:
             return items
         ranks = self.ranks()
         return sorted(items, key=lambda item: ranks[account_of(item).name])
 
     def deal(self, wanted: dict[str, int], places: int, place_s: float) -> dict[str, int]:
-        """The number of `places` for each caller, by name, at most those that it wants. Places are
-        given one at a time to the caller that has then used least; one costs `place_s` seconds."""
+        """Divide `places` (rows of a step) among callers, each at most the number that it wants;
+        returns numbers by caller's name. Each place goes to the caller that has used least by
+        then, and costs it `place_s` seconds."""
         heap = []
         for rank, (name, holder) in enumerate(reversed(self._holders.items())):
             if most := wanted.get(name):
@@ -146,7 +147,7 @@ class SlotHolders:
         self.charge_each((job,), seconds)
 
     def charge_each(self, jobs: Iterable[Job[Any, Any]], seconds: float) -> None:
-        """The same for several jobs, `seconds` for each."""
+        """Count `seconds` on each of several jobs."""
         holders = self._holders
         for job in jobs:
             job.charge(seconds)
@@ -155,7 +156,8 @@ class SlotHolders:
                 holder.used_s += seconds / holder.account.weight
 
     def end_step(self, seconds: float) -> None:
-        """A step of so many seconds was charged: limit what callers can be behind."""
+        """To be called after a step of so many seconds was charged. Limits how far callers can be
+        behind (`CREDIT_STEPS`)."""
         self._longest_s = max(seconds, LONGEST_KEEPS * self._longest_s)
         if not self.is_shared:
             return

@@ -32,7 +32,7 @@ class PlannedShape:
     run: Callable[[], object]
     """Warms it. Engine thread."""
     provides: frozenset[Hashable] = frozenset()
-    """The needs of requests that it meets; empty if they only get faster by it."""
+    """The needs of requests that it meets; empty if it only makes requests faster."""
 
 
 class WarmPlan:
@@ -50,9 +50,10 @@ class WarmPlan:
         met: Collection[Hashable] = (),
         advice: str = "ask for another size or tier",
     ) -> None:
-        """`shapes` in the order of warming; `num_warm` others are warm already, and meet the needs
-        `met`. `progress` is called after each, also after one that failed; `on_over` before that of
-        the last. `advice` tells callers what to ask for in place of a shape that failed."""
+        """`shapes` are in the order of warming. `num_warm` others are warm already, and meet the
+        needs `met`. `progress` is called after each shape, also after one that failed; `on_over`
+        once, before the last call of `progress`. `advice` tells callers what to ask for in place of
+        a shape that failed."""
         self._model = model
         self._open = list(shapes)
         self._put_off: list[PlannedShape] = []  # ran out of memory once
@@ -154,8 +155,8 @@ class WarmPlan:
             if is_out_of_memory(error) and shape not in self._put_off:
                 outcome = _PUT_OFF
             message = "%s: the warm-up of %s %s; requests that need it are refused"
-            given = (self._model, name, _SAID[outcome])
-            log.exception(message, *given, extra={"model": self._model})
+            said, log_fields = _SAID[outcome], {"model": self._model}
+            log.exception(message, self._model, name, said, extra=log_fields)
             name = f"{name} ({_SAID[outcome]})"
         self._note(shape, outcome)
         if self.is_over:
@@ -166,8 +167,8 @@ class WarmPlan:
         self._progress(name, *self.counts)
 
     def _note(self, shape: PlannedShape, outcome: str) -> None:
-        """Take it off the plan, or to its end. What it provides may be met by another that is warm,
-        or that will be."""
+        """Take the shape off the plan, or put it at its end. Another shape may meet the needs of
+        one that failed."""
         held = self._open if shape in self._open else self._put_off
         with self._lock:
             if outcome == "ok":

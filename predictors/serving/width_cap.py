@@ -1,8 +1,8 @@
 """The most jobs per step, learned from steps that ran out of memory.
 
-A step that did not fit is halved, and later rounds stay as narrow as what did fit. After some good
-rounds at the cap one more job is tried; each time that fails, it takes twice as many until the next
-try. Without a step that ran out of memory there is no cap, and nothing is counted.
+A step that did not fit is halved, and later rounds take no more jobs than did fit. After some good
+rounds at the cap one more job is tried; each time that fails, twice as many good rounds are needed
+before the next try. Until a step runs out of memory there is no cap, and nothing is counted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ MAX_GOOD_ROUNDS = 4096
 
 
 class WidthCap:
-    """The cap of one engine, in jobs, the only size of a step that the loop sees. Engine
-    thread. `most` jobs can be in a step; `on_change` gets each new cap, 0 for none."""
+    """The cap of one engine's steps, in jobs. Engine thread.
+
+    `most` is the engine's largest step; `on_change` is called with each new cap, 0 for none.
+    """
 
     def __init__(self, most: int, on_change: Callable[[int], object]) -> None:
         self.width: int | None = None
@@ -41,7 +43,7 @@ class WidthCap:
         """A step of so many jobs ran out of memory."""
         self._has_failed = True
         if self.width is not None and width > self.width:
-            return  # another group of a round that has taught this already
+            return  # another group of the round that has lowered the cap already
         if 0 < self._fits < width:  # one more than did fit was tried
             self._needed_rounds = min(2 * self._needed_rounds, MAX_GOOD_ROUNDS)
             self._set(self._fits)

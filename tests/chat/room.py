@@ -97,12 +97,12 @@ class Room:
     @property
     def runner(self) -> ChatRunner:
         """The engine's."""
-        return self.engine._ready.runner
+        return self.engine._launcher.runner
 
     @property
     def pictures(self) -> PictureRunner:
         """The engine's."""
-        return self.engine._ready.pictures
+        return self.engine._launcher.pictures
 
     @property
     def pool(self) -> PagePool:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from predictors.chat import engine
 from predictors.chat.answer_lengths import AnswerLengths
-from predictors.chat.planning import PACKED_HOLD_STEPS
+from predictors.chat.planning import PACKED_WAIT_STEPS
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.rows import DecodeRows
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import (
-    GUEST_ROWS,
-    PromptHold,
+    CHEAP_ROWS,
+    PromptWait,
     SequenceProgress,
     StepCosts,
     plan_packed,
@@ -116,7 +116,7 @@ def test_an_answer_beside_a_greedy_caller_has_the_tokens_and_the_steps_of_alone(
         job = callers.start("other", request)  # all slots are taken
         taken = callers.steps_to_end(job, lambda: callers.fill("greedy", LONG))
         assert tokens_of(job) == tokens
-        assert taken <= steps + 1 + PACKED_HOLD_STEPS * room.runner.packs
+        assert taken <= steps + 1 + PACKED_WAIT_STEPS * room.runner.packs
     assert room.engine.describe()["recompilations_after_ready"] == 0
     assert room.engine.describe()["captures_after_ready"] == 0
 
@@ -163,7 +163,7 @@ def test_sixteen_long_answers_of_one_caller_leave_another_its_slot(callers: Call
     refill()
     assert len(waiting) == 12
     alone = callers.steps_to_end(callers.start("other", MINE), refill)
-    assert alone <= 16 + PACKED_HOLD_STEPS
+    assert alone <= 16 + PACKED_WAIT_STEPS
     while callers.room.engine.busy:
         callers.room.engine.step(callers.room.engine.active)
         refill()
@@ -211,10 +211,10 @@ def test_a_queue_of_prompts_delays_another_callers_first_token_by_one_pass_at_mo
 
 def test_guests_share_a_pass_only_as_far_as_it_stays_short() -> None:
     own = [SequenceProgress("mine", 0, 40)]
-    guests = [SequenceProgress(i, 0, 200) for i in range(5)]
-    packed = plan_packed(own, (16, 64, 256, 1536), 512, guests, 0.5).prefill[0]
+    others = [SequenceProgress(i, 0, 200) for i in range(5)]
+    packed = plan_packed(own, (16, 64, 256, 1536), 512, others, 0.5).prefill[0]
     assert packed.chunks[0].key == "mine"
-    assert packed.width == GUEST_ROWS
+    assert packed.width == CHEAP_ROWS
     alone = plan_packed(own, (16, 64, 256, 1536), 512).prefill[0]
     assert packed.chunks[0] == alone.chunks[0]
     single = plan_single(own, (64, 128, 256), [SequenceProgress(i, 0, 60) for i in range(5)], 0.5)
@@ -225,19 +225,19 @@ def test_guests_share_a_pass_only_as_far_as_it_stays_short() -> None:
 
 
 def test_prompts_wait_until_decoding_has_taken_as_long_as_they_did() -> None:
-    hold = PromptHold()
-    assert hold.is_over
-    hold.read(0.05, 0)
+    wait = PromptWait()
+    assert wait.is_over
+    wait.start(0.05, 0)
     waited = 0
-    while not hold.is_over:
-        hold.decoded(0.01)
+    while not wait.is_over:
+        wait.note_decoding(0.01)
         waited += 1
     assert waited == 5
-    hold.read(0.001, 8)
+    wait.start(0.001, 8)
     for _ in range(8):
-        assert not hold.is_over
-        hold.decoded(0.01)
-    assert hold.is_over
+        assert not wait.is_over
+        wait.note_decoding(0.01)
+    assert wait.is_over
 
 
 @pytest.mark.parametrize("waiting", [0, 3])
@@ -256,7 +256,7 @@ def test_where_jobs_wait_for_slots_a_few_prompts_wait_for_more(
     second = callers.start("only", replace(MINE, max_tokens=1))
     taken = callers.steps_to_end(second)
     assert first.done
-    assert taken == (2 if not waiting else 2 + PACKED_HOLD_STEPS)
+    assert taken == (2 if not waiting else 2 + PACKED_WAIT_STEPS)
     callers.end()
 
 
@@ -303,7 +303,7 @@ def test_an_answer_beside_others_takes_twice_its_own_seconds_at_most(
     callers.steps_to_end(beside, lambda: callers.fill("greedy", LONG))
     full_step_s = 0.5 + 4 * row_s
     assert tokens_of(beside) == tokens_of(alone)
-    assert passes.busy_s - began_s <= 2 * alone_s + (2 + PACKED_HOLD_STEPS) * full_step_s
+    assert passes.busy_s - began_s <= 2 * alone_s + (2 + PACKED_WAIT_STEPS) * full_step_s
 
 
 def test_seconds_between_two_numbers_of_rows_are_on_the_line_between_them() -> None:

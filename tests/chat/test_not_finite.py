@@ -179,7 +179,7 @@ def test_a_weight_that_is_not_finite_fails_the_start(
     wild_checkpoint: Path, part: str, said: str, value: float
 ) -> None:
     engine = loaded(wild_checkpoint)
-    decoder, tower = engine._ready.runner._decoder, engine._ready.pictures._encoder._tower
+    decoder, tower = engine._launcher.runner._decoder, engine._launcher.pictures._encoder._tower
     weight = {
         "embedding": decoder.embedding.weight,
         "block": decoder.blocks[1].mlp.down.weight,  # type: ignore[union-attr]

@@ -20,10 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from predictors import metrics
 from predictors.chat.kv_cache import PagePool, page_names
-from predictors.chat.launching import is_last
+from predictors.chat.launching import ends_prompt
 from predictors.chat.limits import EngineLimits
 from predictors.chat.paging import Paging
-from predictors.chat.planning import PACKED_HOLD_STEPS, LaunchedStep, StepPlanner
+from predictors.chat.planning import PACKED_WAIT_STEPS, LaunchedStep, StepPlanner
 from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, Sampling
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
@@ -134,8 +134,10 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def all_end(self) -> None:
         """All come to their end, in no more steps than if each were alone and read twice."""
-        tokens = sum(2 * s.total + 3 * s.work.max_tokens for s in self.sequences.values())
-        most = self.clock + PACKED_HOLD_STEPS * tokens
+        tokens = sum(
+            2 * s.num_prompt_tokens + 3 * s.work.max_tokens for s in self.sequences.values()
+        )
+        most = self.clock + PACKED_WAIT_STEPS * tokens
         while self.sequences:
             self.step()
             assert self.clock <= most
@@ -152,18 +154,23 @@ class Lives(RuleBasedStateMachine):
         self.paging.put_tables(self.put_tables)
         got: list[tuple[Sequence, int]] = []
         for sequence in plan.decode:
-            index = sequence.launched - 1
-            self.written(sequence, [self.newest[sequence.slot]], sequence.total + index)
-            got.append((sequence, self.chosen(sequence, sequence.total + sequence.launched)))
+            index = sequence.num_launched - 1
+            self.written(sequence, [self.newest[sequence.slot]], sequence.num_prompt_tokens + index)
+            got.append(
+                (
+                    sequence,
+                    self.chosen(sequence, sequence.num_prompt_tokens + sequence.num_launched),
+                )
+            )
         chunks = [chunk for each in plan.prefill for chunk in each.chunks]
         for chunk in chunks:
             sequence, end = chunk.key, chunk.start + chunk.length
             if not sequence.is_begun:
                 self.tables[sequence.slot] = sequence.pages
-            tokens, positions = sequence.part(slice(chunk.start, end))
+            tokens, positions = sequence.prefill_part(slice(chunk.start, end))
             assert positions[0].tolist() == list(range(100 + chunk.start, 100 + end))
             self.written(sequence, tokens.tolist(), chunk.start)
-            if is_last(chunk) and not sequence.launched:
+            if ends_prompt(chunk) and not sequence.num_launched:
                 got.append((sequence, self.chosen(sequence, end)))
         for sequence, token in got:
             self.newest[sequence.slot] = token
@@ -171,7 +178,7 @@ class Lives(RuleBasedStateMachine):
         due = self.in_flight if self.is_ahead else got
         self.in_flight = got
         for sequence, token in due:
-            if not sequence.is_gone:
+            if not sequence.is_evicted:
                 sequence.answer.append(token)
                 if len(sequence.answer) == sequence.work.max_tokens:
                     self.evict(sequence)
@@ -182,19 +189,21 @@ class Lives(RuleBasedStateMachine):
         sequences = [sequence for sequence, _ in got]
         step = LaunchedStep(chunks, sequences, len(rows), Read(), self.clock)  # type: ignore[arg-type]
         self.clock += 1
-        self.planner.launched(step)
-        self.planner.finished(step, self.clock)
+        self.planner.note_launched(step)
+        self.planner.charge_finished(step, self.clock)
         for chunk in chunks:
             sequence = chunk.key
             sequence.is_begun = True
-            sequence.done = chunk.start + chunk.length
-            first, end = (min(n // SIZE, len(sequence.names)) for n in (chunk.start, sequence.done))
+            sequence.num_prefilled = chunk.start + chunk.length
+            first, end = (
+                min(n // SIZE, len(sequence.names)) for n in (chunk.start, sequence.num_prefilled)
+            )
             self.pool.publish(sequence.job, sequence.names, first, end)
         for sequence in sequences:
-            sequence.launched += 1
+            sequence.num_launched += 1
 
     def evict(self, sequence: Sequence) -> None:
-        sequence.is_gone = True
+        sequence.is_evicted = True
         del self.sequences[sequence.job]
         self.slots.append(sequence.slot)
         self.planner.holders.remove(sequence.job)
@@ -253,7 +262,7 @@ test_no_token_is_lost_one_step_ahead = LivesAhead.TestCase
 def few_pages(room: Room, num_pages: int) -> Iterator[Paging]:
     """`room` with so few pages of its cache, given out as where bits need not repeat."""
     engine = room.engine
-    before, loaded = engine._paging, engine._ready
+    before, loaded = engine._paging, engine._launcher
     pool = PagePool(num_pages, room.pool.page_tokens)
     holders, limits = engine._planner.holders, replace(room.runner.limits, num_pages=num_pages)
     args = (pool, engine._sequences, holders, limits, engine._metrics)

@@ -34,7 +34,7 @@ def ready(steps: float, placement: Placement, *, packs: bool) -> ChatEngine:
     settings = QwenVLSettings(**FEW, prefill_steps=steps)  # type: ignore[arg-type]
     engine = ChatEngine("test", Qwen25VLModel(CHECKPOINT), settings, placement)
     engine.load()
-    engine._ready.runner.packs = packs
+    engine._launcher.runner.packs = packs
     engine.warm(lambda *_: None)
     return engine
 
@@ -115,6 +115,6 @@ def test_on_a_gpu_passes_are_measured_without_captures(
     budget = measured_budget("test", 1.4, room.runner, room.pictures, room.engine._placement)
     assert budget is not None
     assert_whole(budget.times, room)
-    room.engine._planner.keep_to(budget)
+    room.engine._planner.set_budget(budget)
     assert room.answer(request) == before
     assert room.engine.describe()["captures_after_ready"] == 0

@@ -123,7 +123,7 @@ def test_new_pictures_beyond_the_first_keep_to_their_budget(
         tokens
         for read in plan_packed(found, widths, most).prefill
         for chunk in read.chunks
-        for start, tokens in found[chunk.key].new
+        for start, tokens in found[chunk.key].new_pictures
         if start < chunk.start + chunk.length
     ]
     assert len(encoded) <= 1 or sum(encoded[1:]) <= most - encoded[0]
@@ -137,7 +137,7 @@ def test_every_prompt_is_read_to_its_end(
     for _ in range(sum(s.total for s in found) + 1):
         now = [
             SequenceProgress(
-                s.key, done[s.key], s.total, tuple(x for x in s.new if x[0] >= done[s.key])
+                s.key, done[s.key], s.total, tuple(x for x in s.new_pictures if x[0] >= done[s.key])
             )
             for s in found
         ]

@@ -47,7 +47,7 @@ def sequence_in(slot: int, answer: tuple[Sampling, Controls, int, int]) -> Seque
         controls=asked,
     )
     sequence = Sequence(Job(f"in {slot}", work), slot, len(prompt), frozenset())
-    sequence.launched = launched
+    sequence.num_launched = launched
     return sequence
 
 
@@ -63,7 +63,12 @@ def test_rows_of_the_table_are_those_made_one_by_one(
         table.put(sequence)
     rows, expected = table.rows(group), Choices.of([s.next_choice() for s in group], VOCAB)
     assert rows.ints.T.tolist() == [
-        [s.slot, s.total + s.launched - 1, s.work.next_position + s.launched - 1, s.launched - 1]
+        [
+            s.slot,
+            s.num_prompt_tokens + s.num_launched - 1,
+            s.work.next_position + s.num_launched - 1,
+            s.num_launched - 1,
+        ]
         for s in group
     ]
     assert rows.choices.ints.tolist() == expected.ints.tolist()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from predictors import metrics
 from predictors.chat import engine
 from predictors.chat.limits import aligned, packed_widths
-from predictors.chat.planning import PACKED_HOLD_STEPS
+from predictors.chat.planning import PACKED_WAIT_STEPS
 from predictors.chat.request import ChatRequest
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import SequenceProgress, StepCosts, StepPlan, plan_packed
@@ -78,7 +78,7 @@ def test_a_tower_counts_and_a_step_with_one_reads_what_costs_one_reading() -> No
     picture = SequenceProgress("picture", 0, 1434, ((15, 1369),))
     others = [SequenceProgress("text", 0, 300), SequenceProgress("more", 0, 300)]
     assert rows_of(read([picture, *others], budget)) == {"picture": TIMES.free_rows}
-    known = replace(picture, new=())
+    known = replace(picture, new_pictures=())
     assert rows_of(read([known, *others], budget)) == {"picture": budget.beside(64).rows()}
     # behind so many rows of text the picture waits for a step of its own
     assert rows_of(read([*others, picture], budget)) == {
@@ -138,7 +138,7 @@ def test_every_prompt_ends_within_a_bound_of_steps(
     picture."""
     bound = StepBudget(times, steps).beside(num_rows)
     free = times.free_rows
-    most = sum(-(-s.total // free) + 1 + 2 * len(s.new) for s in found)
+    most = sum(-(-s.total // free) + 1 + 2 * len(s.new_pictures) for s in found)
     done, left, taken = {s.key: 0 for s in found}, list(found), 0
     while left:
         plan = plan_packed(left, WIDTHS, 512, bound=bound)
@@ -149,7 +149,11 @@ def test_every_prompt_ends_within_a_bound_of_steps(
         for chunk in read_now.chunks:
             done[chunk.key] += chunk.length
         left = [
-            replace(s, done=done[s.key], new=tuple(n for n in s.new if n[0] >= done[s.key]))
+            replace(
+                s,
+                done=done[s.key],
+                new_pictures=tuple(n for n in s.new_pictures if n[0] >= done[s.key]),
+            )
             for s in left
             if done[s.key] < s.total
         ]
@@ -161,7 +165,7 @@ def test_every_prompt_ends_within_a_bound_of_steps(
 def ahead(wild_checkpoint: Path) -> Room:
     """As on a GPU, eight slots, with times by hand."""
     room = Room.open_ahead(wild_checkpoint, slots=8, max_context=256)
-    room.engine._planner.keep_to(StepBudget(SMALL, 1.0))
+    room.engine._planner.set_budget(StepBudget(SMALL, 1.0))
     return room
 
 
@@ -189,7 +193,7 @@ def test_prompts_go_on_beside_a_full_engine_that_holds_them_for_more(
         ahead.engine.step(ahead.engine.active)
         taken += 1
     # beside another caller decoding gets as long as each pass took
-    assert passes < taken <= PACKED_HOLD_STEPS + 2 + passes * (1 if callers == 1 else 3)
+    assert passes < taken <= PACKED_WAIT_STEPS + 2 + passes * (1 if callers == 1 else 3)
 
 
 # -- the same answers ----------------------------------------------------------------------------
@@ -232,7 +236,7 @@ def test_tokens_are_the_same_with_and_without_a_bound(
     expected = staggered(room, REQUESTS)
     before = passes.copy()
     passes.clear()
-    room.engine._planner.keep_to(StepBudget(SMALL, 2.0))
+    room.engine._planner.set_budget(StepBudget(SMALL, 2.0))
     rows = metrics.prefill_size.labels("test")._sum
     counted_before = rows.get()
     assert staggered(room, REQUESTS) == expected == alone

@@ -43,7 +43,7 @@ class EngineDriver:
     def job(self, image: ImageParameters, name: str = "") -> DiffusionJob:
         """A job that is not admitted yet, with an id of its own."""
         return Job(
-            name or f"job-{next(_numbers)}", self.preparer.prepare(self.limits.request(image))
+            name or f"job-{next(_numbers)}", self.preparer.prepare(self.limits.resolve(image))
         )
 
     def steps_done(self, job: DiffusionJob) -> int:

@@ -26,7 +26,7 @@ from predictors.diffusion.request import (
     Tiers,
 )
 from predictors.diffusion.sampling import plan_calls
-from predictors.diffusion.sent_pictures import AskedRow
+from predictors.diffusion.sent_pictures import SentRow
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_checkpoint
 from predictors.protocol.openai.edits_body import read_edits_body
@@ -61,7 +61,7 @@ def streamed(*inputs: Tensor, **parameters: Any) -> V2Request:
 
 
 def answer(image: ImageParameters, *, queue_ms: int = 1, compute_ms: int = 2) -> Answer[Any, Any]:
-    request = LIMITS.request(image)
+    request = LIMITS.resolve(image)
     rows, columns = np.mgrid[: request.height, : request.width]
     pixels = np.stack((rows, columns, rows ^ columns), -1).astype(np.uint8)
     return Answer(request, (ImageResult(pixels, 7),), queue_ms, compute_ms)
@@ -210,7 +210,7 @@ def test_valid_fields_arrive_unchanged(
     parameters = {"width": 16 * side, "num_inference_steps": str(steps), "seed": seed}
     request = v2(texts("prompt", *prompts), guidance_scale=repr(guidance), **parameters)
     for row, found in enumerate(CODEC.decode_v2(request)):
-        assert found == LIMITS.request(
+        assert found == LIMITS.resolve(
             ImageParameters(
                 prompts[row],
                 seed=seed + row,
@@ -414,7 +414,7 @@ def test_the_openai_response_has_pictures_seeds_usage_and_timings() -> None:
 URL = "data:image/png;base64,aGVsbG8="  # "hello", which is decoded later
 
 
-def asked_rows(*inputs: Tensor, **parameters: Any) -> list[AskedRow]:
+def asked_rows(*inputs: Tensor, **parameters: Any) -> list[SentRow]:
     return CODEC.read_v2(v2(*inputs, **parameters))
 
 

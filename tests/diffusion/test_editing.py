@@ -57,22 +57,22 @@ REFUSED: dict[str, tuple[str, ImageParameters, str, str]] = {
 def test_what_a_kind_cannot_do_is_refused_and_names_the_kind_that_can(case: str) -> None:
     kind, image, param, said = REFUSED[case]
     with pytest.raises(InvalidRequest, match=said) as failure:
-        LIMITS[kind].request(image)
+        LIMITS[kind].resolve(image)
     assert failure.value.param == param
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     source = SourcePicture(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 48), np.uint8))
     with pytest.raises(InvalidRequest, match="the mask 48x64"):
-        LIMITS[TEXT].request(asked(source=source))
+        LIMITS[TEXT].resolve(asked(source=source))
 
 
 def test_without_its_encoder_a_model_draws_from_text_alone() -> None:
     limits = make_limits(CONFIG, FluxSettings(edits="off"))
     assert limits.edits.abilities == ("generate",)
-    assert limits.request(asked()).source is None
+    assert limits.resolve(asked()).source is None
     with pytest.raises(InvalidRequest, match=r"flux\.edits is off"):
-        limits.request(asked(source=blank(64, 64)))
+        limits.resolve(asked(source=blank(64, 64)))
     assert not make_limits(replace(CONFIG, encoder=None), FluxSettings()).edits.is_loaded
     assert limits.promised_sources == ()
 
@@ -95,13 +95,13 @@ def test_settings_that_a_checkpoint_contradicts_are_refused(
 
 def test_defaults_are_those_of_diffusers_pipelines() -> None:
     text, fill = LIMITS[TEXT], LIMITS[FILL]
-    assert text.request(asked()).strength == 1
-    assert text.request(asked(source=blank(64, 96))).strength == 0.6
-    assert text.request(asked(source=blank(64, 96), strength=0.0)).strength == 0
-    masked = fill.request(asked(source=blank(64, 96, has_mask=True)))
+    assert text.resolve(asked()).strength == 1
+    assert text.resolve(asked(source=blank(64, 96))).strength == 0.6
+    assert text.resolve(asked(source=blank(64, 96), strength=0.0)).strength == 0
+    masked = fill.resolve(asked(source=blank(64, 96, has_mask=True)))
     assert (masked.strength, masked.guidance_scale, masked.num_inference_steps) == (1, 30, 50)
     assert (masked.width, masked.height) == (64, 96)
-    assert LIMITS[KONTEXT].request(asked(source=blank(128, 128))).strength == 1
+    assert LIMITS[KONTEXT].resolve(asked(source=blank(128, 128))).strength == 1
 
 
 def test_the_preferred_sizes_are_diffusers_for_a_native_side_of_1024() -> None:

@@ -168,7 +168,7 @@ def test_the_encoders_time_is_a_stage_and_its_steps_are_those_that_ran(
 def test_the_cost_of_an_edit_is_that_of_the_steps_it_runs(editor: EngineDriver) -> None:
     whole = editor.job(TEXT).work.cost
     for strength, calls in ((1.0, 4), (0.5, 2), (0.25, 1), (0.0, 1)):
-        request = editor.limits.request(replace(EDIT, strength=strength))
+        request = editor.limits.resolve(replace(EDIT, strength=strength))
         assert editor.preparer.cost(request) == whole * calls / 4
         assert editor.preparer.prepare(request).cost == whole * calls / 4
 
@@ -176,7 +176,7 @@ def test_the_cost_of_an_edit_is_that_of_the_steps_it_runs(editor: EngineDriver) 
 def test_turbo_calls_an_edits_last_steps_as_the_whole_schedule_does() -> None:
     driver = open_driver(model="turbo-editor", tiers="turbo")
     image = replace(EDIT, num_inference_steps=28, strength=0.6)
-    request = driver.limits.request(image)
+    request = driver.limits.resolve(image)
     first = first_step(28, 0.6)
     called = steps_called(request)
     assert len(called) == 28 - first == 17
@@ -194,7 +194,7 @@ def test_turbo_calls_an_edits_last_steps_as_the_whole_schedule_does() -> None:
     assert start is not None
     assert torch.equal(driver.state(job).latents[mask == 0], start[mask == 0])
     driver.engine.evict(job)
-    few = driver.limits.request(replace(image, num_inference_steps=4, strength=0.1))
+    few = driver.limits.resolve(replace(image, num_inference_steps=4, strength=0.1))
     assert steps_called(few) == (True,)
     assert driver.draw(replace(image, strength=0.0)).shape == (64, 64, 3)
 

@@ -20,7 +20,7 @@ from predictors.compute.device.pacing import DeviceSpan
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
 from predictors.diffusion.runner import DiffusionRunner
-from predictors.diffusion.scheduling import Candidate, LaunchedGroup, StepCharges, pick_group
+from predictors.diffusion.scheduling import Candidate, DenoiseStep, StepCharges, pick_group
 from predictors.serving.accounts import Account
 from tests.diffusion.driver import DiffusionJob, EngineDriver, drive_model, open_driver, picture
 from tests.diffusion.tiny_model import TinyModel
@@ -110,10 +110,10 @@ class Shared:
         return self.accounts[caller].used_s
 
 
-def seconds_of(group: LaunchedGroup) -> float:
+def seconds_of(step: DenoiseStep) -> float:
     """A pass takes as long as its rows, as on a CPU: a large picture's row a second."""
-    shape = group.slots[0].job.work.shape
-    return shape.rows * shape.columns * group.rows / 64
+    shape = step.slots[0].job.work.shape
+    return shape.rows * shape.columns * step.rows / 64
 
 
 @pytest.fixture
@@ -123,16 +123,16 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Shared:
         TinyModel(), placement, sizes="32x32,64x64", default_size="32x32", min_side=32
     )
     made = Shared(driver)
-    launched, finished = StepCharges.launched, StepCharges.finished
+    launched, finished = StepCharges.charge_launched, StepCharges.charge_finished
 
-    def launch(self: StepCharges, group: LaunchedGroup) -> None:
-        made.seconds += seconds_of(group)
-        made.rows.append(group.rows)
-        launched(self, group)
+    def launch(self: StepCharges, step: DenoiseStep) -> None:
+        made.seconds += seconds_of(step)
+        made.rows.append(step.rows)
+        launched(self, step)
 
-    monkeypatch.setattr(StepCharges, "launched", launch)
+    monkeypatch.setattr(StepCharges, "charge_launched", launch)
     monkeypatch.setattr(
-        StepCharges, "finished", lambda self, group, _: finished(self, group, seconds_of(group))
+        StepCharges, "charge_finished", lambda self, step, _: finished(self, step, seconds_of(step))
     )
     monkeypatch.setattr(DeviceSpan, "seconds", lambda self: 0.0)
     return made

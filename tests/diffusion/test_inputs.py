@@ -25,7 +25,7 @@ def prepare(
     knobs: dict[str, Any] = FAST | {"tiers": tiers}
     limits = make_limits(MODEL.config, FluxSettings(**knobs))
     image = ImageParameters("a red circle", seed=5, num_inference_steps=num_steps, tier=tier)
-    return Preparer(MODEL, dtype, limits.tiers).prepare(limits.request(image))
+    return Preparer(MODEL, dtype, limits.tiers).prepare(limits.resolve(image))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,7 +76,7 @@ def test_the_cost_of_a_request_is_that_of_its_work(
     image = ImageParameters(
         "x", negative, width=96, num_inference_steps=steps, tier=tier, max_sequence_length=24
     )
-    request = driver.limits.request(image)
+    request = driver.limits.resolve(image)
     work = driver.preparer.prepare(request)
     assert driver.preparer.cost(request) == work.cost
     assert driver.preparer.form_of(request) == work.cost_kind

@@ -26,7 +26,7 @@ CPU, OLD_GPU, GPU = torch.device("cpu"), torch.device("cuda", 0), torch.device("
 
 
 def test_defaults_come_from_the_checkpoint() -> None:
-    request = LIMITS.request(IMAGE)
+    request = LIMITS.resolve(IMAGE)
     assert (request.width, request.height) == (CONFIG.sample_size, CONFIG.sample_size)
     assert (request.num_inference_steps, request.guidance_scale) == (28, 3.5)
     assert request.max_sequence_length == CONFIG.default_text_tokens
@@ -37,24 +37,24 @@ def test_defaults_come_from_the_checkpoint() -> None:
 def test_a_checkpoint_without_guidance_embedding_takes_four_steps() -> None:
     config = replace(CONFIG, shape=replace(CONFIG.shape, has_guidance=False))
     limits = make_limits(config, FluxSettings())
-    assert limits.request(IMAGE).num_inference_steps == 4
+    assert limits.resolve(IMAGE).num_inference_steps == 4
     assert limits.default_sequence_length == min(CONFIG.max_text_tokens, 256)
     # true CFG is for such a checkpoint too
-    assert limits.request(ImageParameters("x", negative_prompt="y")).is_guided
+    assert limits.resolve(ImageParameters("x", negative_prompt="y")).is_guided
 
 
 def test_settings_override_the_checkpoints_defaults() -> None:
     limits = make_limits(
         CONFIG, FluxSettings(default_steps=9, default_size="96x64", max_sequence_length=8)
     )
-    request = limits.request(IMAGE)
+    request = limits.resolve(IMAGE)
     assert (request.width, request.height) == (96, 64)
     assert (request.num_inference_steps, request.max_sequence_length) == (9, 8)
 
 
 def test_a_default_size_that_would_be_refused_is_replaced_by_the_first_promised_one() -> None:
     limits = make_limits(CONFIG, FluxSettings(sizes="96x64,64x64", unpromised="refuse"))
-    assert (limits.request(IMAGE).width, limits.request(IMAGE).height) == (96, 64)
+    assert (limits.resolve(IMAGE).width, limits.resolve(IMAGE).height) == (96, 64)
 
 
 def test_an_unpromised_shape_is_refused_with_the_list_or_served_as_set() -> None:
@@ -64,16 +64,16 @@ def test_an_unpromised_shape_is_refused_with_the_list_or_served_as_set() -> None
         ImageParameters("x", width=80, height=64),
         ImageParameters("x", width=64, max_sequence_length=17),
     )
-    assert loose.request(other).width == 80
-    assert loose.request(longer).max_sequence_length == 17
+    assert loose.resolve(other).width == 80
+    assert loose.resolve(longer).max_sequence_length == 17
     with pytest.raises(InvalidRequest, match="80x64 is not served here; promised are 96x64, 64x64"):
-        strict.request(other)
+        strict.resolve(other)
     with pytest.raises(InvalidRequest, match=r"max_sequence_length 17 .* promised is 16"):
-        strict.request(longer)
+        strict.resolve(longer)
 
 
 def test_a_request_without_a_seed_gets_a_random_one() -> None:
-    assert len({LIMITS.request(IMAGE).seed for _ in range(8)}) == 8
+    assert len({LIMITS.resolve(IMAGE).seed for _ in range(8)}) == 8
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_request_without_a_seed_gets_a_random_one() -> None:
 def test_a_negative_prompt_turns_true_cfg_on_unless_the_scale_is_one(
     image: ImageParameters, guided: bool, scale: float
 ) -> None:
-    request = LIMITS.request(image)
+    request = LIMITS.resolve(image)
     assert (request.is_guided, request.true_cfg_scale) == (guided, scale)
     assert request.num_rows == (2 if guided else 1)
 
@@ -164,7 +164,7 @@ def test_a_refusal_names_the_field_and_the_numbers(
     image: ImageParameters, param: str, words: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        LIMITS.request(image)
+        LIMITS.resolve(image)
     assert refusal.value.param == param
     assert words in refusal.value.message
     assert len(refusal.value.message) < 300
@@ -172,12 +172,12 @@ def test_a_refusal_names_the_field_and_the_numbers(
 
 def test_a_prompt_of_a_megabyte_is_too_large() -> None:
     with pytest.raises(TooLarge):
-        LIMITS.request(ImageParameters("a" * 2**20))
+        LIMITS.resolve(ImageParameters("a" * 2**20))
 
 
 def test_a_prompt_may_have_32_kilobytes_be_empty_or_have_control_characters() -> None:
     for prompt in ("", "a" * 32768, "\x00\x01\x7f\u202e\ufeff", "🟥" * 100):
-        assert LIMITS.request(ImageParameters(prompt)).prompt == prompt
+        assert LIMITS.resolve(ImageParameters(prompt)).prompt == prompt
 
 
 @given(st.integers(-100, 1000), st.integers(-100, 1000))
@@ -187,11 +187,11 @@ def test_a_size_is_served_exactly_if_sides_and_area_are_within_the_limits(
     fits = all(64 <= side <= 768 and side % 16 == 0 for side in (width, height))
     image = ImageParameters("x", width=width, height=height)
     if fits and width * height <= 512 * 512:
-        request = LIMITS.request(image)
+        request = LIMITS.resolve(image)
         assert (request.width, request.height) == (width, height)
     else:
         with pytest.raises(InvalidRequest, match=r"width|height"):
-            LIMITS.request(image)
+            LIMITS.resolve(image)
 
 
 def limits_of(**settings: object) -> PictureLimits:
@@ -268,14 +268,14 @@ def test_tiers_that_are_named_are_loaded_also_on_the_cpu(
 def test_a_request_without_a_tier_gets_the_default() -> None:
     for default in ("", "lossless", "turbo"):
         made = make_limits(CONFIG, FluxSettings(default_tier=default))
-        assert made.request(ImageParameters("x")).tier == (default or "lossless")
-        assert made.request(ImageParameters("x", tier="turbo")).may_skip
-    assert not make_limits(CONFIG, FluxSettings()).request(ImageParameters("x")).may_skip
+        assert made.resolve(ImageParameters("x")).tier == (default or "lossless")
+        assert made.resolve(ImageParameters("x", tier="turbo")).may_skip
+    assert not make_limits(CONFIG, FluxSettings()).resolve(ImageParameters("x")).may_skip
 
 
 def test_a_checkpoint_stored_in_fp8_serves_high_by_default() -> None:
     made = make_limits(replace(CONFIG, is_quantized=True), FluxSettings())
-    assert made.request(ImageParameters("x")).tier == "high"
+    assert made.resolve(ImageParameters("x")).tier == "high"
 
 
 @pytest.mark.parametrize(

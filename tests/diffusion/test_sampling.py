@@ -19,7 +19,6 @@ from predictors.diffusion.sampling import (
     COARSE_FROM,
     DENSE_UP_TO,
     Schedule,
-    collapsed,
     draw_noise,
     euler,
     extrapolate,
@@ -27,6 +26,7 @@ from predictors.diffusion.sampling import (
     pack_patches,
     plan_calls,
     unpack_patches,
+    update_coefficients,
 )
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ def test_collapsed_steps_go_where_stepping_one_by_one_goes(
     plan: tuple[NDArray[np.float32], tuple[bool, ...]], seed: int
 ) -> None:
     sigmas, called = plan
-    pairs = collapsed(sigmas, called)
+    pairs = update_coefficients(sigmas, called)
     assert (pairs.dtype, pairs.shape) == (np.float32, (sum(called), 2))
     velocities = np.random.default_rng(seed).normal(size=sum(called))
     moves = pairs[:, 0] * velocities + pairs[:, 1] * np.append(0.0, velocities[:-1])
@@ -163,7 +163,7 @@ def test_collapsed_steps_are_finite_and_together_as_long_as_the_schedule(
     plan: tuple[NDArray[np.float32], tuple[bool, ...]],
 ) -> None:
     sigmas, called = plan
-    pairs = collapsed(sigmas, called).astype(np.float64)
+    pairs = update_coefficients(sigmas, called).astype(np.float64)
     assert np.isfinite(pairs).all()
     assert pairs[0, 1] == 0
     assert abs(pairs.sum() + 1) < 1e-6 * (1 + np.abs(pairs).sum())  # from noise level 1 to 0
@@ -174,7 +174,7 @@ def test_calling_the_model_at_each_step_is_eulers_method(
     name: str, num_steps: int, num_patches: int
 ) -> None:
     sigmas = levels(name, num_steps, num_patches)
-    pairs = collapsed(sigmas, (True,) * num_steps)
+    pairs = update_coefficients(sigmas, (True,) * num_steps)
     assert np.array_equal(pairs[:, 0], np.diff(sigmas))
     assert not pairs[:, 1].any()
 
@@ -193,7 +193,7 @@ def test_a_velocity_linear_in_the_noise_level_is_extrapolated_exactly(
     velocities = offset + slope * sigmas[:-1]
     euler_end = (np.diff(sigmas) * velocities).sum()
     called = np.array(plan_calls(num_steps))
-    pairs = collapsed(sigmas.astype(np.float32), called)
+    pairs = update_coefficients(sigmas.astype(np.float32), called)
     kept = velocities[called]
     end = (pairs[:, 0] * kept + pairs[:, 1] * np.append(0.0, kept[:-1])).sum()
     assert abs(end - euler_end) < 1e-5 * (abs(offset) + abs(slope) + 1)
@@ -203,7 +203,7 @@ def test_a_velocity_linear_in_the_noise_level_is_extrapolated_exactly(
 def test_an_error_of_a_call_grows_at_most_threefold(
     name: str, num_steps: int, num_patches: int
 ) -> None:
-    pairs = collapsed(levels(name, num_steps, num_patches), plan_calls(num_steps))
+    pairs = update_coefficients(levels(name, num_steps, num_patches), plan_calls(num_steps))
     assert np.abs(pairs).sum() <= 3  # Euler's is 1
 
 

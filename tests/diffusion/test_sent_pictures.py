@@ -18,7 +18,7 @@ from predictors.diffusion.editing import Edits
 from predictors.diffusion.limits import PictureLimits, make_limits
 from predictors.diffusion.request import FILL, KONTEXT, ImageParameters
 from predictors.diffusion.sent_pictures import (
-    AskedRow,
+    SentRow,
     SentSource,
     SourceReader,
     lanczos_resized,
@@ -71,7 +71,7 @@ def reader(
 
 
 async def read(source: SentSource, limits: PictureLimits = LIMITS, **asked: Any) -> ImageParameters:
-    (found,), _ = await reader(limits).read([AskedRow(ImageParameters("a", **asked), source)])
+    (found,), _ = await reader(limits).read([SentRow(ImageParameters("a", **asked), source)])
     return found
 
 
@@ -126,7 +126,7 @@ async def test_a_turned_photo_is_read_upright() -> None:
 
 async def test_worker_processes_read_the_same(workers: Workers) -> None:
     source = SentSource(saved(noisy(101, 67)), saved(noisy(101, 67, "L")))
-    row = AskedRow(ImageParameters("a"), source)
+    row = SentRow(ImageParameters("a"), source)
     (here,), _ = await reader().read([row])
     (there,), sizes = await reader(workers=workers).read([row])
     assert sizes == [(101, 67)]
@@ -140,7 +140,7 @@ async def test_worker_processes_read_the_same(workers: Workers) -> None:
 
 async def test_rows_that_share_a_picture_share_its_pixels() -> None:
     source, seen = SentSource(saved(noisy(64, 64))), list[str]()
-    rows = [AskedRow(ImageParameters("a", seed=i), source) for i in range(4)]
+    rows = [SentRow(ImageParameters("a", seed=i), source) for i in range(4)]
     found, sizes = await reader(seen=seen).read(rows)
     assert sizes == [(64, 64)]
     assert len(seen) == 2  # decoded and resized
@@ -151,7 +151,7 @@ async def test_rows_that_share_a_picture_share_its_pixels() -> None:
 
 async def test_rows_without_a_picture_stay_as_they_are() -> None:
     asked = ImageParameters("a")
-    assert await reader().read([AskedRow(asked)]) == ([asked], [])
+    assert await reader().read([SentRow(asked)]) == ([asked], [])
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ async def test_a_bad_file_is_refused_by_the_name_of_its_field(
 
 async def test_pictures_beyond_the_limits_are_refused_with_the_numbers(workers: Workers) -> None:
     small = ImageLimits(max_bytes=100)
-    row = AskedRow(ImageParameters("a"), SentSource(saved(noisy(64, 64))))
+    row = SentRow(ImageParameters("a"), SentSource(saved(noisy(64, 64))))
     with pytest.raises(TooLarge, match="at most 100 are taken"):
         await reader(images=small, workers=workers).read([row])
     poor = make_workers(ServerSettings(worker_memory_bytes=2**20))
@@ -193,8 +193,8 @@ async def test_pictures_beyond_the_limits_are_refused_with_the_numbers(workers: 
 
 
 def test_everything_but_the_size_is_checked_before_a_picture_is_decoded() -> None:
-    row = AskedRow(ImageParameters("a", strength=0.5), SentSource(b"never decoded", b""))
-    checked = LIMITS.request(with_blank_source(LIMITS, row))
+    row = SentRow(ImageParameters("a", strength=0.5), SentSource(b"never decoded", b""))
+    checked = LIMITS.resolve(with_blank_source(LIMITS, row))
     assert (checked.width, checked.height) == (LIMITS.default_width, LIMITS.default_height)
     assert checked.strength == 0.5
     for wrong, reason in (
@@ -205,7 +205,7 @@ def test_everything_but_the_size_is_checked_before_a_picture_is_decoded() -> Non
     ):
         asked = replace(row, parameters=ImageParameters("a", **wrong))  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match=reason):
-            LIMITS.request(with_blank_source(LIMITS, asked))
+            LIMITS.resolve(with_blank_source(LIMITS, asked))
 
 
 @pytest.mark.parametrize(
@@ -221,5 +221,5 @@ def test_a_checkpoint_that_can_not_edit_so_says_which_can(
 ) -> None:
     limits = replace(LIMITS, edits=edits)
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        with_blank_source(limits, AskedRow(ImageParameters("a"), SentSource(b"i", mask)))
+        with_blank_source(limits, SentRow(ImageParameters("a"), SentSource(b"i", mask)))
     assert caught.value.param == param

@@ -227,7 +227,7 @@ def test_a_step_of_no_tier_waits_or_uploads(
         with count_host_syncs() as found:
             tiers_driver.engine.step(jobs[:1])
         assert found.syncs == 0, dict(found)
-    assert state.index == calls_of(tier, 12)
+    assert state.calls_done == calls_of(tier, 12)
     with count_host_syncs() as found:
         tiers_driver.engine.step(jobs[:1])
     assert found["Tensor.numpy"] == found.syncs == 1  # the counter sees a finished picture

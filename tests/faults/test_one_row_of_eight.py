@@ -118,19 +118,19 @@ def in_processor(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> 
 
 
 def in_vision_tower(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
-    runner, cache = room.engine._ready.pictures, room.engine._picture_cache
+    runner, cache = room.engine._launcher.pictures, room.engine._picture_cache
     patch.setattr(runner, "encode", raising(runner.encode, room.broken_picture, error))
     cache.close()
 
 
 def in_prefill(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
-    runner = room.engine._ready.runner
+    runner = room.engine._launcher.runner
     broken = lambda parts, _: room.breaks([part.slot for part in parts])  # noqa: E731
     patch.setattr(runner, "prefill", raising(runner.prefill, broken, error))
 
 
 def in_decode_step(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
-    runner = room.engine._ready.runner
+    runner = room.engine._launcher.runner
     broken = lambda rows: room.breaks(rows.ints[0].tolist())  # noqa: E731
     patch.setattr(runner, "decode", raising(runner.decode, broken, error))
 
@@ -256,7 +256,7 @@ def test_a_step_out_of_memory_is_halved_and_no_byte_changes(
     first = when if isinstance(when, int) else when[model]
     room.host.loop._cap.reset(None)  # what earlier cases taught
     memory = Memory(first, *MEMORY[case])
-    runner = room.engine.runner if model == "flux" else room.engine._ready.runner
+    runner = room.engine.runner if model == "flux" else room.engine._launcher.runner
     name = PASS[model][1]
     with pytest.MonkeyPatch.context() as patch:
         full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -67,10 +67,10 @@ def break_pictures(engine: Any) -> None:
     def run(finished: Any, group: Any) -> None:
         step(finished, group)
         for slot in group:
-            if BREAKS in slot.job.work.request.prompt and slot.started.index == AFTER:
-                latents = slot.started.latents.clone()
+            if BREAKS in slot.job.work.request.prompt and slot.started_state.calls_done == AFTER:
+                latents = slot.started_state.latents.clone()
                 latents[1, 2] = torch.nan
-                slot.started.latents = latents
+                slot.started_state.latents = latents
 
     engine._run_step = run
 
@@ -85,7 +85,7 @@ def break_answers(engine: Any) -> None:
                 continue
             if BREAKS in tokenizer.decode(sequence.work.tokens.tolist()):
                 own = list(sequence.pages[sequence.num_shared :])
-                for cache in engine._ready.runner._passes.caches:
+                for cache in engine._launcher.runner._passes.caches:
                     cache[:, own] = torch.nan
         step(jobs)
 

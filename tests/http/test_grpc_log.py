@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from predictors.operators.surroundings import prepare_surroundings
+from predictors.observe.logs import silence_grpc
 from tests.http.echo import PATIENCE_S
 from tests.http.http2 import END_STREAM, connect
 from tests.http.test_grpc_hostile import EMPTY, LIVE
@@ -60,5 +60,5 @@ def test_without_that_each_of_them_is_a_line() -> None:
 @pytest.mark.parametrize("own", ["", "DEBUG"])
 def test_an_operators_own_choice_stays(own: str) -> None:
     environ = {"GRPC_VERBOSITY": own} if own else {}
-    prepare_surroundings(environ)
+    silence_grpc(environ)
     assert environ["GRPC_VERBOSITY"] == (own or "NONE")

@@ -33,7 +33,7 @@ def test_each_adapter_can_be_looked_at() -> None:
     paths = {"m": {"a": Path("/x"), "b": Path("/y")}}
     found = find_adapters(paths, {"m": Path("m")}, settings(), {"m": "x:y"}, {})
     assert found.paths == paths
-    assert list(found.looks) == [("m", "a"), ("m", "b")]
+    assert list(found.summaries) == [("m", "a"), ("m", "b")]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Engines:
 
 def host_of(model: str) -> EngineHost[Task, str]:
     host: EngineHost[Task, str] = EngineHost(model, EchoEngine(slots=4), QueueSettings())
-    host.loop.prepare()
+    host.loop.load_and_warm()
     return host
 
 

@@ -40,7 +40,7 @@ class Bench:
             QueueSettings(**{"capacity": 512, **settings}),  # type: ignore[arg-type]
             clock=self.clock,
         )
-        self.host.loop.prepare()
+        self.host.loop.load_and_warm()
         self.jobs: list[Job[Task, str]] = []
         self.names = count()
 

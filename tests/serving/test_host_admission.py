@@ -256,7 +256,7 @@ def test_a_job_whose_deadline_passes_during_an_admission_pass_does_not_start(
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=2)
     host = make_host(engine, clock=clock, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     first, second = submit(host, Task("first"), Task("second"), deadline=clock.now + 1)
     admit = engine.admit
 
@@ -297,7 +297,7 @@ def test_a_job_that_is_cancelled_while_it_is_admitted_gives_the_slot_back(
 ) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     leaving, staying = submit(host, *names("leaving", "staying"))
     admit = engine.admit
 

@@ -44,7 +44,7 @@ def host_with(
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, clock=clock, start=False, capacity=2000)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     for i in range(4 + waiting):
         submit(host, Task(f"t{i}", steps), deadline=clock.now + 600 - i % 7)
     host.loop.run_once()
@@ -83,7 +83,7 @@ def test_a_refusal_costs_the_same_however_many_jobs_wait(make_host: MakeHost) ->
     for capacity in LENGTHS:
         engine = ScriptedEngine(slots=1)
         host = make_host(engine, start=False, capacity=capacity)
-        host.loop.prepare()
+        host.loop.load_and_warm()
         for i in range(capacity + 1):
             submit(host, Task(f"w{i}"))
         costs.append(calls_of(partial(assert_full, host)))
@@ -113,7 +113,7 @@ def test_coming_and_being_refused_costs_the_same_however_many_callers_wait(
     for callers in LENGTHS:
         engine = ScriptedEngine(slots=1)
         host = make_host(engine, start=False, capacity=callers)
-        host.loop.prepare()
+        host.loop.load_and_warm()
         for i in range(callers):
             submit(host, Task(f"w{i}"), caller=Caller(f"c{i}"))
         come = partial(submit, host, Task("comes"), caller=Caller("newcomer"))

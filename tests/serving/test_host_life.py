@@ -332,7 +332,7 @@ def test_every_engine_method_but_validate_runs_on_one_thread(make_host: MakeHost
 def test_a_host_without_threads_runs_one_round_at_a_time(make_host: MakeHost) -> None:
     engine = ScriptedEngine(gated=False)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     [job] = submit(host, Task("a", steps=2))
     assert [host.loop.run_once(), host.loop.run_once(), host.loop.run_once()] == [True, True, False]
     assert answer(job) == ["a:1", "a:2"]

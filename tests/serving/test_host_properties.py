@@ -109,7 +109,7 @@ class Serving(RuleBasedStateMachine):
             QueueSettings(capacity=capacity, skip_window=window, skip_max_wait_s=4.0),
             clock=self.clock,
         )
-        self.host.loop.prepare()
+        self.host.loop.load_and_warm()
         self.names = count()
         self.left: set[TaskJob] = set()
         self.refused: set[str] = set()
@@ -343,7 +343,7 @@ def test_an_answered_job_is_freed_long_before_its_deadline(make_host: MakeHost) 
     """A deadline in ten minutes must not keep ten minutes of traffic in memory."""
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     refs = []
     for i in range(500):
         [job] = submit(host, Task(f"t{i}"), deadline=time.monotonic() + 600)

@@ -36,7 +36,7 @@ class Bench:
         self.host: EngineHost[Task, str] = EngineHost(
             f"loop-{next(NUMBERS)}", self.engine, QueueSettings(capacity=jobs)
         )
-        self.host.loop.prepare()
+        self.host.loop.load_and_warm()
         self.jobs = submit(self.host, *(Task(str(i), steps) for i in range(jobs)))
 
     def poison(self, error: BaseException, *jobs: int) -> None:

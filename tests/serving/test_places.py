@@ -32,7 +32,7 @@ def test_any_order_of_coming_and_leaving_keeps_the_rules(
         held = [each.places for each in accounts]
         others = [n for i, n in enumerate(held) if i != who]
         if rows <= 0:
-            places.take(account, -min(-rows, account.places))
+            places.add(account, -min(-rows, account.places))
             continue
         is_accepted = rows <= places.free(account.places, free_slots)
         own, total = account.places + rows, sum(held) + rows
@@ -47,10 +47,10 @@ def test_any_order_of_coming_and_leaving_keeps_the_rules(
             fits |= own <= capacity // sum(n > 0 for n in [*others, 1])
             assert is_accepted == (fits and total <= capacity + half + free_slots)
         if is_accepted:
-            places.take(account, rows)
+            places.add(account, rows)
     assert places.taken == sum(each.places for each in accounts)
     for account in accounts:
-        places.take(account, -account.places)
+        places.add(account, -account.places)
     assert places.free(0, free_slots) == capacity + free_slots
 
 
@@ -129,7 +129,7 @@ def test_a_spare_slot_is_a_place_for_who_may_use_it(make_host: MakeHost) -> None
 def test_after_all_have_left_the_accounts_are_forgotten(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=2, gated=False)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     for i in range(500):
         host.reserve(1, Caller(f"c{i}"))
         submit(host, Task(f"t{i}"), caller=Caller(f"c{i}"))

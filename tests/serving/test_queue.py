@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from predictors.serving.accounts import Account
 from predictors.serving.job import Job
-from predictors.serving.queue import AdmissionQueue, Room
+from predictors.serving.queue import AdmissionQueue, FreeSlots
 from predictors.settings import QueueSettings
 from tests.fakes import ScriptedClock, Task
 
@@ -29,8 +29,8 @@ def offered(
 ) -> list[int]:
     """Arrival numbers of the jobs that one pass offers when the engine refuses `refuse`."""
     seen = []
-    admission = queue.start_pass(Room(free_slots), now)
-    for job in admission:
+    admission = queue.start_pass(FreeSlots(free_slots), now)
+    for job in admission.offers:
         seen.append(job.arrival_number)
         if job.arrival_number in refuse:
             admission.refuse(job)

@@ -38,7 +38,7 @@ class Recorder:
 def host_of_rounds(make_host: MakeHost) -> EngineHost[Task, str]:
     """A ready host without threads: the test calls `loop.run_once`."""
     host = make_host(ScriptedEngine(gated=False), start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     return host
 
 

@@ -12,7 +12,7 @@ from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import StartProgress, State
-from predictors.serving.loop import BUSY_TIMES, LEAST_BUSY_S
+from predictors.serving.loop import MIN_SERVING_S, SERVING_PER_WARMING
 from predictors.serving.warm_plan import PlannedShape, WarmPlan
 from tests.fakes import PATIENCE_S, ScriptedClock, ScriptedEngine, Task, answer, failure
 from tests.serving.conftest import MakeHost, sample, submit
@@ -313,7 +313,7 @@ def test_a_shape_that_ran_out_of_memory_beside_a_job_is_warm_once_the_job_is_don
     engine = LaterEngine("a", on_warm=cramped, gated=True)
     host = make_host(engine, start=False)
     engine.model = host.model
-    host.loop.prepare()
+    host.loop.load_and_warm()
     [running] = submit(host, Task("x", 2))
     [cold] = submit(host, Task("a"))
     serving = threading.Thread(target=host.loop._serve_while_warming)
@@ -366,7 +366,7 @@ def test_a_stop_during_a_later_warm_up_ends_after_it_and_warms_no_more(
 def test_a_draining_host_warms_nothing_more_and_finishes_its_jobs(make_host: MakeHost) -> None:
     engine = LaterEngine("a", "b", gated=True)
     host = make_host(engine, start=False)
-    host.loop.prepare()
+    host.loop.load_and_warm()
     [job] = submit(host, Task("x", 2))
     host.lifecycle.move(State.DRAINING)
     serving = threading.Thread(target=host.loop._serve_while_warming)
@@ -387,8 +387,8 @@ def test_steps_without_a_pause_let_a_shape_in_now_and_then(make_host: MakeHost) 
         "a", "b", clock=clock, gated=True, on_warm=lambda _: setattr(clock, "now", clock.now + took)
     )
     host = make_host(engine, clock=clock, start=False)
-    host.loop.prepare()
-    submit(host, Task("long", steps=100, step_s=LEAST_BUSY_S / 4))
+    host.loop.load_and_warm()
+    submit(host, Task("long", steps=100, step_s=MIN_SERVING_S / 4))
     engine.open()
     serving = threading.Thread(target=host.loop._serve_while_warming)
     serving.start()
@@ -396,7 +396,7 @@ def test_steps_without_a_pause_let_a_shape_in_now_and_then(make_host: MakeHost) 
     assert not serving.is_alive()
     host.loop.stop()
     verbs = [call[0] for call in engine.calls if call[0] in {"a", "b", "step"}]
-    gap = int(BUSY_TIMES * took / (LEAST_BUSY_S / 4))
+    gap = int(SERVING_PER_WARMING * took / (MIN_SERVING_S / 4))
     assert verbs == ["step"] * 4 + ["a"] + ["step"] * gap + ["b"]
     assert host.is_alive
 
@@ -405,7 +405,7 @@ def test_planned_warm_ups_are_counted_by_outcome(make_host: MakeHost) -> None:
     engine = LaterEngine("a", "b", "c", broken=["b"])
     host = make_host(engine, start=False)
     engine.model = host.model
-    host.loop.prepare()
+    host.loop.load_and_warm()
     assert sample("predictors_planned_warm_ups_left", host) == 3
     host.loop._serve_while_warming()
     name = "predictors_planned_warm_ups_total"

@@ -75,8 +75,8 @@ class NamedAdapters:
         return adapter
 
     def mix(self, scales: Sequence[tuple[str, float]]) -> AdapterMix:
-        """Those of a request. Raises `InvalidRequest` for a name that is not served or comes
-        twice, and for more than the device holds."""
+        """The adapters of a request with their scales. Raises `InvalidRequest` for a name that is
+        not served or comes twice, and for more adapters than the device holds."""
         if not scales:
             return UNADAPTED
         by_name, found = self._by_name, dict[str, tuple[ChatAdapter, float]]()

@@ -34,7 +34,7 @@ class StepwiseOperations(Operations, Protocol):
         """silu(first half) * second half of wide (rows, 2 n)."""
 
     def narrowed(self, wide: Tensor, layer: Layer) -> RowScaled | None:
-        """The same in fp8, if `gated_linear` of `layer` returns it so."""
+        """`gated` in fp8, if `gated_linear` of `layer` returns it so."""
 
 
 class AdaptedOperations:

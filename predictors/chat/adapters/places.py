@@ -35,7 +35,7 @@ LinearPlaces = Mapping[str, LinearPlace]
 def mlp_places(
     prefix: str, gate_up: nn.Module, down: nn.Module, dim: int, wide: int
 ) -> dict[str, LinearPlace]:
-    """Those of a gated MLP from `dim` features to `wide`, padding included, and back."""
+    """The linears of a gated MLP from `dim` features to `wide`, padding included, and back."""
     packed = LinearSizes(dim, (wide, wide))
     return {
         f"{prefix}.gate_proj": LinearPlace(gate_up, packed, 0),
@@ -45,7 +45,7 @@ def mlp_places(
 
 
 def decoder_places(decoder: Decoder) -> dict[str, LinearPlace]:
-    """Those of all blocks. Their layers may be fp8."""
+    """The linears of all blocks. Their layers may be fp8."""
     found: dict[str, LinearPlace] = {}
     hidden, mlp = decoder.shape.hidden, decoder.shape.mlp
     for i, block in enumerate(decoder.blocks):

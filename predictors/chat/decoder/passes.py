@@ -181,7 +181,7 @@ class DecoderPasses:
         weights: Tensor | None,
         deepstack: Tensor | None = None,
     ) -> Tensor:
-        """The same with adapters, `weights` (rows, their slots) float32."""
+        """As `fused_prompt`, with adapters: `weights` (rows, adapter slots) float32."""
         from predictors.chat.decoder.fused import FusedPrompt, PromptTiles
 
         rows = len(embedded)
@@ -207,7 +207,7 @@ class DecoderPasses:
     def fused_controlled_choice(
         self, sampler: str, rows: int, controls: ControlState
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The same for rows with controls, over the masks in `controls.words`."""
+        """As `fused_choice`, for rows with controls: the masks are in `controls.words`."""
         from predictors.chat.decoder.fused_tokens import choose_controlled
 
         return partial(choose_controlled, controls, sampler, self.logits[:rows])

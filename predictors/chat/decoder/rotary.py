@@ -29,8 +29,8 @@ def axes_in_blocks(sections: Sequence[int]) -> tuple[int, ...]:
 
 
 def axes_interleaved(sections: Sequence[int]) -> tuple[int, ...]:
-    """The same with the axes in turn: time, height, width, time, ... as long as an axis has
-    frequencies left of its `sections`, and time after that."""
+    """The axis of each frequency, with the axes in turn: time, height, width, time, ... as long as
+    an axis has frequencies left of its `sections`, and time after that."""
     ends = {axis: 3 * sections[axis] for axis in (1, 2)}
     axes = (i % 3 for i in range(sum(sections)))
     return tuple(axis if i < ends.get(axis, 0) else 0 for i, axis in enumerate(axes))

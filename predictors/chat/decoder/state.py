@@ -109,7 +109,8 @@ class SlotState:
         return self._penalties(slots, floats[:3]), draw
 
     def _penalties(self, slots: Tensor, values: Tensor) -> Penalties:
-        """Of rows in `slots` (rows,); `values` (3, rows): repetition, presence, frequency."""
+        """Penalties of the rows in `slots` (rows,). `values` (3, rows): repetition, presence,
+        frequency."""
         seen, counts = (x.index_select(0, slots) for x in (self.seen, self.counts))
         repetition, presence, frequency = values[..., None].unbind()
         return Penalties(repetition, presence, frequency, seen, counts)

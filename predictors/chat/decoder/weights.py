@@ -79,8 +79,8 @@ def decoder_shape(
 def rotary_frequencies(
     checkpoint: Path, head_dim: int, text: Mapping[str, Any]
 ) -> tuple[Tensor, float]:
-    """Of a decoder, float32 (head_dim / 2,), and the factor of its rotary values. Those that are
-    scaled for long contexts are transformers'."""
+    """The rotary frequencies of a decoder, float32 (head_dim / 2,), and the factor of its rotary
+    values. Scaling for long contexts is transformers' own."""
     rope = rope_of(text)
     if rope.get("rope_type", rope.get("type", "default")) in ("default", "mrope"):
         theta = rope.get("rope_theta", text["rope_theta"])

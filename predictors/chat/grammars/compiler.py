@@ -39,13 +39,14 @@ from predictors.protocol.answer_format import (
 
 CACHE_BYTES = 64 * 2**20
 STACK_BYTES = 512 * 2**20
-"""Of address space; only what the deepest schema touches is memory."""
+"""Stack of the compiling threads, in address space: memory is used only as deep as a schema
+goes."""
 MAX_AT_ONCE = 2  # compilations
 GRAMMAR_BYTES = 4 * 2**20
-"""Of a small grammar with a lexer that has met some answers."""
+"""Memory of a small grammar whose lexer has met some answers."""
 BYTES_PER_CHARACTER = 64  # of the library's form of a schema
 MAX_LEXER_STATES = 64_000
-"""Of a grammar, of about 600 bytes each: 40 MB."""
+"""Most lexer states of a grammar, about 600 bytes each: 40 MB."""
 _IN_STRING: Final = r'[^"\\\x00-\x1F\x7F]'
 SLICES: Final = (
     r"[\x20\x0A\x0D\x09]+",

@@ -21,7 +21,7 @@ MAX_MASKS = 4096
 NUM_THREADS = min(8, len(os.sched_getaffinity(0)))
 """Threads that make the masks of a step, while the engine thread waits for them."""
 STACK_BYTES = 8 * 2**20
-"""Of each of these threads: as much as the engine thread has."""
+"""Stack of each of these threads: as large as the engine thread's."""
 
 
 class GrammarTooComplex(InvalidRequest):
@@ -112,7 +112,7 @@ class Matcher:
         return self._grammar.compiled
 
     def _outcome(self) -> GrammarTooComplex | None:
-        """Of the mask that was just made."""
+        """The error of the mask that was just made, or None."""
         self._compiled.num_masks += 1
         if not self._state.is_error():
             return None

@@ -8,7 +8,8 @@ import re
 from predictors.errors import InvalidRequest, TooLarge
 
 MAX_PARTS = 10_000
-"""Of a pattern with its repetitions written out. A mask of one twice as long takes 15 ms."""
+"""Most parts of a pattern with its repetitions written out. With twice as many a mask takes 15
+ms."""
 MAX_GROUPS = 200  # inside of one another
 _TIMES = re.compile(r"\{\s*+(\d*+)\s*+(,?)\s*+(\d*+)\s*+\}")
 _FLAGS = re.compile(r"\(\?([a-zA-Z-]*+)[:)]")

@@ -21,7 +21,7 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = frozenset(
     "date-time time date duration email hostname ipv4 ipv6 uuid uri".split()  # noqa: SIM905
 )
-"""Those that an answer keeps. Others only describe, as JSON Schema says."""
+"""Formats that answers are held to. Others are annotations only, as JSON Schema says."""
 ANNOTATIONS: Final = frozenset(
     {
         "$schema", "$comment", "title", "description", "default", "examples", "example",

@@ -22,7 +22,8 @@ from predictors.protocol.openai.tool_fields import FunctionTool, OfferedTools
 ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 NO_ARGUMENTS: Final[dict[str, Any]] = {"type": "object", "additionalProperties": False}
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Of Qwen's own calls. Else a model that is unsure could write white space until it is cut."""
+"""White space in Qwen's own calls. If more were allowed, an unsure model could write white space
+until its answer is cut."""
 ANSWER: Final = "answer"
 """The rule of an answer without a call. Each tool has a rule of its arguments."""
 _WITHOUT_TAG = rf"/(?s:.*)/ & ~/(?s:.*){OPENING}(?s:.*)/"

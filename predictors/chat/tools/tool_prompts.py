@@ -111,7 +111,7 @@ class ToolPrompts:
     def _with_block(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
     ) -> Sequence[Turn]:
-        """The same conversation in messages of text alone, as Qwen2.5's template writes it."""
+        """The conversation in messages of text alone, as Qwen2.5's template writes it."""
         written: list[Turn] = []
         for is_answer, run in itertools.groupby(turns, lambda turn: turn["role"] == "tool"):
             if is_answer:

@@ -28,7 +28,7 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.films.decode import FilmFacts
 
 FRAMES = 2
-"""Of a step. A checkpoint with another number is served without films."""
+"""Frames that make one step of a film. A checkpoint with another number is served without films."""
 ALL_FRAMES = -1
 DEFAULT_FPS = 2.0  # qwen-vl-utils'
 ROOM = 1.05  # of the least pixels, that the most are not below; as in qwen-vl-utils

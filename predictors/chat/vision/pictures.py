@@ -101,11 +101,11 @@ class PictureRunner:
     def _values(self, picture: PreparedPicture) -> Tensor:
         """Patches (patches, patch_values * frames) on the device, made there if they are not
         already."""
-        kind = self._placement
+        place = self._placement
         if picture.format is None and picture.frames == 1:
-            return to_device(picture.values, kind, kind.dtype)
+            return to_device(picture.values, place, place.dtype)
         size = (picture.grid[0] * picture.grid[1], self._encoder.patch_values * picture.frames)
-        return self._fill(picture, torch.empty(size, dtype=kind.dtype, device=kind.device))
+        return self._fill(picture, torch.empty(size, dtype=place.dtype, device=place.device))
 
     def _fill(self, picture: PreparedPicture, out: Tensor) -> Tensor:
         """Write the picture's patches into `out` (patches, columns), on the device."""
@@ -173,8 +173,8 @@ class PictureRunner:
         return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
 
     def _rows(self, bucket: int) -> Tensor:
-        kind = self._placement
-        return torch.zeros(bucket, self._width, dtype=kind.dtype, device=kind.device)
+        place = self._placement
+        return torch.zeros(bucket, self._width, dtype=place.dtype, device=place.device)
 
     def _pack_grid(self, grid: tuple[int, int], bucket: int) -> Tensor:
         return to_device(self._encoder.pack_grid(grid, bucket), self._placement)
@@ -272,11 +272,12 @@ class PictureCache:
         return {"entries": len(self._kept), "bytes": self._kept.num_bytes}
 
     def missing(self, sequence: Sequence) -> tuple[tuple[int, int], ...]:
-        """Pictures to encode before `sequence` can be read on, see `SequenceProgress.new`."""
+        """Pictures to encode before `sequence` can be read on, see
+        `SequenceProgress.new_pictures`."""
         return tuple(
-            (max(picture.start, sequence.done), picture.length)
+            (max(picture.start, sequence.num_prefilled), picture.length)
             for i, picture in enumerate(sequence.work.pictures)
-            if picture.start + picture.length > sequence.done
+            if picture.start + picture.length > sequence.num_prefilled
             and i not in sequence.pictures
             and sequence.work.picture_key(picture) not in self._kept
         )

@@ -18,7 +18,7 @@ PROCESSOR_DEFAULTS: Mapping[str, Any] = {
     "resample": BICUBIC,
     "rescale_factor": 1 / 255,
 }
-"""Those of the classes of all these models."""
+"""Defaults of the image processor classes of all these models."""
 FILM_DEFAULTS: Mapping[str, Any] = {
     **PROCESSOR_DEFAULTS,
     "temporal_patch_size": 2,

@@ -11,12 +11,14 @@ MIN_BYTES = 32 * 2**20  # of FFmpeg's own
 
 
 def probing_bytes(num_bytes: int, max_frame_pixels: int) -> int:
-    """Of counting the frames of a file, and decoding the first. Its header may lie."""
+    """Most bytes that it takes to count the frames of a file and decode the first, whatever its
+    header says."""
     return MIN_BYTES + 2 * num_bytes + PER_PIXEL_HELD * 4 * max_frame_pixels
 
 
 def frames_bytes(facts: FilmFacts, count: int, num_bytes: int) -> int:
-    """Of decoding `count` frames of a film of `num_bytes`, these frames included."""
+    """Most bytes that it takes to decode `count` frames of a film of `num_bytes`, these frames
+    included."""
     pixels = facts.width * facts.height
     decoder = PER_PIXEL_HELD * HELD_FRAMES * pixels
     return MIN_BYTES + 2 * num_bytes + decoder + PER_PIXEL * pixels * count

@@ -118,7 +118,7 @@ class Exchange:
         return await self._inflate(raw, codings) if codings else raw
 
     async def _inflate(self, raw: Body, codings: tuple[str, ...]) -> Body:
-        """Inflate a body, in threads unless it is small. What it needs is charged as it grows."""
+        """Inflate a body, in threads unless it is small, and charge its bytes as they grow."""
         size = len(raw) if isinstance(raw, bytes) else raw.size
         inflation = Inflation(raw, codings, self._most_bytes)
         charged = 0 if self._charge is None else size
@@ -135,7 +135,8 @@ class Exchange:
         return inflation.body(SHARED_BYTES)
 
     def stop_reading(self, reason: ServingError) -> None:
-        """Cancel a body that still arrives, with `reason` as its error. The first call counts."""
+        """Cancel the reading of a body that still arrives; it raises `reason`. Only the first call
+        has an effect."""
         if self._task is not None and self._stop_reason is None:
             self._stop_reason = reason
             self._task.cancel()
@@ -204,7 +205,7 @@ class Exchange:
 
     # -- for `Endpoint` -----------------------------------------------------------------------
     def close(self) -> None:
-        """Release everything after the response was written."""
+        """Release what the request held, after the response was written."""
         if self._watch_timer is not None:
             self._watch_timer.cancel()
         if self._watcher is not None:
@@ -253,7 +254,7 @@ class Endpoint:
         self.body_of = body_of
         own = registry.settings.server
         self.most_bytes = min(own.max_body_bytes, registry.bytes_in_flight.most_of_one)
-        """Of a body, as sent and as inflated."""
+        """Most bytes of a body, as sent and as inflated."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self, scope, receive)

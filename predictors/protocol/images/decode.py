@@ -75,7 +75,7 @@ PLUGINS = (
 """The parts of Pillow that decode. Without one of them, Pillow would import all that it has."""
 
 STRIP_PIXELS = 2**17
-"""Of the parts in which a picture is converted: two copies of one stay in a core's cache."""
+"""Pixels that are converted at a time: two copies of them stay in a core's cache."""
 MAX_RUN_LENGTH = 2**22  # pixels and bytes of a BMP whose runs Pillow reads one by one in Python
 
 _WHITE = (255, 255, 255, 255)

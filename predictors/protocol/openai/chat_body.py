@@ -108,9 +108,9 @@ class ChatBody:
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
-    """Of all pictures and of the frames of films, but those that ask for others."""
+    """Bounds of pictures and of frames of films that have none of their own."""
     frames: RequestedFrames = AS_SAMPLED
-    """Of all films but those that ask for others."""
+    """Choice of frames for films that have none of their own."""
     loras: NamedScales | None = None
     tools: OfferedTools | None = None
     """None where no tool may be called."""

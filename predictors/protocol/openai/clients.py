@@ -229,7 +229,7 @@ CHAT_CLIENTS: Tables = {
         "format": only_values("", why="use response_format"),
     },
 }
-"""Of `POST /v1/chat/completions`."""
+"""Fields of `POST /v1/chat/completions` that other clients send, by client."""
 
 SENT_BACK = "it came with the answer that is sent back"
 _CACHE_MARK = "equal beginnings are found without it"
@@ -280,7 +280,7 @@ MESSAGE_CLIENTS: Tables = {
         "opts": dropped(dict, why="CodeCompanion keeps it for itself"),
     },
 }
-"""Of a message, beside OpenAI's own fields."""
+"""Fields of a message beside OpenAI's own, by client."""
 
 PART_FIELDS: Mapping[str, DescribedRule] = {
     "cache_control": dropped(dict, why=_CACHE_MARK),
@@ -288,12 +288,12 @@ PART_FIELDS: Mapping[str, DescribedRule] = {
     "logprobs": dropped(list, why=SENT_BACK),
     "uuid": dropped(str, why="pictures are known by their bytes"),
 }
-"""Of every part of a message."""
+"""Fields of every part of a message beside OpenAI's own."""
 
 URL_FIELDS: Mapping[str, DescribedRule] = {
     "format": dropped(str, why="a file's format is read from its bytes"),
 }
-"""Of `image_url`."""
+"""Fields of `image_url` beside OpenAI's own."""
 
 
 def merged(tables: Tables) -> dict[str, DescribedRule]:

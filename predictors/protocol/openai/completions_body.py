@@ -42,7 +42,7 @@ from predictors.protocol.openai.token_fields import MAX_TOP_LOGPROBS
 MAX_PROMPTS = 128
 MAX_IDS = 100_000  # of one prompt of token ids; a body has at most `MAX_VALUES`
 DEFAULT_TOKENS = 16
-"""Of an answer, as OpenAI."""
+"""`max_tokens` of a request that names none, as for OpenAI."""
 
 Prompt = str | tuple[int, ...]
 """A text, or ids of the model's tokens."""
@@ -202,5 +202,5 @@ CLIENTS: Tables = {
     "SGLang": _of_completions("SGLang"),
     LLAMA: {name: CHAT_CLIENTS[LLAMA][name] for name in _SAMPLERS},
 }
-"""Of `POST /v1/completions`: what other servers take there, with the rules of chat."""
+"""Fields that other servers take on `POST /v1/completions`, with the rules of chat."""
 FIELDS: dict[str, DescribedRule] = {**merged(CLIENTS), **OWN_FIELDS}

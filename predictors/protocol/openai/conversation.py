@@ -38,9 +38,9 @@ class BodyMessage:
     parts: tuple[MessagePart, ...]
     """Empty where an assistant's message is nothing but calls."""
     calls: tuple[ToolCall, ...] = ()
-    """Of an assistant's message."""
+    """Calls of tools in an assistant's message."""
     call_id: str | None = None
-    """Of a tool's message: the id of the call that it answers."""
+    """The id of the call that a tool's message answers."""
     calls_at: tuple[int, ...] = ()
     """For each call the number of parts before it; empty where all calls stand behind all parts."""
     where: str = field(default="", compare=False)
@@ -101,8 +101,9 @@ def _one_message(turn: Sequence[BodyMessage]) -> BodyMessage:
 def checked_conversation(
     name: str, messages: Sequence[BodyMessage], words: AnswerWords
 ) -> tuple[BodyMessage, ...]:
-    """The same messages, of the field `name`. Raises `InvalidRequest` for none, for two calls of a
-    turn with one id, for a call without its answer and for an answer without its call."""
+    """`messages` of the field `name`, checked. Raises `InvalidRequest` for an empty list, for two
+    calls of one message with one id, for a call without its answer and for an answer without its
+    call."""
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     for message in messages:

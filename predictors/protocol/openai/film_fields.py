@@ -102,7 +102,7 @@ _PART_FRAMES: dict[str, DescribedRule] = {
 }
 _OTHER_NAMES = {"nframes": "num_frames", "sample_fps": "fps"}
 FILM_FIELDS = _PART_FRAMES
-"""Of a part that is a film, beside the pixels of its frames."""
+"""Fields of a part that is a film, besides those for the pixels of its frames."""
 
 
 def read_frames(read: dict[str, Any], where: str) -> RequestedFrames:
@@ -171,7 +171,7 @@ MEDIA_FIELDS: dict[str, DescribedRule] = {
         "vLLM's object that says how frames of films are picked.", media_io_kwargs
     ),
 }
-"""Of a body, about all its pictures and films."""
+"""Fields of a body that apply to all its pictures and films."""
 
 
 def read_media(read: dict[str, Any]) -> tuple[RequestedPixels, RequestedFrames]:

@@ -80,6 +80,6 @@ IMAGE_CLIENTS: Tables = {
         "infer_align_image_size": dropped(bool, why=_OTHER_MODELS),
     },
 }
-"""Of `POST /v1/images/generations`."""
+"""Fields of `POST /v1/images/generations` that other clients send."""
 EDIT_CLIENTS: Tables = IMAGE_CLIENTS
-"""Of `POST /v1/images/edits`."""
+"""Fields of `POST /v1/images/edits` that other clients send."""

@@ -37,7 +37,7 @@ STREAM_FIELDS: Mapping[str, DescribedRule] = {
     ),
     "progress": said("One event per step; needs `stream`.", flag, default=False),
 }
-"""Of every route that draws."""
+"""Fields of every route that draws."""
 
 
 def check_stream(read: Mapping[str, Any]) -> None:

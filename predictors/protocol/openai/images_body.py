@@ -79,7 +79,7 @@ class ImagesBody:
     tier: str | None = None
     loras: NamedScales | None = None
     metadata: str | None = None
-    """Of the file: `default` or `full`."""
+    """Content of the file's mark of origin: `default` or `full`."""
     output_format: str | None = None
     output_compression: int | None = None
     response_format: str = B64_JSON

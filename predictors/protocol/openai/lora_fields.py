@@ -20,7 +20,7 @@ from predictors.protocol.openai.fields import (
 from predictors.protocol.openai.json_texts import parse_json_text
 
 MAX_LORAS = 8
-"""Of one request, whatever the server holds."""
+"""Most adapters of one request, however many the server holds."""
 MAX_SCALE = 4.0
 MAX_NAME = 64  # characters of an adapter's name
 MAX_TEXT = 4096  # characters of V2's parameter
@@ -63,7 +63,8 @@ def loras(name: str, value: Any) -> NamedScales:
 
 
 def read_loras_text(text: str, name: str = "loras") -> NamedScales:
-    """The same from its JSON. Raises `InvalidRequest` naming the entry."""
+    """The adapters of a JSON text with the value of `loras`. Raises `InvalidRequest` naming the
+    entry."""
     value = parse_json_text(name, text, MAX_TEXT, '[{"name": "NAME", "scale": 0.8}]')
     found: NamedScales = loras.check(name, value)
     return found

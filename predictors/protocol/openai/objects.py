@@ -52,7 +52,7 @@ def field_value(field: str) -> Made:
 
 
 def changes_nothing(name: str, read: dict[str, Any]) -> object:
-    """Of an object whose fields are right, but can't change the answer."""
+    """The value of an object whose fields are valid but can't change the answer: it is dropped."""
     return DROP
 
 

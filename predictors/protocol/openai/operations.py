@@ -73,8 +73,8 @@ def _endpoint(
     protocol: str,
     body_of: Callable[[Fault], bytes],
 ) -> Endpoint:
-    """Of `every` operation, those that serve it are named to a caller whose model is of another
-    kind."""
+    """The endpoint of `operation`. A caller whose model is of another kind is told the operations
+    of `every` that serve it."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
         check_only_model(registry, operation, exchange)

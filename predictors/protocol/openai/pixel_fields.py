@@ -55,7 +55,7 @@ def _size(name: str, value: Any) -> dict[str, int]:
 
 
 PROCESSOR_PIXELS = {**PIXEL_FIELDS, "size": _size}
-"""Of vLLM's `mm_processor_kwargs`."""
+"""Fields of vLLM's `mm_processor_kwargs`."""
 
 
 def read_processor_pixels(read: dict[str, Any], name: str) -> RequestedPixels:

@@ -11,7 +11,7 @@ from predictors.protocol.openai.events import named_event
 from predictors.protocol.openai.responses_body import ResponsesBody
 
 IN_PROGRESS, COMPLETED, INCOMPLETE, FAILED = "in_progress", "completed", "incomplete", "failed"
-"""Of a response and of its items."""
+"""Values of `status` of a response and of its items."""
 
 
 def response_object(

@@ -26,7 +26,7 @@ def respelling(spelt: Mapping[str, str]) -> Iterator[None]:
 async def respelt_events(
     events: AsyncIterator[bytes], spelt: Mapping[str, str]
 ) -> AsyncIterator[bytes]:
-    """The same events; a refusal names its field as in `respelling`."""
+    """The events of `events`. A refusal names its field as in `respelling`."""
     with respelling(spelt):
         async with aclosing(events):  # type: ignore[type-var]
             async for each in events:

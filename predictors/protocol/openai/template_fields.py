@@ -78,7 +78,8 @@ TEMPLATE_FIELDS: dict[str, DescribedRule] = {
 
 
 def template_text(text: str) -> str:
-    """The same from V2's parameter `chat_template_kwargs`, which is JSON in a text."""
+    """The variables in V2's parameter `chat_template_kwargs`, a JSON text, checked as OpenAI's
+    field."""
     name = "chat_template_kwargs"
     value = parse_json_text(name, text, MAX_TEXT, '{"add_vision_id": true}')
     found: str = template_variables.check(name, value)

@@ -116,7 +116,8 @@ def read_token_fields(checked: dict[str, Any]) -> TokenFields:
 
 
 def read_token_parameters(given: Mapping[str, Any]) -> TokenFields:
-    """The same from V2's parameters; objects and lists are JSON in a text. None is absent."""
+    """The token fields of V2's parameters, in which objects and lists are JSON texts. None counts
+    as absent."""
     checked = {}
     for name, value in given.items():
         if value is not None:

@@ -30,7 +30,7 @@ from predictors.protocol.openai.objects import field_value, object_of
 
 MAX_TOOLS = 128  # as OpenAI
 MAX_CHARS = 2**18
-"""Of all definitions of a request together."""
+"""Most characters of all tool definitions of a request together."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI's
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
@@ -69,12 +69,12 @@ class OfferedTools:
 
     @property
     def num_chars(self) -> int:
-        """Of descriptions and schemas."""
+        """Characters of all descriptions and schemas."""
         return sum(len(tool.description or "") + len(tool.parameters or "") for tool in self.tools)
 
     @property
     def called(self) -> tuple[FunctionTool, ...]:
-        """Those that may be called."""
+        """The tools that may be called."""
         names = self.callable
         return tuple(each for each in self.tools if each.name in names) if names else self.tools
 
@@ -143,8 +143,8 @@ def list_of_tools(tool: DescribedRule) -> DescribedRule:
 
 
 def _checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionTool, ...]:
-    """The same. Raises `InvalidRequest` for a name that is there twice and for too much text;
-    `name` is the field's."""
+    """`tools`, checked. Raises `InvalidRequest` for a tool name that is there twice and for too
+    much text. `name` is the request's field."""
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         if tool.name in seen:
@@ -247,7 +247,7 @@ TOOL_FIELDS: dict[str, DescribedRule] = {
     "tool_choice": said("Whether a tool may or must be called, or which one.", tool_choice_rule),
     "parallel_tool_calls": said("An answer may have several calls.", flag, default=True),
 }
-"""Of a body. `read_tools` makes one value of them."""
+"""Fields of a body about tools. `read_tools` makes one value of them."""
 OLDER_FIELDS: dict[str, DescribedRule] = {
     "functions": only_values([], why=OLDER_FUNCTIONS),
     "function_call": only_values(NONE, AUTO, why=OLDER_CALL),

@@ -144,7 +144,8 @@ def completion_schemas() -> Json:
 
 
 def response_schemas() -> Json:
-    """Of `/v1/responses`; the events differ in what they have beside type and number."""
+    """Schemas of the answers of `/v1/responses`. All events have a type and a number; the rest
+    differs."""
     head = {
         "id": _TEXT,
         "object": {"type": "string", "enum": ["response"]},
@@ -182,7 +183,7 @@ def response_schemas() -> Json:
 
 
 def message_schemas() -> Json:
-    """Of `/v1/messages`; the events differ in what they have beside the type."""
+    """Schemas of the answers of `/v1/messages`. All events have a type; the rest differs."""
     whole = complete_object(
         {
             "id": _TEXT,

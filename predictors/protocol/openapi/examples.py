@@ -86,7 +86,7 @@ _BODIES: Mapping[str, Mapping[str, Json]] = {
 
 
 def examples(route: str, served: Sequence[Served], names: Mapping[str, Served]) -> Json:
-    """Those of a route, for the first model that serves it."""
+    """Examples of a route's body, for the first model that serves it."""
     model = next(name for name, found in names.items() if found is served[0])
     return {
         name: {"summary": name, "value": {"model": model, **body}}
@@ -95,7 +95,7 @@ def examples(route: str, served: Sequence[Served], names: Mapping[str, Served]) 
 
 
 def infer_examples(model: Served) -> Json:
-    """Of V2 inference."""
+    """Examples of a V2 inference request."""
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a red circle"]}
     parameters: dict[str, Any] = (
         {"max_tokens": 16} if isinstance(model, ServesChat) else {"seed": 7}

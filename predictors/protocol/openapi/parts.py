@@ -34,7 +34,7 @@ def text_operation(operation: str, summary: str, media: str) -> Json:
 
 
 def empty_probe(operation: str, summary: str) -> Json:
-    """The same where answers have no body."""
+    """As `probe_operation`, for a probe whose answers have no body."""
     answers = {"200": {"description": summary}, "503": {"description": "Not so"}}
     return {"operationId": operation, "summary": summary, "responses": answers}
 

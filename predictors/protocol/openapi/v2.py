@@ -211,7 +211,7 @@ _TIMEOUT = "Microseconds that the request may take; 0 is no limit."
 
 
 def _sentences(model: Served) -> Mapping[str, str]:
-    """Of fields that V2's parameters share with OpenAI's bodies."""
+    """Descriptions of the fields that V2's parameters share with OpenAI's bodies."""
     of_chat = {**chat_body.OWN_FIELDS, **FRAME_FIELDS}
     fields = of_chat if isinstance(model, ServesChat) else edits_body.OWN_FIELDS
     found = {name: rule.schema.get("description", "") for name, rule in fields.items()}

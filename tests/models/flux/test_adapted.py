@@ -76,7 +76,7 @@ def test_latents_are_those_of_diffusers_with_the_adapters_fused(
 ) -> None:
     image = with_loras(IMAGE, MIXES[mix])
     with fused_pipeline(MIXES[mix]) as pipeline:
-        theirs = pipeline(**call_of(adapted.limits.request(image)), output_type="latent").images[0]
+        theirs = pipeline(**call_of(adapted.limits.resolve(image)), output_type="latent").images[0]
     assert relative_error(adapted.latents(image), theirs) <= TOLERANCE
     assert relative_error(driver.latents(IMAGE), theirs) > 100 * TOLERANCE  # it would be noticed
 
@@ -87,7 +87,7 @@ def test_the_picture_is_within_a_level_of_diffusers_also_with_true_cfg(
     image = replace(IMAGE, negative_prompt="blue", true_cfg_scale=2.5, width=96)
     mix = MIXES["a and b at a half"]
     with fused_pipeline(mix) as pipeline:
-        call = call_of(adapted.limits.request(image))
+        call = call_of(adapted.limits.resolve(image))
         theirs = np.asarray(pipeline(**call).images[0]).astype(int)
     ours = adapted.draw(with_loras(image, mix)).astype(int)
     assert np.abs(ours - theirs).max() <= 1

@@ -60,7 +60,7 @@ def drawn_by(
     pipeline: Any, driver: EngineDriver, image: ImageParameters, **more: Any
 ) -> torch.Tensor:
     """The latents that `pipeline` draws for the request."""
-    request = driver.limits.request(image)
+    request = driver.limits.resolve(image)
     work = driver.job(image).work
     assert work.source is not None
     assert request.source is not None
@@ -88,7 +88,7 @@ def test_image_to_image_equals_the_pipelines(
     theirs = FluxImg2ImgPipeline(**pipeline.components)
     theirs.set_progress_bar_config(disable=True)
     image = IMAGE_TO_IMAGE[case]
-    strength = driver.limits.request(image).strength
+    strength = driver.limits.resolve(image).strength
     expected = drawn_by(theirs, driver, image, strength=strength)
     assert relative_error(driver.latents(image), expected) <= TOLERANCE
 
@@ -108,9 +108,9 @@ def test_inpainting_equals_the_pipelines(
     theirs = FluxInpaintPipeline(**pipeline.components)
     theirs.set_progress_bar_config(disable=True)
     image = INPAINTING[case]
-    strength = driver.limits.request(image).strength
+    strength = driver.limits.resolve(image).strength
     # it also encodes the masked picture, which a transformer of 64 channels does not read
-    height, width = driver.limits.request(image).height, driver.limits.request(image).width
+    height, width = driver.limits.resolve(image).height, driver.limits.resolve(image).width
     unread = torch.zeros(1, 16, height // 8, width // 8)
     expected = drawn_by(theirs, driver, image, strength=strength, masked_image_latents=unread)
     assert relative_error(driver.latents(image), expected) <= TOLERANCE
@@ -127,7 +127,7 @@ FILLS = {
 def test_fill_equals_the_pipelines(case: str, fill: tuple[EngineDriver, FluxFillPipeline]) -> None:
     driver, theirs = fill
     image = FILLS[case]
-    request = driver.limits.request(image)
+    request = driver.limits.resolve(image)
     assert request.guidance_scale == (image.guidance_scale or 30.0)
     expected = drawn_by_fill(theirs, driver, image)
     assert relative_error(driver.latents(image), expected) <= TOLERANCE
@@ -140,7 +140,7 @@ def drawn_by_fill(
     job = driver.job(replace(image, strength=0.5))
     assert job.work.source is not None
     samples = [each.sample for each in job.work.source.encodings.values()]
-    request = driver.limits.request(image)
+    request = driver.limits.resolve(image)
     assert request.source is not None
     assert request.source.mask is not None
     call = call_of(request) | {"strength": request.strength}

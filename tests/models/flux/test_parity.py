@@ -78,7 +78,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_latents_equal_the_pipelines(
     case: str, driver: EngineDriver, pipeline: FluxPipeline
 ) -> None:
-    call = call_of(driver.limits.request(DEV[case]))
+    call = call_of(driver.limits.resolve(DEV[case]))
     theirs = pipeline(**call, output_type="latent").images[0]
     assert relative_error(driver.latents(DEV[case]), theirs) <= TOLERANCE
 
@@ -88,7 +88,7 @@ def test_latents_equal_without_guidance_embedding_from_shards(
     case: str, schnell_driver: EngineDriver, schnell_pipeline: FluxPipeline
 ) -> None:
     assert schnell_driver.engine.runner.passes.parts.conditioning.guidance is None
-    call = call_of(schnell_driver.limits.request(SCHNELL[case]))
+    call = call_of(schnell_driver.limits.resolve(SCHNELL[case]))
     theirs = schnell_pipeline(**call, output_type="latent").images[0]
     assert relative_error(schnell_driver.latents(SCHNELL[case]), theirs) <= TOLERANCE
 
@@ -100,7 +100,7 @@ def test_the_picture_equals_the_pipelines_but_for_rounding(
         "a small blue square", width=96, height=64, num_inference_steps=4, seed=11
     )
     ours = driver.draw(image).astype(int)
-    theirs = np.asarray(pipeline(**call_of(driver.limits.request(image))).images[0]).astype(int)
+    theirs = np.asarray(pipeline(**call_of(driver.limits.resolve(image))).images[0]).astype(int)
     assert ours.shape == theirs.shape == (64, 96, 3)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
@@ -114,7 +114,7 @@ def test_bfloat16_rounds_where_the_pipeline_rounds(driver: EngineDriver) -> None
     half = open_driver(dtype=torch.bfloat16)
     pipeline = FluxPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    call = call_of(half.limits.request(image))
+    call = call_of(half.limits.resolve(image))
     noise = half.job(image).work.plan.noise[None].to(torch.bfloat16)
     theirs = pipeline(**call, latents=noise, output_type="latent").images[0]
     ours, exact = half.latents(image), driver.latents(image)
@@ -124,7 +124,7 @@ def test_bfloat16_rounds_where_the_pipeline_rounds(driver: EngineDriver) -> None
 
 def test_parity_would_notice_another_seed(driver: EngineDriver, pipeline: FluxPipeline) -> None:
     image = DEV["square"]
-    call = call_of(driver.limits.request(image)) | {
+    call = call_of(driver.limits.resolve(image)) | {
         "generator": torch.Generator("cpu").manual_seed(4)
     }
     theirs = pipeline(**call, output_type="latent").images[0]

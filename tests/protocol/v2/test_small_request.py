@@ -62,7 +62,7 @@ def test_a_small_request_takes_no_more_calls_than_today(caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO, "predictors")
     model = echo()
     model.inline = True  # type: ignore[misc]
-    model.host.loop.prepare()
+    model.host.loop.load_and_warm()
     registry = Registry([model], model.settings)
     app = RestApp(v2_routes(registry), access_log=True, callers=registry.callers)
     calls = 0

@@ -59,7 +59,7 @@ async def _next(events: AsyncIterator[bytes]) -> bytes | None:
 
 
 @contextmanager
-def warm_own_model(model: Predictor) -> Iterator[WarmModel]:
+def warm_local_model(model: Predictor) -> Iterator[WarmModel]:
     """`model`, loaded and warm, until the block ends. Raises `EngineFailed`."""
     try:
         model.start()

@@ -1,6 +1,6 @@
-"""The user's name and the folder for temporary files, which torch needs as soon as it loads a
-model. A process with any uid, as some clusters start it, or on a read-only root may have neither.
-gRPC's own lines on stderr are turned off.
+"""Makes sure of a user's name and a folder for temporary files, both of which torch needs as soon
+as it loads a model. A process with any uid, as some clusters start it, or on a read-only root may
+lack them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import os
 import tempfile
 from collections.abc import MutableMapping
 
-from predictors.observe.logs import silence_grpc
 from predictors.settings import InvalidSetting
 
 
-def prepare_surroundings(environ: MutableMapping[str, str]) -> None:
-    """Give a user without a name one, in `environ`, the process's environment, and silence gRPC.
+def ensure_user_and_temp(environ: MutableMapping[str, str]) -> None:
+    """Give a user without a name one, in `environ`, the process's environment.
 
     Raises `InvalidSetting` where no folder takes temporary files.
     """
-    silence_grpc(environ)
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
