@@ -94,8 +94,8 @@ RENAMED = (
     ),
     (
         "stage `safety`",
-        "none",
-        "there is no safety checker",
+        "`predictors_stage_duration_seconds` with the stage `check`",
+        "it is the operator's checker, where there is one",
     ),
     (
         "`request_vision_tokens`, `input_image_bytes`",

@@ -43,6 +43,7 @@ from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.pixel_fields import DETAILS
+from predictors.protocol.openai.reasoning_fields import always_reasons
 from predictors.protocol.openai.template_fields import AS_USUAL
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED
 from predictors.protocol.seeds import row_seeds
@@ -216,7 +217,9 @@ class ChatCodec:
     def decode_chat(
         self, body: ChatBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ChatRequest]:
-        """One request per choice."""
+        """One request per choice. Raises `InvalidRequest`."""
+        if body.less_reasoning and self.opens_thinking:
+            raise always_reasons(body.less_reasoning)
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
             messages=self._messages(body),

@@ -15,6 +15,7 @@ from predictors.chat.model import ChatModel
 from predictors.chat.request import USUAL_PROMPT, PromptOptions
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.fields import MAX_NAME
+from predictors.protocol.openai.reasoning_fields import always_reasons
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
 
 OWN_FIELDS = frozenset(
@@ -30,9 +31,9 @@ RENDERING = frozenset(
 )
 """Names that are arguments of transformers' `apply_chat_template`, and not variables."""
 NOTHING: Mapping[str, Any] = {}
-WITHOUT_EFFECT: Mapping[str, object] = {"enable_thinking": False}
-"""Variables and values that ask for what a model does anyway whose answers begin without
-reasoning."""
+REASONS = "enable_thinking"
+"""The variable of templates of models that may reason or not. Of other models it is only taken at
+what they do anyway."""
 
 
 def own_variables(template: str) -> frozenset[str]:
@@ -52,19 +53,20 @@ def prompt_options(
     asked: TemplateFields, known: frozenset[str], *, opens_thinking: bool = False
 ) -> PromptOptions:
     """Raises `InvalidRequest` for variables that the template does not read: they would change
-    nothing."""
+    nothing. `opens_thinking` is that of `ChatModel`."""
     if asked == AS_USUAL:
         return USUAL_PROMPT
     given: dict[str, Any] = json.loads(asked.chat_template_kwargs)
-    idle = NOTHING if opens_thinking else WITHOUT_EFFECT
     used = {}
     for name, value in given.items():
         if value is None:  # as in every other field: absent
             continue
         if name in known:
             used[name] = value
-        elif name not in idle or value != idle[name]:
+        elif name != REASONS or value != opens_thinking:
             param = f"chat_template_kwargs.{name[:MAX_NAME]}"
+            if name == REASONS and opens_thinking:
+                raise always_reasons(param)
             reads = ", ".join(sorted(known)) or "none"
             problem = f"the model's chat template does not read it; it reads {reads}"
             raise InvalidRequest(f"{param!a} is not supported: {problem}", param=param)

@@ -20,6 +20,7 @@ from predictors.diffusion.request import (
 from predictors.diffusion.sent_pictures import SentRow, SentSource, with_blank_source
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
+from predictors.protocol.openai.check_fields import no_check
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
@@ -137,6 +138,8 @@ class ImageCodec(PictureAnswers):
         return rows
 
     def _image_parameters(self, body: ImagesBody, adapters: AdapterAccess) -> list[ImageParameters]:
+        if body.asks_check and self.checker is None:
+            raise no_check(body.asks_check)
         image = ImageParameters(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,

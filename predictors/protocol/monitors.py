@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from predictors.observe.memory_use import find_memory_use
 from predictors.protocol.http.connection_limits import ConnectionLimit
 from predictors.protocol.overload import CLOSE, REFUSE, REFUSE_LARGE, Monitor
 from predictors.protocol.registry import Registry
@@ -17,20 +16,32 @@ LAG_WEIGHT = 0.2  # of a new reading in the moving average of the loop's lag
 MAX_LAG = 2.0  # limits that one reading may count, so that one long pause begins no action
 
 
-def watch_overload(registry: Registry, connections: ConnectionLimit) -> LoopLag:
-    """Begin to read the monitors, on the running loop. Returns the timer, which ends with
-    `stop`."""
+def watch_overload(registry: Registry, connections: ConnectionLimit) -> Callable[[], None]:
+    """Begin to read the monitors, on the running loop. Returns a function that ends it."""
     lag = LoopLag(registry.settings.overload.loop_lag_s, registry.overload.update)
     registry.overload.watch(*make_monitors(registry, connections, lag))
     registry.loop_overdue_s = lag.overdue_s
     lag.start()
-    return lag
+    comparing = asyncio.create_task(compare_memory_at_rest(registry))
+
+    def stop() -> None:
+        lag.stop()
+        comparing.cancel()
+
+    return stop
+
+
+async def compare_memory_at_rest(registry: Registry) -> None:
+    """Compare until it is known that the memory leaves room, also without probes."""
+    while not registry.overload.at_rest.is_known:
+        await registry.all_ready()
+        await asyncio.sleep(INTERVAL_S)
 
 
 def make_monitors(registry: Registry, connections: ConnectionLimit, lag: LoopLag) -> list[Monitor]:
     """The monitors that have a limit."""
     settings, most = registry.settings.overload, connections.limit
-    memory = find_memory_use(settings.memory_bytes)
+    memory = registry.overload.at_rest.memory
     found = [
         Monitor("connections", share(lambda: connections.num_open, most), {CLOSE}),
         Monitor("busy_connections", share(lambda: connections.num_busy, most), {CLOSE, REFUSE}),

@@ -12,13 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from predictors import metrics
-from predictors.errors import ServerOverloaded
+from predictors.errors import NotReady, ServerOverloaded
 from predictors.protocol.bytes_in_flight import UNCOUNTED_BYTES
+from predictors.protocol.memory_at_rest import RELEASE, MemoryAtRest
 from predictors.settings import OverloadSettings
 
 log = logging.getLogger(__name__)
-
-RELEASE = 0.9  # an action ends below this share of the pressure that began it
 
 CLOSE, REFUSE_LARGE, REFUSE = metrics.OVERLOAD_ACTIONS
 
@@ -44,6 +43,7 @@ class OverloadGate:
             REFUSE_LARGE: settings.refuse_at,
             REFUSE: settings.refuse_at,
         }
+        self.at_rest = MemoryAtRest(settings)
         self._monitors: list[Monitor] = []
         self._active: dict[str, str] = {}  # monitor that began it, by action
         self.closes = False
@@ -57,11 +57,14 @@ class OverloadGate:
 
     # -- requests ----------------------------------------------------------------------------------
     def check(self, headers: Mapping[str, str]) -> None:
-        """Raise `ServerOverloaded` if a request with these headers is refused now."""
+        """Raise as `check_size` if a request with these headers is refused now."""
         self.check_size(_declared_bytes(headers))
 
     def check_size(self, num_bytes: float) -> None:
-        """Raise `ServerOverloaded` if a request with a body of this size is refused now."""
+        """Raise `ServerOverloaded` if a request with a body of this size is refused now, and
+        `NotReady` if all are until the server has more memory."""
+        if self._refuses_all and self.at_rest.fault:
+            raise NotReady(self.at_rest.fault)
         if self._refuses_all or (self.is_refusing and num_bytes > UNCOUNTED_BYTES):
             action = REFUSE if self._refuses_all else REFUSE_LARGE
             raise ServerOverloaded(

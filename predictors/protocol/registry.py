@@ -230,12 +230,13 @@ class Registry:
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
-        """True while the model is warm, alive and not withdrawn, and the server is not leaving.
-        `name` is the model's own, no alias."""
+        """True while the model is warm, alive and not withdrawn, and the server is not leaving and
+        has memory for requests. `name` is the model's own, no alias."""
         is_out = self.leaving.is_set() or name in self._withdrawn
         if is_out or self.loop_overdue_s() > MAX_READY_LAG_S:
             return False
-        return await self._models[name].healthy()
+        is_up = await self._models[name].healthy()
+        return is_up and await self.overload.at_rest.fits(self._models.values())
 
     async def all_ready(self) -> bool:
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
@@ -258,8 +259,7 @@ class Registry:
     def check_room(self, model: Served, call: Call) -> None:
         """Raise what the model's queue would refuse a request of one row with, before its body is
         read: under overload most requests are refused, and reading them takes time from others."""
-        check = self._room_checks.get(model.name)
-        if check is not None:
+        if (check := self._room_checks.get(model.name)) is not None:
             check(call)
 
     def begin_request(self, name: str) -> None:

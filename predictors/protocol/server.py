@@ -156,7 +156,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self.registry.callers,
             )
             self.registry.pending_bodies.most_of_one = http_server.connections.limit // 2
-            open_ports.callback(watch_overload(self.registry, http_server.connections).stop)
+            open_ports.callback(watch_overload(self.registry, http_server.connections))
             open_ports.push_async_callback(self.registry.callers.stop)
             self.registry.callers.start()
             self._handle_signals()

@@ -23,8 +23,8 @@ class OverloadSettings(SettingsGroup):
     only those with a request count: idle ones make room for new ones. 0: never."""
     memory_bytes: int = 0
     """Memory at which the pressure is 1. Memory that the system can take back, such as cached
-    files, does not count. 0: the memory limit of the container; without one, memory is not
-    watched."""
+    files, does not count. A server that reaches `refuse_at` of it at rest is not ready. 0: the
+    memory limit of the container; without one, memory is not watched."""
     loop_lag_s: float = 0.5
     """Delay of the event loop, as a moving average, at which the pressure is 1. 0: not watched."""
     prepare_backlog: int = 256

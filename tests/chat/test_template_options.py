@@ -104,6 +104,13 @@ def test_thinking_that_a_model_always_does_is_not_turned_off_in_silence() -> Non
         prompt_options(given, frozenset(), opens_thinking=True)
 
 
+def test_thinking_that_a_model_always_does_may_be_asked_for() -> None:
+    given = TemplateFields('{"enable_thinking": true}')
+    assert prompt_options(given, frozenset(), opens_thinking=True) == USUAL_PROMPT
+    with pytest.raises(InvalidRequest, match="does not read it"):
+        prompt_options(given, frozenset())
+
+
 def test_a_variable_that_the_template_reads_is_passed_even_if_others_ignore_it() -> None:
     given = '{"enable_thinking": false}'
     options = prompt_options(TemplateFields(given), frozenset({"enable_thinking"}))

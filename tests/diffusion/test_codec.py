@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from predictors.base import Answer
+from predictors.diffusion.checker import make_checker
 from predictors.diffusion.codec import PICTURE_INPUTS, ImageCodec
 from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.limits import make_limits
@@ -36,6 +38,7 @@ from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.protocol.v2.wire_json import decode_json_request, encode_json_response
 from predictors.settings import FluxSettings
 from tests.diffusion.driver import CHECKPOINT
+from tests.diffusion.red_checker import write_red_checker
 from tests.http.echo import PIXEL
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
@@ -510,3 +513,50 @@ def test_an_edit_in_v2_json_matches_the_golden_files() -> None:
     ]
     body, _ = encode_json_response(CODEC.encode_v2(request, answers), request)
     assert body == (GOLDEN / "edit_response.json").read_bytes().rstrip(b"\n")
+
+
+# -- a check that is asked for ---------------------------------------------------------------------
+ASKING = [
+    {"enable_safety_checker": True}, {"disable_safety_checker": False}, {"safety_tolerance": 2},
+    {"safety_tolerance": "5"}, {"safety_tolerance": "strict"},
+]  # fmt: skip
+NOT_ASKING = [
+    {"enable_safety_checker": False}, {"disable_safety_checker": True}, {"safety_tolerance": 6},
+    {"safety_tolerance": "6"}, {"safety_tolerance": 10**400}, {"enable_safety_checker": None},
+    {"moderation": "auto"},
+]  # fmt: skip
+DRAW: dict[str, Any] = {"model": "codec", "prompt": "a", "seed": 1}
+FILE = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Iterator[ImageCodec]:
+    """The codec of a model with a checker."""
+    folder = write_red_checker(tmp_path)
+    checker = make_checker("codec", FluxSettings(checker=str(folder), checker_labels="red"))
+    assert checker is not None
+    yield replace(CODEC, checker=checker)
+    checker.close()
+
+
+@pytest.mark.parametrize("fields", ASKING, ids=lambda x: str(x)[:40])
+def test_a_check_that_is_not_made_is_refused_by_name(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    drawn = read_images_body(DRAW | fields)
+    edited = read_edits_body(DRAW | fields | {"images": [{"image_url": FILE}]})
+    for read in (lambda: CODEC.decode_images(drawn), lambda: CODEC.read_edits(edited)):
+        with pytest.raises(InvalidRequest, match="asks for a check of the picture") as refused:
+            read()
+        assert refused.value.param == name
+
+
+@pytest.mark.parametrize("fields", NOT_ASKING, ids=str)
+def test_what_asks_for_no_check_is_taken(fields: dict[str, Any]) -> None:
+    drawn = read_images_body(DRAW | fields)
+    assert CODEC.decode_images(drawn) == CODEC.decode_images(read_images_body(DRAW))
+
+
+@pytest.mark.parametrize("fields", [*ASKING, *NOT_ASKING], ids=lambda x: str(x)[:40])
+def test_a_model_that_checks_takes_all_of_them(checked: ImageCodec, fields: dict[str, Any]) -> None:
+    drawn = read_images_body(DRAW | fields)
+    assert checked.decode_images(drawn) == CODEC.decode_images(read_images_body(DRAW))

@@ -179,6 +179,28 @@ def test_two_headers_of_which_one_counts_are_refused_where_they_differ(
     assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["inference.GRPCInferenceService/ServerLive", "inference.GRPCInferenceService/ServerReady",
+     "inference.GRPCInferenceService/ServerMetadata", "inference.GRPCInferenceService/ModelReady",
+     "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch",
+     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"],
+)  # fmt: skip
+def test_grpc_methods_that_need_no_model_refuse_such_headers_too(
+    server: Serving, path: str
+) -> None:
+    asked = b"\x0a\x04echo" if path.endswith("ModelReady") else b""
+    same, different = [(("x-request-timeout-ms", x), ("x-request-timeout-ms", "60000"))
+                       for x in ("60000", "50000")]  # fmt: skip
+    with grpc.insecure_channel(server.running.grpc_target) as channel:
+        method = channel.stream_stream(f"/{path}")
+        assert next(iter(method(iter([asked]), metadata=same, timeout=PATIENCE_S))) is not None
+        with pytest.raises(grpc.RpcError, match="two x-request-timeout-ms headers") as caught:
+            list(method(iter([asked]), metadata=different, timeout=PATIENCE_S))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "x-request-id" in dict(caught.value.trailing_metadata())
+
+
 def test_two_content_types_are_refused(server: Serving) -> None:
     url = f"{server.running.url}/v1/chat/completions"
     lines = [("content-type", "application/json"), ("Content-Type", "multipart/form-data")]

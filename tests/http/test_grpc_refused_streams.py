@@ -1,4 +1,4 @@
-"""Streams that are refused as such: counted, logged and paced as a refused request is."""
+"""Calls of all methods that are refused as such: counted, logged and paced as a refused request."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ from tests.http.test_grpc_arriving import (
 __all__ = ["places"]
 
 
-def counted(reason: str) -> float:
-    found = metrics.requests_total.labels("unknown", "v2_grpc", "infer", reason)._value.get()
+METADATA = INFER.replace("ModelInfer", "ServerMetadata")
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+
+
+def counted(reason: str, operation: str = "infer") -> float:
+    found = metrics.requests_total.labels("unknown", "v2_grpc", operation, reason)._value.get()
     return float(found)
 
 
@@ -99,9 +103,13 @@ CAUSES: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-@pytest.mark.parametrize("path", [INFER, STREAM])
-def test_a_refused_stream_is_counted_and_paced_as_a_refused_request(
-    monkeypatch: pytest.MonkeyPatch, places: Places, cause: str, path: str
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [(INFER, "infer"), (STREAM, "infer"), (METADATA, "other"), (WATCH, "other"),
+     (REFLECTION, "other")],
+)  # fmt: skip
+def test_a_refused_call_is_counted_and_paced_as_a_refused_request(
+    monkeypatch: pytest.MonkeyPatch, places: Places, cause: str, path: str, operation: str
 ) -> None:
     monkeypatch.setattr(outcomes, "_sampled", SampledLines(outcomes.outcome_log))
     make, reason = CAUSES[cause]
@@ -111,12 +119,14 @@ def test_a_refused_stream_is_counted_and_paced_as_a_refused_request(
         paced(running, monkeypatch) as late,
         logged() as lines,
     ):
-        before = counted(reason)
+        before = counted(reason, operation)
         trailers = refused_ids(running, path, PART, 3)
         assert all(b"retry-after" in each and b"the limit" in each for each in trailers)
-        assert counted(reason) == before + 3
+        assert counted(reason, operation) == before + 3
         assert late == [DELAY_S] * 2
         check_lines(lines, reason, trailers)
+        access = [line for line in lines.of("access") if line["reason"] == reason]
+        assert {line["method"] for line in access} == {path.rpartition("/")[2]}
 
 
 def check_lines(lines: Lines, reason: str, trailers: list[bytes]) -> None:

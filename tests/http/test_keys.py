@@ -22,12 +22,14 @@ from predictors import metrics
 from predictors.observe.sampling import SampledLines
 from predictors.protocol import outcomes
 from predictors.protocol.anthropic.routes import anthropic_routes
+from predictors.protocol.grpc.refused_calls import RefusedCalls
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi.routes import openapi_routes
 from predictors.protocol.v2.grpc import SERVICE, InferenceMethods
 from predictors.protocol.v2.rest import v2_routes
+from predictors.protocol.v2.stream_responses import METHOD
 from predictors.settings import AccessSettings, Settings
 from tests.fakes import EchoEngine
 from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
@@ -153,8 +155,9 @@ def test_every_method_of_grpc_that_is_no_probe_refuses_calls_without_a_key(
     keyed: Running,
 ) -> None:
     probes = {"ServerLive", "ServerReady", "ModelReady"}
-    methods = InferenceMethods(keyed.server.registry).table()
-    assert methods.keys() >= probes
+    registry = keyed.server.registry
+    methods = {*InferenceMethods(registry, RefusedCalls(registry)).cheap(), "ModelInfer", METHOD}
+    assert methods >= probes
     with grpc.insecure_channel(keyed.grpc_target) as channel:
         for name in (*methods, "NoSuchMethod"):
             call = channel.unary_unary(f"/{SERVICE}/{name}")

@@ -16,6 +16,9 @@ import httpx
 import pytest
 
 from predictors import metrics
+from predictors.observe import memory_use
+from predictors.observe.memory_use import MemoryUse
+from predictors.protocol import memory_at_rest
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.overload import CLOSE, REFUSE, Monitor
 from tests.fakes import ScriptedEngine
@@ -30,6 +33,7 @@ from tests.http.echo import (
     serving,
     small_settings,
 )
+from tests.http.log_lines import logged
 
 OPEN = ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/echo/ready", "/v2")
 MESSAGE = "the server is overloaded ({}); try again later"
@@ -266,11 +270,38 @@ def test_a_backlog_of_preparation_refuses() -> None:
         assert post(running).status_code == 200
 
 
-def test_memory_refuses() -> None:
-    with server({"memory_bytes": 2**20}) as running:  # less than any process has
-        Watch(running).wait("is_refusing")
+def test_memory_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = memory_use._process_use  # a container's has that of other processes
+    monkeypatch.setattr(memory_at_rest, "find_memory_use", lambda limit: MemoryUse(own, limit))
+    with server({"memory_bytes": own() * 5 // 4}) as running:
+        check_open(running)
+        watch = Watch(running)
+        more = [b"x" * (own() // 4)]
+        watch.wait("is_refusing")
         assert post(running).json() == {"error": MESSAGE.format("memory")}
         check_open(running)
+        more.clear()
+        watch.wait("is_refusing", is_on=False)
+        assert post(running).status_code == 200
+
+
+def test_a_limit_that_the_idle_server_fills_is_not_ready_and_says_both_numbers() -> None:
+    with logged() as lines, server({"memory_bytes": 2**20}) as running:
+        Watch(running).wait("is_refusing")
+        words = "at rest, and refuses requests from 0.97 of its limit of 1 MiB"
+        with running.client() as http:
+            for path in ("/v2/health/ready", "/v2/models/echo/ready"):
+                answer = http.get(path)
+                assert (answer.status_code, answer.json()["ready"]) == (503, False)
+                assert words in answer.json()["reason"]
+            assert http.get("/health").status_code == 503
+            assert http.get("/v2/health/live").status_code == 200
+            refused = http.post("/v2/models/echo/infer", json=infer_body())
+            assert refused.status_code == 503
+            assert words in refused.json()["error"]
+            (state,) = http.post("/v2/repository/index").json()
+            assert (state["state"], words in state["reason"]) == ("UNAVAILABLE", True)
+        assert lines.text.count("not ready: the server uses") == 1
 
 
 def test_a_loop_that_has_not_run_for_long_is_not_ready_and_then_not_alive() -> None:

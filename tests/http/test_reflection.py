@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -15,10 +16,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from predictors.errors import InvalidRequest
 from predictors.protocol.grpc.health import HealthMethods
 from predictors.protocol.grpc.methods import RawMessage
 from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.grpc.reading import MessageReader
 from predictors.protocol.grpc.reflection import NEWER, OLDER, ReflectionMethod
+from predictors.protocol.grpc.refused_calls import RefusedCalls
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.proto_file import proto_text
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
@@ -142,10 +146,15 @@ class EndedCall(Exception):
 
 
 class Context:
-    """A call's context that keeps the exception in whose handling the call was ended."""
+    """The context of a call with one message, which keeps the exception in whose handling the call
+    was ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, raw: bytes) -> None:
         self.handled: list[BaseException | None] = []
+        self._messages = [RawMessage(raw)]
+
+    async def read(self) -> object:
+        return self._messages.pop() if self._messages else grpc.aio.EOF
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
@@ -159,27 +168,39 @@ class Context:
         raise EndedCall
 
 
-def reflected(context: Context, raw: bytes) -> Awaitable[object]:
-    async def requests() -> AsyncIterator[RawMessage]:
-        yield RawMessage(raw)
-
-    async def write(response: bytes) -> None: ...
-
-    return ReflectionMethod([]).server_reflection_info(requests(), context, write)
+def reflected(reader: MessageReader, registry: Registry) -> Any:
+    return reader.duplex("x", ReflectionMethod([]).server_reflection_info).stream_stream
 
 
-def watched(context: Context, raw: bytes) -> Awaitable[object]:
-    methods = HealthMethods(Registry([], small_settings()), frozenset())
-    return anext(methods.watch(RawMessage(raw), context))
+def watched(reader: MessageReader, registry: Registry) -> Any:
+    health = HealthMethods(registry, frozenset())
+    return reader.streaming("Watch", health.watch).stream_stream
 
 
-@pytest.mark.parametrize("method", [reflected, watched])
+def checked(reader: MessageReader, registry: Registry) -> Any:
+    health = HealthMethods(registry, frozenset())
+    return reader.cheap("Check", health.check).stream_unary
+
+
+@pytest.mark.parametrize("method", [reflected, watched, checked])
 @pytest.mark.parametrize("raw", [b"x" * 100_000, b"\xff" * 10])
 async def test_a_refused_message_is_not_kept_by_the_frame_that_grpc_keeps(
-    method: Callable[[Context, bytes], Awaitable[object]], raw: bytes
+    method: Callable[[MessageReader, Registry], Any], raw: bytes
 ) -> None:
-    context = Context()
-    OpenCalls(1, 0.0).begin("", context)
-    with pytest.raises(EndedCall):
-        await method(context, raw)
+    context, registry = Context(raw), Registry([], small_settings())
+    calls, refused = OpenCalls(1, 0.0), RefusedCalls(registry)
+    reader = MessageReader(registry.arriving, registry.callers, calls, refused)
+    with pytest.raises(EndedCall) as ended:
+        await method(reader, registry)(None, context)
     assert context.handled == [None]
+    kept = [value for frame in frames(ended.value) for value in frame.f_locals.values()]
+    assert not [value for value in kept if isinstance(value, InvalidRequest) or value == raw]
+
+
+def frames(error: BaseException) -> Iterator[FrameType]:
+    """Those that the error's traceback keeps, from the method's outermost one."""
+    trace = error.__traceback__
+    while trace is not None:
+        if "predictors" in trace.tb_frame.f_code.co_filename:
+            yield trace.tb_frame
+        trace = trace.tb_next

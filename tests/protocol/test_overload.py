@@ -181,6 +181,7 @@ def test_another_thread_sees_how_long_the_loop_has_not_run() -> None:
 def pressures(settings: Settings, **registry: Any) -> dict[str, Callable[[], float]]:
     found = SimpleNamespace(
         settings=settings,
+        overload=OverloadGate(settings.overload),
         backlog=registry.get("backlog", 0),
         bytes_in_flight=SimpleNamespace(pressure=lambda: 0.0),
     )
@@ -198,7 +199,10 @@ class Idle:
 def test_idle_connections_count_to_close_and_only_busy_ones_to_refuse() -> None:
     limit = ConnectionLimit(10)
     registry = SimpleNamespace(
-        settings=Settings(), backlog=0, bytes_in_flight=SimpleNamespace(pressure=lambda: 0.0)
+        settings=Settings(),
+        overload=OverloadGate(OverloadSettings()),
+        backlog=0,
+        bytes_in_flight=SimpleNamespace(pressure=lambda: 0.0),
     )
     monitors = make_monitors(cast(Registry, registry), limit, Loop(1.0).lag)
     by_name = {monitor.name: monitor for monitor in monitors}
@@ -216,9 +220,12 @@ def test_the_backlog_is_a_share_of_its_setting() -> None:
 
 def test_what_has_no_limit_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     from predictors.observe.memory_use import MemoryUse
-    from predictors.protocol import monitors
+    from predictors.protocol import memory_at_rest
 
-    monkeypatch.setattr(monitors, "find_memory_use", lambda limit: MemoryUse(lambda: 1, limit))
+    def found(limit: int) -> MemoryUse:
+        return MemoryUse(lambda: 1, limit)
+
+    monkeypatch.setattr(memory_at_rest, "find_memory_use", found)
     off = OverloadSettings(loop_lag_s=0.0, prepare_backlog=0)
     assert set(pressures(Settings(overload=off))) == {"connections", "busy_connections", "bodies"}
     on = OverloadSettings(memory_bytes=4)

@@ -19,7 +19,7 @@ from predictors.protocol.anthropic.tool_blocks import (
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.chat_body import MAX_TOKENS, BodyOfChat, ChatBody, chat_of
-from predictors.protocol.openai.clients import NO_REASONING, NO_TOOLS
+from predictors.protocol.openai.clients import NO_TOOLS
 from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import (
     DROP,
@@ -37,6 +37,7 @@ from predictors.protocol.openai.fields import (
 )
 from predictors.protocol.openai.objects import field_value, object_of
 from predictors.protocol.openai.pixel_fields import PIXEL_FIELDS
+from predictors.protocol.openai.reasoning_fields import LIMITS_OF_REASONING, NO_REASONING
 from predictors.protocol.openai.tokens_body import TokenizeBody
 
 SPELT = {
@@ -133,7 +134,7 @@ COUNT_FIELDS: dict[str, DescribedRule] = {
     # these can't change the answer
     "cache_control": CACHE_MARK,
     # these are only taken at the value that is served anyway
-    "thinking": only_values({"type": "disabled"}, why=NO_REASONING),
+    "thinking": LIMITS_OF_REASONING["thinking"],
     "mcp_servers": only_values([], why=NO_TOOLS),
     "context_management": only_values({}, {"edits": []}, why="prompts are not shortened"),
     "speed": only_values("standard", why="there is one speed"),

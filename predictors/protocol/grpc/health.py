@@ -15,8 +15,9 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from predictors.errors import NotFound
-from predictors.protocol.grpc.methods import RawMessage, parse_small, run_cheap_method
-from predictors.protocol.grpc.reading import MessageReader, add_service
+from predictors.protocol.call import Call
+from predictors.protocol.grpc.methods import RawMessage, parse_small, start_stream
+from predictors.protocol.grpc.reading import MessageReader, ReadMessage, add_service
 from predictors.protocol.registry import Registry
 
 WATCH_S = 1.0  # polling interval of watched states, which change on engine threads
@@ -32,7 +33,8 @@ def add_health(
 ) -> None:
     """Serve `grpc.health.v1.Health`. `overall` is one more name for the whole server."""
     health = HealthMethods(registry, frozenset({"", overall}))
-    add_service(server, reader, SERVICE, {"Check": health.check}, {"Watch": health.watch})
+    cheap, streams = {"Check": health.check}, {"Watch": health.watch}
+    add_service(server, reader, SERVICE, cheap=cheap, streams=streams)
 
 
 class HealthMethods:
@@ -42,13 +44,18 @@ class HealthMethods:
         self._registry = registry
         self._overall = overall
 
-    async def check(self, message: RawMessage, context: Any) -> Any:
-        """The current status. NOT_FOUND for a name that is neither the server nor a model."""
-        return await run_cheap_method(self._check(message), context)
+    async def check(self, message: RawMessage, call: Call) -> Any:
+        """The current status. Raises `NotFound` for a name that is neither the server nor a
+        model."""
+        status = await self._status(_service(message))
+        if status == _Status.SERVICE_UNKNOWN:
+            raise NotFound("there is no such service")
+        return _Status(status=status)
 
-    async def watch(self, message: RawMessage, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, read: ReadMessage, context: Any) -> AsyncIterator[Any]:
         """The current status, and each change. SERVICE_UNKNOWN for an unknown name."""
-        service = await run_cheap_method(_service(message), context)
+        start_stream(context)
+        service = _service(await read())
         last: int | None = None
         while True:
             status = await self._status(service)
@@ -56,12 +63,6 @@ class HealthMethods:
                 last = status
                 yield _Status(status=status)
             await asyncio.sleep(WATCH_S)
-
-    async def _check(self, message: RawMessage) -> Any:
-        status = await self._status(await _service(message))
-        if status == _Status.SERVICE_UNKNOWN:
-            raise NotFound("there is no such service")
-        return _Status(status=status)
 
     async def _status(self, service: str) -> int:
         if service in self._overall:
@@ -73,5 +74,5 @@ class HealthMethods:
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
 
 
-async def _service(message: RawMessage) -> str:
+def _service(message: RawMessage) -> str:
     return str(parse_small(_Request, message).service)

@@ -14,6 +14,7 @@ from predictors.protocol.grpc.open_calls import MOST_CALLS, OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
 from predictors.protocol.grpc.reading import MessageReader
 from predictors.protocol.grpc.reflection import add_reflection
+from predictors.protocol.grpc.refused_calls import RefusedCalls
 from predictors.protocol.http.access import is_offered
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -31,8 +32,9 @@ async def start_grpc(
         interceptors=key_checks(registry.callers, calls),
         options=server_options(own),
     )
-    reader = MessageReader(registry.arriving, registry.callers, calls)
-    add_inference(server, reader, registry)
+    refused = RefusedCalls(registry)
+    reader = MessageReader(registry.arriving, registry.callers, calls, refused)
+    add_inference(server, reader, registry, refused)
     add_health(server, reader, registry, SERVICE)
     if is_offered(own.grpc_reflection, registry.settings):
         add_reflection(server, reader, inference_file())

@@ -9,17 +9,15 @@ Every response carries the request id in its trailing metadata.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from predictors.errors import InvalidRequest, ServingError, TooLarge
+from predictors.errors import InvalidRequest, TooLarge
 from predictors.observe import logs
-from predictors.protocol.call import REQUEST_ID_HEADER, Call, repeated_header
-from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.call import REQUEST_ID_HEADER, Call, check_single, repeated_header
+from predictors.protocol.faults import Fault
 from predictors.protocol.grpc.unread_answers import answers_of_task
-from predictors.protocol.outcomes import result_or_error
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after"
@@ -38,7 +36,7 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_metadata_line)
 
 
 class RawMessage:
-    """The bytes of a request, released on first use, or the reason why they were not read.
+    """The bytes of a request, released on first use.
 
     gRPC keeps a call's arguments, and the frames of its exception, until the garbage collector
     runs. They refer to this object instead of up to 64 MB.
@@ -46,14 +44,12 @@ class RawMessage:
 
     __slots__ = ("_raw",)
 
-    def __init__(self, raw: bytes | ServingError) -> None:
+    def __init__(self, raw: bytes) -> None:
         self._raw = raw
 
     def release(self) -> bytes:
-        """Return the bytes and drop the reference to them. Raises the reason."""
+        """Return the bytes and drop the reference to them."""
         raw, self._raw = self._raw, b""
-        if isinstance(raw, ServingError):
-            raise raw
         return raw
 
 
@@ -68,17 +64,6 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
         return kind.FromString(raw)
     except DecodeError as error:
         raise InvalidRequest(f"the message is not a valid {kind.DESCRIPTOR.name}") from error
-
-
-async def run_cheap_method(work: Awaitable[Any], context: Any, call: Call | None = None) -> Any:
-    """Await the response of a method that needs no model. An exception ends the call."""
-    call = start_call(context) if call is None else call
-    answer = await result_or_error(work)
-    if isinstance(answer, Exception):
-        fault, answer = fault_of(answer, request_id=call.request_id), None
-        await abort(context, fault, call)
-    set_request_id(context, call)
-    return answer
 
 
 async def abort(context: Any, fault: Fault, call: Call) -> None:
@@ -107,6 +92,15 @@ def start_call(context: Any) -> Call:
     if len(headers) < len(pairs):
         call.repeated = repeated_header(pairs)
     logs.request_id.set(call.request_id)  # each call runs in its own task
+    return call
+
+
+def start_stream(context: Any) -> Call:
+    """As `start_call`, of a stream that needs no model, whose answer has the id. Raises
+    `InvalidRequest` for headers with two values."""
+    call = start_call(context)
+    check_single(call.repeated)
+    set_request_id(context, call)
     return call
 
 

@@ -14,8 +14,8 @@ import grpc
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs
 from predictors.protocol.addresses import peer_address
+from predictors.protocol.call import Call, check_single
 from predictors.protocol.callers import Callers
-from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.arriving import (
     AT_ONCE_S,
     ArrivingMessages,
@@ -23,11 +23,16 @@ from predictors.protocol.grpc.arriving import (
     receive_message,
 )
 from predictors.protocol.grpc.key_check import adopt_key
-from predictors.protocol.grpc.methods import RawMessage, abort, start_call
+from predictors.protocol.grpc.methods import RawMessage, abort, set_request_id, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.grpc.refused_calls import RefusedCalls
+from predictors.protocol.outcomes import result_or_error
 
-Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
-Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
+ReadMessage = Callable[[], Awaitable[RawMessage]]
+"""Reads the only message of a call. Raises the reason why it is refused."""
+Method = Callable[[ReadMessage, Any], Awaitable[Any]]  # context to response message
+CheapMethod = Callable[[RawMessage, Call], Awaitable[Any]]  # request to response message
+Stream = Callable[[ReadMessage, Any], AsyncIterator[Any]]
 Write = Callable[[bytes], Awaitable[None]]
 """Sends a serialised response. Waits while the caller does not read."""
 Duplex = Callable[[StreamMessages, Any, Write], Awaitable[None]]  # requests and context
@@ -40,30 +45,55 @@ class MessageReader:
     nothing that could end a message that never ends.
     """
 
-    def __init__(self, arriving: ArrivingMessages, callers: Callers, calls: OpenCalls) -> None:
+    def __init__(
+        self, arriving: ArrivingMessages, callers: Callers, calls: OpenCalls, refused: RefusedCalls
+    ) -> None:
         self._arriving = arriving
         self._callers = callers
         self._calls = calls
         self._answers = calls.answers
+        self._refused = refused
 
     def unary(self, name: str, method: Method) -> grpc.RpcMethodHandler:
-        """Of one message and one response. A message that is refused raises when it is released."""
+        """Of one message and one response. The method reads the message and tells its failures."""
 
         async def handle(messages: object, context: Any) -> bytes:
             refusal = self._calls.begin(name, context)
-            response = await method(await self._only(context, refusal), context)
-            raw: bytes = response.SerializeToString()
-            self._answers.begin(context, len(raw))
-            return raw
+            return self._sent(context, await method(partial(self._only, context, refusal), context))
 
         return grpc.stream_unary_rpc_method_handler(handle, RawMessage)
+
+    def cheap(self, name: str, method: CheapMethod) -> grpc.RpcMethodHandler:
+        """Of one message and one response, which needs no model. What the method raises ends the
+        call."""
+
+        async def work(context: Any, call: Call, refusal: ServingError | None) -> Any:
+            check_single(call.repeated)
+            return await method(await self._only(context, refusal), call)
+
+        async def handle(messages: object, context: Any) -> bytes:
+            refusal = self._calls.begin(name, context)
+            call = start_call(context)
+            response = await result_or_error(work(context, call, refusal))
+            if isinstance(response, Exception):
+                fault = await self._refused.fault(response, name, context, call)
+                response = None  # see `abort`
+                await abort(context, fault, call)
+            set_request_id(context, call)
+            return self._sent(context, response)
+
+        return grpc.stream_unary_rpc_method_handler(handle, RawMessage)
+
+    def _sent(self, context: Any, response: Any) -> bytes:
+        raw: bytes = response.SerializeToString()
+        self._answers.begin(context, len(raw))
+        return raw
 
     def streaming(self, name: str, method: Stream) -> grpc.RpcMethodHandler:
         """Of one message and many responses."""
 
         async def work(context: Any, write: Write, refusal: ServingError | None) -> None:
-            message = await self._only(context, refusal)
-            async for response in method(message, context):
+            async for response in method(partial(self._only, context, refusal), context):
                 await write(response.SerializeToString())
 
         return self._of_streams(name, work)
@@ -78,35 +108,35 @@ class MessageReader:
         return self._of_streams(name, work)
 
     def _of_streams(self, name: str, work: Callable[..., Awaitable[None]]) -> grpc.RpcMethodHandler:
+        async def run(context: Any, refusal: ServingError | None) -> None:
+            async with self._answers.limited(context):
+                await work(context, partial(self._answers.write, context), refusal)
+            self._answers.begin(context)  # its status
+
         async def handle(messages: object, context: Any) -> None:
             refusal = self._calls.begin(name, context)
-            try:
-                async with self._answers.limited(context):
-                    await work(context, partial(self._answers.write, context), refusal)
-                self._answers.begin(context)  # its status
+            error = await result_or_error(run(context, refusal))
+            if error is None:
                 return
-            except ServingError as error:
-                fault, known_id = fault_of(error), logs.request_id.get()
-            call = start_call(context)
+            known_id, call = logs.request_id.get(), start_call(context)
             call.request_id = known_id or call.request_id  # that of the lines about it
+            fault = await self._refused.fault(error, name, context, call)
+            error = None  # see `abort`
             await abort(context, fault, call)
 
         return grpc.stream_stream_rpc_method_handler(handle, RawMessage)
 
     async def _only(self, context: Any, refusal: ServingError | None) -> RawMessage:
         if refusal is not None:
-            return RawMessage(refusal)
-        try:
-            found: RawMessage | None = await self._arriving.read(
-                partial(receive_message, context), lambda: self._caller(context)
-            )
-        except ServingError as error:
-            return RawMessage(error)
+            raise refusal
+        found: RawMessage | None = await self._arriving.read(
+            partial(receive_message, context), lambda: self._caller(context)
+        )
         if found is not None:
             return found
         # a call that gRPC has ended has none either: this task is cancelled then
         await asyncio.sleep(AT_ONCE_S)
-        return RawMessage(InvalidRequest("the call has no message"))
+        raise InvalidRequest("the call has no message")
 
     def _each(self, context: Any, refusal: ServingError | None) -> StreamMessages:
         given = partial(receive_message, context), lambda: self._caller(context)
@@ -123,13 +153,15 @@ def add_service(
     server: grpc.aio.Server,
     reader: MessageReader,
     service: str,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method] | None = None,
+    cheap: Mapping[str, CheapMethod] | None = None,
     streams: Mapping[str, Stream] | None = None,
     duplex: Mapping[str, Duplex] | None = None,
 ) -> None:
-    """Register `methods` with one response each, `streams` with many, and those of `duplex`, with
-    many requests too."""
-    handlers = {name: reader.unary(name, each) for name, each in methods.items()}
+    """Register `methods` with one response each, `cheap` ones, which need no model, `streams` with
+    many responses, and those of `duplex`, with many requests too."""
+    handlers = {name: reader.unary(name, each) for name, each in (methods or {}).items()}
+    handlers |= {name: reader.cheap(name, each) for name, each in (cheap or {}).items()}
     handlers |= {name: reader.streaming(name, each) for name, each in (streams or {}).items()}
     handlers |= {name: reader.duplex(name, each) for name, each in (duplex or {}).items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))

@@ -17,8 +17,7 @@ from predictors.protocol.grpc.arriving import StreamMessages
 from predictors.protocol.grpc.methods import (
     RawMessage,
     parse_small,
-    run_cheap_method,
-    start_call,
+    start_stream,
 )
 from predictors.protocol.grpc.reading import MessageReader, Write, add_service
 
@@ -36,7 +35,7 @@ def add_reflection(
     method = ReflectionMethod(files)
     for package in (OLDER, NEWER):
         duplex = {"ServerReflectionInfo": method.server_reflection_info}
-        add_service(server, reader, f"{package}.ServerReflection", {}, duplex=duplex)
+        add_service(server, reader, f"{package}.ServerReflection", duplex=duplex)
 
 
 class ReflectionMethod:
@@ -53,13 +52,12 @@ class ReflectionMethod:
         self, requests: StreamMessages, context: Any, write: Write
     ) -> None:
         """One response per request, in order."""
-        call = start_call(context)
+        start_stream(context)
         async for message in requests:
-            answer = await run_cheap_method(self._answer(message), context, call)
-            await write(answer.SerializeToString())
+            await write(self._answer(message).SerializeToString())
             requests.answered()
 
-    async def _answer(self, message: RawMessage) -> Any:
+    def _answer(self, message: RawMessage) -> Any:
         request = parse_small(messages.ServerReflectionRequest, message)
         found = messages.ServerReflectionResponse(valid_host=request.host, original_request=request)
         kind = request.WhichOneof("message_request")

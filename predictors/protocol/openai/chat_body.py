@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
+from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_TOOLS, merged
 from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
@@ -48,6 +48,11 @@ from predictors.protocol.openai.objects import object_of
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
     RequestedPixels,
+)
+from predictors.protocol.openai.reasoning_fields import (
+    LIMITS_OF_REASONING,
+    NO_EFFORT,
+    take_limit,
 )
 from predictors.protocol.openai.template_fields import (
     AS_USUAL,
@@ -118,6 +123,9 @@ class ChatBody:
     template: TemplateFields = AS_USUAL
     answer_format: AnswerFormat | None = None
     coordinates: str | None = None
+    less_reasoning: str = field(default="", compare=False)
+    """The name of the field that asks for less than a model does that always reasons; such a model
+    refuses it, and others answer the same without it."""
     spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The caller's names of these fields, where they differ."""
 
@@ -175,6 +183,8 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
         read["tokens"] = read_token_fields(read)
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
         read["template"] = read_template_fields(read, read["messages"])
+    if not read.keys().isdisjoint(LIMITS_OF_REASONING):
+        read["less_reasoning"] = take_limit(read)
     return ChatBody(**read)
 
 
@@ -267,7 +277,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "modalities": only_values(["text"], why=_NO_AUDIO),
     "audio": only_values(why=_NO_AUDIO),
     "prediction": only_values(why="there is no speculative decoding to be guided"),
-    "reasoning_effort": only_values("none", why=NO_REASONING),
+    "reasoning_effort": NO_EFFORT,
     "verbosity": only_values("medium", why="the prompt is what sets the length"),
     "moderation": only_values(why="there is no moderation to be set"),
 }

@@ -20,6 +20,11 @@ from predictors.protocol.openai.fields import (
     only_values,
     wrong,
 )
+from predictors.protocol.openai.reasoning_fields import (
+    IN_THE_TEXT,
+    LIMITS_OF_REASONING,
+    NOT_READ,
+)
 
 Tables = Mapping[str, Mapping[str, DescribedRule]]
 """Rules by field, by the heading of their client."""
@@ -27,7 +32,6 @@ Tables = Mapping[str, Mapping[str, DescribedRule]]
 _SAMPLER = "this sampler is not offered"
 _NO_EFFECT = "it only matters to a sampler that is off"
 NO_TOOLS = "this server has no tools of its own"
-NO_REASONING = "no model here reasons before it answers"
 _TEMPLATE = "the checkpoint's chat template is used as it is"
 _NO_SPACES = "tokens are bytes, with no spaces between them"
 _BY_LOGPROBS = "use logprobs and top_logprobs"
@@ -113,8 +117,8 @@ CHAT_CLIENTS: Tables = {
         "provider": only_values({}, why=_ONE_MODEL),
         "transforms": only_values([], why="prompts are not shortened"),
         "plugins": only_values([], why=NO_TOOLS),
-        "include_reasoning": dropped(bool, why=NO_REASONING),
-        "reasoning": only_values({}, {"enabled": False}, {"effort": "none"}, why=NO_REASONING),
+        "include_reasoning": LIMITS_OF_REASONING["include_reasoning"],
+        "reasoning": LIMITS_OF_REASONING["reasoning"],
     },
     "vLLM": {
         "best_of": only_values(1, why="every choice is answered"),
@@ -143,7 +147,7 @@ CHAT_CLIENTS: Tables = {
         "request_id": dropped(str, why=_HEADER),
         "truncation_side": dropped(str, why="prompts are not shortened"),
         "logprob_token_ids": only_values([], why="use top_logprobs"),
-        "thinking_token_budget": dropped(float, why=NO_REASONING),
+        "thinking_token_budget": LIMITS_OF_REASONING["thinking_token_budget"],
         "watermarking": only_values(False, why="tokens are drawn without a mark"),
         "repetition_detection": only_values({}, why="use repetition_penalty, or max_tokens"),
         "stream_interval": only_values(1, why="events come as tokens do"),
@@ -154,16 +158,16 @@ CHAT_CLIENTS: Tables = {
         "ec_transfer_params": only_values({}, why="features of pictures are not sent elsewhere"),
     },
     "DashScope, SiliconFlow, Z.ai and Anthropic": {
-        "enable_thinking": only_values(False, why=NO_REASONING),
-        "thinking": only_values({"type": "disabled"}, why=NO_REASONING),
-        "thinking_budget": dropped(float, why=NO_REASONING),
+        "enable_thinking": LIMITS_OF_REASONING["enable_thinking"],
+        "thinking": LIMITS_OF_REASONING["thinking"],
+        "thinking_budget": LIMITS_OF_REASONING["thinking_budget"],
         "enable_search": only_values(False, why=NO_TOOLS),
     },
     "SGLang": {
         "min_new_tokens": only_values(0, why="use min_tokens"),
         "no_stop_trim": only_values(False, why="use include_stop_str_in_output"),
-        "separate_reasoning": dropped(bool, why=NO_REASONING),
-        "stream_reasoning": dropped(bool, why=NO_REASONING),
+        "separate_reasoning": dropped(bool, why=IN_THE_TEXT),
+        "stream_reasoning": dropped(bool, why=IN_THE_TEXT),
         "return_hidden_states": only_values(False, why="answers are text"),
         "rid": dropped(str, list, why=_HEADER),
         "max_new_tokens": only_values(why="use max_tokens"),
@@ -211,7 +215,7 @@ CHAT_CLIENTS: Tables = {
         "dry_sequence_breakers": dropped(list, why=_NO_EFFECT),
         "repeat_penalty": only_values(1, why="use repetition_penalty"),
         "repeat_last_n": dropped(float, why=_NO_EFFECT),
-        "reasoning_format": dropped(str, why=NO_REASONING),
+        "reasoning_format": dropped(str, why=IN_THE_TEXT),
         "timings_per_token": only_values(False, why="timings come at the end"),
         "return_progress": only_values(False, why="chunks are text"),
         "return_tokens": only_values(False, why="answers are text"),
@@ -225,7 +229,7 @@ CHAT_CLIENTS: Tables = {
     "Ollama": {
         "keep_alive": dropped(str, float, why="a served model stays loaded"),
         "options": only_values({}, why="its fields belong into the body itself"),
-        "think": only_values(False, why=NO_REASONING),
+        "think": LIMITS_OF_REASONING["think"],
         "format": only_values("", why="use response_format"),
     },
 }
@@ -256,8 +260,8 @@ MESSAGE_CLIENTS: Tables = {
         "cache_control": dropped(dict, why=_CACHE_MARK),
         "provider_specific_fields": all_false,
         "images": only_values([], why="pictures belong into the content"),
-        "thinking_blocks": only_values([], why=NO_REASONING),
-        "reasoning_details": only_values([], why=NO_REASONING),
+        "thinking_blocks": only_values([], why=NOT_READ),
+        "reasoning_details": only_values([], why=NOT_READ),
     },
     "LangChain": {
         "additional_kwargs": only_values({}, why="they would have to be read"),

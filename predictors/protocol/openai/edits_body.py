@@ -16,6 +16,7 @@ from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.http.multipart import is_form, read_form
 from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai import images_body
+from predictors.protocol.openai.check_fields import take_check
 from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     DROP,
@@ -85,7 +86,7 @@ def read_edits_body(body: object) -> EditsBody:
     if not pictures:
         raise InvalidRequest("image is required", param="image")
     check_stream(read)
-    return EditsBody(images=pictures, **with_sides(read))
+    return EditsBody(images=pictures, **with_sides(take_check(read)))
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ Names of one of our own fields are in `images_body.OTHER_NAMES`.
 
 from __future__ import annotations
 
+from predictors.protocol.openai.check_fields import CHECK_FIELDS
 from predictors.protocol.openai.clients import ROUTER_FIELDS, Tables
 from predictors.protocol.openai.fields import dropped, only_values
 
 _EDITS = "a picture to edit is `image` of POST /v1/images/edits"
 _SIDES = "width and height say it"
 _TIER = "`tier` sets exactness"
-_CHECK = "the operator sets the check of pictures"
 _AS_WRITTEN = "prompts are read as they are written"
 _SCHEDULE = "the checkpoint's own scheduler is used"
 _LORAS = "adapters are named in `loras`"
@@ -34,9 +34,7 @@ IMAGE_CLIENTS: Tables = {
         "image_loras": only_values([], why=_LORAS),
         "lora_weights": only_values(why=_LORAS),
         "lora_scale": only_values(1, why=_LORAS),
-        "enable_safety_checker": dropped(bool, why=_CHECK),
-        "disable_safety_checker": dropped(bool, why=_CHECK),
-        "safety_tolerance": dropped(str, float, why=_CHECK),
+        **CHECK_FIELDS,
         "sync_mode": dropped(bool, why="an answer has its pictures"),
         "acceleration": dropped(str, why=_TIER),
         "go_fast": dropped(bool, why=_TIER),

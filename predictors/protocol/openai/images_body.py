@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.openai.check_fields import take_check
 from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
@@ -89,6 +90,9 @@ class ImagesBody:
     """Previews to send before the picture; only with `stream`."""
     progress: bool = False
     """An event per step; only with `stream`."""
+    asks_check: str = field(default="", compare=False)
+    """The name of the field that asks for a check of the pictures. A model without one refuses it,
+    and with one it changes nothing."""
     spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The caller's field for each one that came under another name: `width` from `size`."""
 
@@ -103,7 +107,7 @@ def read_images_body(body: object) -> ImagesBody:
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     check_stream(read)
-    return ImagesBody(**with_sides(read))
+    return ImagesBody(**with_sides(take_check(read)))
 
 
 def with_sides(read: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai.clients import (
     MESSAGE_CLIENTS,
-    NO_REASONING,
     PART_FIELDS,
     URL_FIELDS,
     merged,
@@ -46,6 +45,7 @@ from predictors.protocol.openai.film_fields import (
 )
 from predictors.protocol.openai.objects import object_of, type_of, type_schemas, unsupported
 from predictors.protocol.openai.pixel_fields import DETAIL, PIXEL_FIELDS, RequestedPixels
+from predictors.protocol.openai.reasoning_fields import NOT_READ
 from predictors.protocol.openai.tool_calls import NO_OLDER_CALLS, call_id_rule, calls_rule
 
 MAX_TEXT = 2**21  # characters of one part
@@ -186,8 +186,8 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
     "tool_calls": said("Calls that an assistant's message makes.", calls_rule),
     "function_call": only_values(why=NO_OLDER_CALLS),
     "tool_call_id": said("Id of the call that a tool's message answers.", call_id_rule),
-    "reasoning": only_values("", why=NO_REASONING),
-    "reasoning_content": only_values("", why=NO_REASONING),
+    "reasoning": only_values("", why=NOT_READ),
+    "reasoning_content": only_values("", why=NOT_READ),
     **merged(MESSAGE_CLIENTS),
 }
 

@@ -15,7 +15,7 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.chat_body import MAX_TOKENS, BodyOfChat, chat_of
-from predictors.protocol.openai.clients import NO_REASONING, ROUTER_FIELDS, Tables, merged
+from predictors.protocol.openai.clients import ROUTER_FIELDS, Tables, merged
 from predictors.protocol.openai.conversation import BodyMessage
 from predictors.protocol.openai.fields import (
     DecodedBody,
@@ -38,6 +38,7 @@ from predictors.protocol.openai.film_fields import MEDIA_FIELDS
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS
 from predictors.protocol.openai.messages import MAX_TEXT
 from predictors.protocol.openai.objects import changes_nothing, field_value, object_of
+from predictors.protocol.openai.reasoning_fields import IN_THE_TEXT, NO_EFFORT
 from predictors.protocol.openai.responses_input import input_rule
 from predictors.protocol.openai.responses_tools import flat_format, flat_tool_choice, flat_tools
 from predictors.protocol.openai.tool_fields import TOOL_FIELDS
@@ -80,6 +81,8 @@ def read_responses_body(body: object) -> ResponsesBody:
         chat["max_tokens"] = read["max_output_tokens"]
     if "text" in read:
         chat["response_format"] = read["text"]
+    if "reasoning" in read:
+        chat["reasoning"] = read["reasoning"]
     most = chat.pop("top_logprobs", 0)
     if LOGPROBS in read.get("include", ()):
         chat |= {"logprobs": True, "top_logprobs": most}
@@ -147,12 +150,12 @@ _TEXT: dict[str, DescribedRule] = {
 
 _text = object_of(_TEXT)(field_value("format"))
 _REASONING: dict[str, DescribedRule] = {
-    "effort": only_values("none", why=NO_REASONING),
-    "summary": dropped(str, why=NO_REASONING),
-    "generate_summary": dropped(str, why=NO_REASONING),
+    "effort": NO_EFFORT,
+    "summary": dropped(str, why=IN_THE_TEXT),
+    "generate_summary": dropped(str, why=IN_THE_TEXT),
 }
 
-_reasoning = object_of(_REASONING)(changes_nothing)
+_reasoning = object_of(_REASONING)(field_value("effort"))
 _STREAM_OPTIONS: dict[str, DescribedRule] = {
     "include_obfuscation": only_values(False, why="events are not padded"),
 }

@@ -41,6 +41,10 @@ _WARMING: Json = {
     "type": "string",
     "description": "n/m: n of m promised shapes are warm. Absent once all are.",
 }
+_NOT_READY: Json = {
+    "type": "string",
+    "description": "Why nothing is ready until the operator acts. Absent otherwise.",
+}
 _PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": _SCALARS}}
 _TENSOR: Json = {
     "type": "object",
@@ -92,7 +96,7 @@ _ANSWER = complete_object(
 )
 _ANSWER["properties"]["parameters"] = _PARAMETERS
 _READY = complete_object({"name": _STRING, "ready": _FLAG})
-_READY["properties"]["warming"] = _WARMING
+_READY["properties"] |= {"warming": _WARMING, "reason": _NOT_READY}
 V2_SCHEMAS: Json = {
     "InferAnswer": _ANSWER,
     "V2Error": complete_object({"error": _STRING}),
@@ -108,7 +112,7 @@ def server_paths(names: Mapping[str, Served]) -> Json:
     """Routes that concern no single model."""
     server = complete_object({"name": _STRING, "version": _STRING, "extensions": _NAMES})
     live, ready = complete_object({"live": _FLAG}), complete_object({"ready": _FLAG})
-    ready["properties"]["warming"] = _WARMING
+    ready["properties"] |= {"warming": _WARMING, "reason": _NOT_READY}
     about = "Name, version and extensions of the server"
     listed = complete_object({"models": _NAMES})
     version = complete_object({"version": _STRING})

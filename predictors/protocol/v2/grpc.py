@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,6 @@ import grpc
 
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
-from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.bytes_in_flight import Charge
 from predictors.protocol.call import Call, check_single
@@ -30,14 +28,14 @@ from predictors.protocol.grpc.methods import (
     RawMessage,
     abort,
     parse_small,
-    run_cheap_method,
     set_request_id,
     start_call,
 )
-from predictors.protocol.grpc.reading import MessageReader, Method, add_service
+from predictors.protocol.grpc.reading import CheapMethod, MessageReader, ReadMessage, add_service
+from predictors.protocol.grpc.refused_calls import RefusedCalls
 from predictors.protocol.http.bodies import SHARED_BYTES, fail_at
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
+from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
@@ -61,30 +59,31 @@ LEAST_EARLY_S, EARLY = 0.05, 0.02
 """How much sooner than ours a caller's deadline may be, in seconds and as a part of all."""
 
 T = TypeVar("T")
-access = logging.getLogger("predictors.access")
-_sampled = SampledLines(access)
 
 CheapAnswer = Callable[[Any, Call], Awaitable[Any]]  # parsed message to response message
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
-def add_inference(server: grpc.aio.Server, reader: MessageReader, registry: Registry) -> None:
-    methods = InferenceMethods(registry)
+def add_inference(
+    server: grpc.aio.Server, reader: MessageReader, registry: Registry, refused: RefusedCalls
+) -> None:
+    methods = InferenceMethods(registry, refused)
     streams = {METHOD: StreamMethod(registry, methods).model_stream_infer}
-    add_service(server, reader, SERVICE, methods.table(), duplex=streams)
+    own = {"ModelInfer": methods.model_infer}
+    add_service(server, reader, SERVICE, own, methods.cheap(), duplex=streams)
 
 
 class InferenceMethods:
     """Methods of the inference service. Event loop only."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, refused: RefusedCalls) -> None:
         self._registry = registry
-        self._logs = registry.settings.server.access_log
+        self._refused = refused
 
-    def table(self) -> dict[str, Method]:
-        """The methods by their names in the protocol. Each gets the raw message."""
-        cheap: dict[str, tuple[Any, CheapAnswer]] = {
+    def cheap(self) -> dict[str, CheapMethod]:
+        """The methods that need no model, by their names in the protocol."""
+        found: dict[str, tuple[Any, CheapAnswer]] = {
             "ServerLive": (pb.ServerLiveRequest, self._server_live),
             "ServerReady": (pb.ServerReadyRequest, self._server_ready),
             "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
@@ -93,21 +92,11 @@ class InferenceMethods:
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
         }
-        found: dict[str, Method] = {"ModelInfer": self.model_infer}
-        for each, (kind, answer) in cheap.items():
-            found[each] = partial(self._cheap, kind, answer)
-        return found
+        return {name: partial(self._cheap, *each) for name, each in found.items()}
 
-    async def _cheap(
-        self, kind: Any, answer: CheapAnswer, message: RawMessage, context: Any
-    ) -> Any:
-        call = start_call(context)
+    async def _cheap(self, kind: Any, answer: CheapAnswer, message: RawMessage, call: Call) -> Any:
         adopt_key(self._registry.callers, call)
-
-        async def work() -> Any:
-            return await answer(parse_small(kind, message), call)
-
-        return await run_cheap_method(work(), context, call)
+        return await answer(parse_small(kind, message), call)
 
     # -- health and metadata ---------------------------------------------------------------------
     async def _server_live(self, request: Any, call: Call) -> Any:
@@ -145,7 +134,7 @@ class InferenceMethods:
             raise NotSupported(REPOSITORY_OFF)
 
     # -- inference -------------------------------------------------------------------------------
-    async def model_infer(self, message: RawMessage, context: Any) -> Any:
+    async def model_infer(self, read: ReadMessage, context: Any) -> Any:
         """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
 
@@ -153,6 +142,7 @@ class InferenceMethods:
             await abort(context, fault, call)
 
         async def work(record: RequestRecord) -> Any:
+            message = await read()
             return await self._infer(record, message, call, context.time_remaining())
 
         answer = await self.recorded("ModelInfer", call, context, work, fail)
@@ -189,7 +179,7 @@ class InferenceMethods:
             raise
         finally:
             record.end(reason)
-            self._log(method, record, reason, call)
+            self._refused.log(method, record, reason, call)
 
     async def _infer(
         self, record: RequestRecord, message: RawMessage, call: Call, remaining: float | None
@@ -261,19 +251,6 @@ class InferenceMethods:
     def fault(self, error: Exception, call: Call) -> Fault:
         status = self._registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
-
-    def _log(self, method: str, record: RequestRecord, reason: str, call: Call) -> None:
-        left_out = _sampled.admit(reason) if reason in REFUSED else 0
-        if self._logs and left_out is not None:
-            log_fields = {
-                "model": record.model,
-                "reason": reason,
-                "total_ms": round(record.elapsed_s * 1000, 1),
-                "request_id": call.request_id,
-            }
-            more = {"left_out": left_out} if left_out else {}
-            line = f"{method} %s %s %.1f ms %s"
-            access.info(line, *log_fields.values(), extra={"method": method, **log_fields, **more})
 
 
 def encode_proto_response(response: V2Response, request: V2Request) -> Any:

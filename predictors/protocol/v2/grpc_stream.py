@@ -23,7 +23,6 @@ from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_reques
 from predictors.protocol.grpc.reading import Write
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import RequestRecord
-from predictors.protocol.refusal_pace import PACED
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served, StreamsInference
 from predictors.protocol.v2.stream_responses import ERROR, FINAL, METHOD, RESPONSE
@@ -72,20 +71,7 @@ class StreamMethod:
                 answering = self._answer(message, context, responses, number)
                 group.create_task(answering).add_done_callback(end)
         if refusal is not None:
-            if isinstance(refusal, PACED):
-                await self._count(refusal, context)
             raise refusal
-
-    async def _count(self, refusal: ServingError, context: Any) -> None:
-        """Count, log and pace the refusal of a stream as that of a request."""
-
-        async def work(record: RequestRecord) -> None:
-            raise refusal
-
-        async def tell(fault: Fault) -> None:
-            """The caller learns it as the status of the stream."""
-
-        await self._methods.recorded(METHOD, start_call(context), context, work, tell)
 
     async def _answer(
         self, message: RawMessage, context: Any, responses: ResponseWriter, number: int

@@ -128,7 +128,7 @@ class V2Routes:
     async def ready(self, request: Request) -> Response:
         """503 until every model is warm, and again while the server shuts down."""
         ready = await self._registry.all_ready()
-        found = {"ready": ready, **warming(self._registry.models.values())}
+        found = {"ready": ready, **warming(self._registry.models.values()), **self._reason(ready)}
         return json_response(found, 200 if ready else 503)
 
     async def health(self, request: Request) -> Response:
@@ -140,7 +140,13 @@ class V2Routes:
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
         found = {"name": request.path_params["model"], "ready": ready, **warming([model])}
+        found |= self._reason(ready)
         return json_response(found, 200 if ready else 503)
+
+    def _reason(self, ready: bool) -> dict[str, str]:
+        """Why nothing will be ready until somebody acts, if that is known."""
+        fault = self._registry.overload.at_rest.fault
+        return {"reason": fault} if fault and not ready else {}
 
     # -- metadata --------------------------------------------------------------------------------
     async def server_metadata(self, request: Request) -> Response:
@@ -179,7 +185,8 @@ class V2Routes:
             ready = await self._registry.is_ready(name)
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not only_ready:
-                entries.append({"name": name, "version": VERSION, "state": state, "reason": ""})
+                why = self._reason(ready).get("reason", "")
+                entries.append({"name": name, "version": VERSION, "state": state, "reason": why})
         return json_response(entries)
 
     async def load(self, request: Request) -> Response:
