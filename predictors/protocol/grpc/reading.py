@@ -25,6 +25,7 @@ from predictors.protocol.grpc.arriving import (
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.grpc.unread_answers import peer_of_task
 
 Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
 Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
@@ -114,7 +115,7 @@ class MessageReader:
 
     def _caller(self, context: Any) -> str:
         call = start_call(context)
-        self._callers.name(call, peer_address(context.peer()))
+        self._callers.name(call, peer_address(peer_of_task.get()))
         adopt_key(self._callers, call)
         return call.caller
 
