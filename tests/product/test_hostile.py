@@ -18,7 +18,7 @@ from benchmarks.serving.hostile import MODELS, START_S, Target, measure
 from benchmarks.serving.hostile_cases import Case, cases, encoded, pictures
 from predictors.cli.child import ServerProcess
 
-HELD_UP_MS = 2_000.0  # the least of the faults computed for 2.1 s before liveness was answered
+HELD_UP_MS = 1_000.0  # the least of the faults computed for 2,100 ms, a server without one for 50
 LAPTOP_MIB = 3 * 1024  # the laptop profile's limit
 ROOM_MIB = 150  # for what a first request leaves in caches and heaps, beside 15 %
 KINDS = (
