@@ -295,7 +295,7 @@ def test_a_process_ends_while_its_stderr_is_not_read(end: str, code: int) -> Non
 def test_a_failed_start_is_logged_in_the_format_of_the_log() -> None:
     command = [sys.executable, "-m", "predictors", "serve", "--model=a=/"]
     run = subprocess.run(
-        [*command, "--log-format=json"], capture_output=True, text=True, timeout=150, check=False
+        [*command, "--log-format=json"], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 2
     said = [json.loads(line) for line in run.stderr.splitlines()]

@@ -28,7 +28,7 @@ from predictors.protocol.grpc.connection_options import MAX_STREAMS, server_opti
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.port import GrpcListener, start_listening
-from predictors.protocol.grpc.unread_answers import UnreadAnswers
+from predictors.protocol.grpc.unread_answers import UnreadAnswers, peer_of_task
 from predictors.protocol.v2.stream_responses import PATH, ends_request
 from predictors.settings import Settings
 
@@ -119,7 +119,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         channel = await self._proxying.reach(call, self._upstream.connect)
         try:
             given = context.invocation_metadata() or ()
-            peer, waited_s = peer_address(context.peer()), time.monotonic() - began
+            peer, waited_s = peer_address(peer_of_task.get()), time.monotonic() - began
             fields = request_metadata(given, call.request_id, peer, waited_s)
             await self._forward(channel, method, fields, context)
         finally:
@@ -137,7 +137,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = channel.stream_stream(method)(metadata=fields, timeout=context.time_remaining())
         try:
             receive = partial(receive_message, context)
-            messages = StreamMessages(self._arriving, receive, lambda: peer_address(context.peer()))
+            caller = peer_address(peer_of_task.get())
+            messages = StreamMessages(self._arriving, receive, lambda: caller)
             answer = _answer(method, call, context, messages, self.calls.answers)
             await first_of(answer, self._send(call, messages))
         finally:

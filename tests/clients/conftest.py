@@ -32,10 +32,13 @@ Ask = Callable[[str], dict[str, Any]]
 
 
 class LinkingServer(ServerProcess):
-    """A server that may answer with links to its pictures."""
+    """A server that may answer with links to its pictures. Its loop may be late."""
 
     def command(self) -> Sequence[str]:
-        return ["env", f"PREDICTORS_SERVER_PUBLIC_URL={self.url}", *super().command()]
+        settings = (
+            f"PREDICTORS_SERVER_PUBLIC_URL={self.url}", "PREDICTORS_OVERLOAD_LOOP_LAG_S=0",
+        )  # fmt: skip
+        return ["env", *settings, *super().command()]
 
 
 @pytest.fixture(scope="session")

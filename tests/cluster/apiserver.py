@@ -50,6 +50,8 @@ class State:
     requests: list[Request] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     """Statuses to answer with, by `METHOD path`."""
+    unanswered: set[str] = field(default_factory=set)
+    """`METHOD path` of what is carried out and gets no answer while its client waits."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     released: threading.Event = field(default_factory=threading.Event)
     """Requests are answered only while this is set."""
@@ -116,6 +118,10 @@ class Handler(BaseHTTPRequestHandler):
         with self.state.changed:
             status, found = self._decide(method, body)
             self.state.changed.notify_all()
+        if f"{method} {self.path}" in self.state.unanswered:
+            self.rfile.read(1)  # until the client gives up
+            self.close_connection = True
+            return
         text = self.state.texts.get(self.path)
         if text is not None and status == 404:
             status = 200

@@ -33,6 +33,7 @@ SETTINGS = {
     "PREDICTORS_FLUX_SLOTS": "1",
     "PREDICTORS_FLUX_TIERS": "lossless",
     "OMP_NUM_THREADS": "1",
+    "PREDICTORS_OVERLOAD_LOOP_LAG_S": "0",  # a busy machine makes the event loop late
 }
 DRAW = {
     "inputs": [

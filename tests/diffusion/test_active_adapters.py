@@ -212,7 +212,7 @@ def test_adapters_come_and_go_under_load_and_every_job_gets_its_picture(
     expected = {
         name: adapted.draw(asking((name, 1.0)) if name else IMAGE) for name in ("", "a", "b")
     }
-    stop = threading.Event()
+    stop, drew = threading.Event(), {name: threading.Semaphore(0) for name in ("a", "b")}
 
     def draw_on() -> list[tuple[str, np.ndarray]]:
         """A picture without adapters and one with each that there is, again and again."""
@@ -224,6 +224,8 @@ def test_adapters_come_and_go_under_load_and_every_job_gets_its_picture(
                 except InvalidRequest:  # it is not there now
                     continue
                 found.append((name, wait_for(host, [job])[0]))
+                if name:
+                    drew[name].release()
         return found
 
     with ThreadPoolExecutor(2) as pool:
@@ -233,6 +235,7 @@ def test_adapters_come_and_go_under_load_and_every_job_gets_its_picture(
                 driver.engine.add_adapter(adapter(name))
                 wait_for(host, [submitted(driver, host, asking((name, 1.0)))])
             for name in ("a", "b"):
+                assert drew[name].acquire(timeout=PATIENCE_S)  # so that a caller has met it
                 driver.engine.remove_adapter(name)
                 with pytest.raises(InvalidRequest):
                     submitted(driver, host, asking((name, 1.0)))

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from predictors.cli.child import free_ports
+from predictors.cli.child import held_ports
 from tests.http.echo import PATIENCE_S, Running, infer_body
 from tests.http.test_framing import smuggling_body
 
@@ -59,20 +59,22 @@ def front(
     """An nginx in front of the echo server, with request buffering on (the default) and off."""
     if not Path(NGINX).exists():
         pytest.skip("nginx is not installed")
-    (port,) = free_ports(1)
-    text = CONFIG.format(
-        folder=tmp_path, port=running.server.http_port, front=port, buffering=request.param
-    )
-    (tmp_path / "nginx.conf").write_text(text)
-    command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
-            httpx.Client(transport=transport).get(f"http://127.0.0.1:{port}/v2")
-        yield f"http://127.0.0.1:{port}", port
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
+    with held_ports(1) as (port,):
+        text = CONFIG.format(
+            folder=tmp_path, port=running.server.http_port, front=port, buffering=request.param
+        )
+        (tmp_path / "nginx.conf").write_text(text)
+        command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
+                httpx.Client(transport=transport, timeout=PATIENCE_S).get(
+                    f"http://127.0.0.1:{port}/v2"
+                )
+            yield f"http://127.0.0.1:{port}", port
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
 
 
 def attack(port: int, line: bytes) -> bytes:

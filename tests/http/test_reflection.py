@@ -161,6 +161,9 @@ class Context:
 
     def set_trailing_metadata(self, pairs: object) -> None: ...
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     def add_done_callback(self, callback: object) -> None: ...
 
     async def abort(self, *_: object) -> None:

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from predictors.cli.child import free_ports
+from predictors.cli.child import held_ports
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Running, serving, small_settings
 from tests.http.error_checks import check_full_queue_of_streams
@@ -155,8 +155,7 @@ def test_a_caller_who_leaves_before_the_first_word_frees_its_place(comment_s: fl
 def test_a_proxy_passes_head_and_comments_on_at_once(tmp_path: Path) -> None:
     if not Path(NGINX).exists():
         pytest.skip("nginx is not installed")
-    (port,) = free_ports(1)
-    with held(SOON_S) as (running, _, engine):
+    with held_ports(1) as (port,), held(SOON_S) as (running, _, engine):
         config = CONFIG.format(
             folder=tmp_path, port=running.server.http_port, front=port, buffering="on"
         )

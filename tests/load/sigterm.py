@@ -1,9 +1,10 @@
 """SIGTERM while the server is loaded over REST, gRPC and streams: nothing accepted is lost.
 
 A request counts as accepted if its answer had begun before the signal, or if it was sent 1.5 s
-before it and not refused. It is lost if it is not answered as a whole, or refused after all. One
-that was sent between then and the signal may be refused, but not left without an answer. Later ones
-may be answered, refused (503, UNAVAILABLE) or find the connection closed.
+before a scrape that was answered before the signal, and not refused. It is lost if it is not
+answered as a whole, or refused after all. One that was sent between then and the signal may be
+refused, but not left without an answer. Later ones may be answered, refused (503, UNAVAILABLE) or
+find the connection closed.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ class Case:
         return SHORT_GRACE_S if self.with_non_readers else GRACE_S
 
 
-def fate(record: Record, signal_s: float) -> str:
-    """The outcome of one request; `signal_s` is on the clock of the records."""
+def fate(record: Record, scrape_s: float, signal_s: float) -> str:
+    """The outcome of one request. `scrape_s`, the begin of a scrape that was answered before the
+    signal, and `signal_s` are on the clock of the records: a server that the machine lets wait has
+    not read all that was sent before the signal."""
     is_refused = record.outcome == REFUSED
     is_answered = record.outcome in (OK, LATE)
     is_drained = is_refused and record.status in DRAINED
     has_begun = 0 < record.began_s < signal_s
-    if has_begun or 0 < record.sent_s < signal_s - SURE_S:
+    if has_begun or 0 < record.sent_s < scrape_s - SURE_S:
         if is_refused and not is_drained:
             return "refused before"
         return "answered" if is_answered else "lost"
@@ -99,6 +102,7 @@ def repeat(case: Case, cores: Cores) -> dict[str, Any]:
             if case.with_non_readers:
                 non_readers(target.port, stack)
             time.sleep(rng.uniform(2.5, 4.5))  # the signal comes at a random moment of the load
+            scrape_at = time.monotonic()
             in_flight = sum(
                 target.sample(f"predictors_requests_{name}") for name in ("running", "waiting")
             )
@@ -109,21 +113,23 @@ def repeat(case: Case, cores: Cores) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 code = None
             ended_s = time.monotonic() - signal_at
-    return _told(case, running.records, signal_at - running.started, ended_s, code, in_flight)
+    at_s = scrape_at - running.started, signal_at - running.started
+    return _told(case, running.records, at_s, ended_s, code, in_flight)
 
 
 def _told(
-    case: Case, records: Sequence[Record], signal_s: float, ended_s: float, code: int | None,
-    in_flight: float,
+    case: Case, records: Sequence[Record], at_s: tuple[float, float], ended_s: float,
+    code: int | None, in_flight: float,
 ) -> dict[str, Any]:  # fmt: skip
+    """`at_s`: scrape and signal, as in `fate`."""
     fates: dict[str, int] = {}
     lost = []
     for record in records:
-        found = fate(record, signal_s)
+        found = fate(record, *at_s)
         fates[found] = fates.get(found, 0) + 1
         if found in ("lost", "broken after"):
             shown = (record.kind, record.protocol, record.outcome, record.status)
-            lost.append(f"{' '.join(shown)}, sent {record.sent_s - signal_s:+.2f} s")
+            lost.append(f"{' '.join(shown)}, sent {record.sent_s - at_s[1]:+.2f} s")
     protocols = {each.protocol for each in records} | {
         "streams" for each in records if "stream" in each.kind
     }

@@ -214,6 +214,7 @@ def test_a_late_generator_says_so() -> None:
         ({"outcome": REFUSED, "sent_s": 1.0, "status": DRAINING}, "lost"),
         ({"outcome": REFUSED, "sent_s": 1.0, "status": "UNAVAILABLE"}, "lost"),
         ({"outcome": REFUSED, "sent_s": 1.0, "status": "503"}, "refused before"),
+        ({"outcome": REFUSED, "sent_s": 2.0, "status": DRAINING}, "refused at the signal"),
         ({"outcome": REFUSED, "sent_s": 2.9, "status": DRAINING}, "refused at the signal"),
         ({"outcome": UNANSWERED, "sent_s": 2.9}, "lost"),
         ({"outcome": UNANSWERED, "sent_s": 2.9, "began_s": 2.95}, "lost"),
@@ -226,7 +227,7 @@ def test_a_late_generator_says_so() -> None:
     ids=str,
 )
 def test_the_fate_of_a_request_around_a_signal(fields: dict[str, object], fate: str) -> None:
-    assert sigterm.fate(record(**{"ended": 5.0, **fields}), 3.0) == fate  # type: ignore[arg-type]
+    assert sigterm.fate(record(**{"ended": 5.0, **fields}), 2.8, 3.0) == fate  # type: ignore[arg-type]
 
 
 def test_growth_is_the_slope_of_a_line() -> None:

@@ -33,10 +33,11 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 class SmallServer(ServerProcess):
-    """A server with a short queue and an adapter."""
+    """A server with a short queue and an adapter. Its loop may be late."""
 
     def command(self) -> Sequence[str]:
-        return ["env", f"PREDICTORS_QUEUE_CAPACITY={CAPACITY}", *super().command()]
+        settings = (f"PREDICTORS_QUEUE_CAPACITY={CAPACITY}", "PREDICTORS_OVERLOAD_LOOP_LAG_S=0")
+        return ["env", *settings, *super().command()]
 
 
 @pytest.fixture(scope="session")

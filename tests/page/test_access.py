@@ -15,7 +15,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from predictors.cli.child import ServerProcess, free_ports
+from predictors.cli.child import ServerProcess, held_ports
 from predictors.operators.page_routes import page_routes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.settings import AccessSettings
@@ -68,22 +68,24 @@ def prefixed(keyed: Running, tmp_path: Path) -> Iterator[str]:
 def behind_nginx(running: Running, tmp_path: Path) -> Iterator[str]:
     """The address of a server behind nginx, below `/vision/`."""
     assert shutil.which("nginx") or Path(NGINX).exists(), "nginx is not installed"
-    (port,) = free_ports(1)
-    front = running.server.http_port
-    text = CONFIG.format(folder=tmp_path, port=front, front=port, buffering="off")
-    text = text.replace("location / {", "location /vision/ {")
-    text = text.replace("http://server;", "http://server/;")
-    text = text.replace("Host localhost", "Host $http_host")
-    (tmp_path / "nginx.conf").write_text(text)
-    command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
-            httpx.Client(transport=transport).get(f"http://127.0.0.1:{port}/")
-        yield f"http://127.0.0.1:{port}/vision/"
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
+    with held_ports(1) as (port,):
+        front = running.server.http_port
+        text = CONFIG.format(folder=tmp_path, port=front, front=port, buffering="off")
+        text = text.replace("location / {", "location /vision/ {")
+        text = text.replace("http://server;", "http://server/;")
+        text = text.replace("Host localhost", "Host $http_host")
+        (tmp_path / "nginx.conf").write_text(text)
+        command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
+                httpx.Client(transport=transport, timeout=PATIENCE_S).get(
+                    f"http://127.0.0.1:{port}/"
+                )
+            yield f"http://127.0.0.1:{port}/vision/"
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
 
 
 async def test_a_key_is_asked_for_kept_in_the_tab_and_its_limit_is_said(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import PATIENCE_S
 from tests.http.echo import png
 from tests.product.conftest import CHECKPOINTS
 
@@ -33,7 +34,11 @@ VERB = [sys.executable, "-m", "predictors", "profile", "--log-format=text"]
 def profile(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The verb, in a process of its own."""
     return subprocess.run(
-        [*VERB, *arguments], env=os.environ | SMALL, capture_output=True, text=True, timeout=150
+        [*VERB, *arguments],
+        env=os.environ | SMALL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 
@@ -106,7 +111,7 @@ for wrong in each:
 def test_a_wrong_argument_is_refused_before_anything_is_loaded() -> None:
     done = subprocess.run(
         [sys.executable, "-c", EACH, FLUX, *WRONG],
-        env=os.environ | SMALL, capture_output=True, text=True, timeout=150,
+        env=os.environ | SMALL, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = done.stderr.split("exit code 2\n")
@@ -136,7 +141,7 @@ def test_ctrl_c_ends_it_without_a_trace(moment: str, tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 break
         rest, told = process.stderr.read(), process.stdout
-        assert process.wait(150) == 130, "".join(seen) + rest
+        assert process.wait(PATIENCE_S) == 130, "".join(seen) + rest
         assert told is not None
         assert told.read() == ""
     assert rest.splitlines()[-1] == "interrupted"

@@ -31,7 +31,7 @@ LOOPBACK_IN_V6 = "0000000000000000FFFF00000100007F"
 
 def test_importing_kserve_does_not_read_the_command_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -39,6 +39,7 @@ from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
 from predictors.settings import QueueSettings
 from tests.fakes import (
+    PATIENCE_S,
     EchoEngine,
     OutOfMemoryError,
     ScriptedClock,
@@ -327,7 +328,7 @@ def test_with_real_threads_in_any_order_every_job_is_answered(make_host: MakeHos
     for thread in clients:
         thread.start()
     for thread in clients:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in clients)
     wait_idle(host)
     assert host.state is State.READY

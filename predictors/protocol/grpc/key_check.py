@@ -15,6 +15,7 @@ from predictors.protocol.callers import Callers
 from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc.methods import abort, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
+from predictors.protocol.grpc.unread_answers import peer_of_task
 from predictors.protocol.key_file import ApiKey
 from predictors.protocol.keys import KEY_HEADERS, ApiKeys
 from predictors.protocol.outcomes import log_refused_key
@@ -70,7 +71,7 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def refuse(messages: object, context: Any) -> AsyncIterator[Any]:
             self._calls.begin("", context)
             call = start_call(context)
-            self._callers.name(call, peer_address(context.peer()))
+            self._callers.name(call, peer_address(peer_of_task.get()))
             log_refused_key(call, "v2_grpc")
             await abort(context, fault_of(error), call)
             yield None

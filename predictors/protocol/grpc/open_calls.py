@@ -9,7 +9,13 @@ from typing import Any
 
 from predictors.errors import Overloaded
 from predictors.protocol.bytes_in_flight import RETRY_AFTER_S
-from predictors.protocol.grpc.unread_answers import ENDLESS, UnreadAnswers, answers_of_task
+from predictors.protocol.grpc.unread_answers import (
+    ENDLESS,
+    OpenCall,
+    UnreadAnswers,
+    answers_of_task,
+    peer_of_task,
+)
 
 MOST_CALLS = 4096
 """Calls that are open at a time, of all connections. Each takes about 60 KiB and its messages."""
@@ -22,14 +28,16 @@ class OpenCalls:
 
     def __init__(self, most: int, write_timeout_s: float) -> None:
         self._most = most
-        self._open: dict[Any, str] = {}  # the names of their methods, by their contexts
+        self._open: dict[Any, OpenCall] = {}  # by their contexts
         self.answers = UnreadAnswers(write_timeout_s, self._open)
         self._ended: asyncio.Event | None = None  # at the next end of a call, where somebody waits
 
     def begin(self, name: str, context: Any) -> Overloaded | None:
         """Count a call until its last byte is sent or its caller has left; the reason to refuse it,
         if there is one."""
-        self._open[context] = name
+        peer: str = context.peer()
+        peer_of_task.set(peer)
+        self._open[context] = OpenCall(name, peer)
         context.add_done_callback(self._end)
         answers_of_task.set(self.answers)
         if len(self._open) <= self._most or name in PROBES:
@@ -41,7 +49,7 @@ class OpenCalls:
 
     async def wait_answered(self, longest_s: float) -> None:
         """Wait until the calls that are open now have ended, except endless ones."""
-        asked = {each for each, name in self._open.items() if name not in ENDLESS}
+        asked = {each for each, call in self._open.items() if call.name not in ENDLESS}
         await self._wait(lambda: asked.isdisjoint(self._open), longest_s)
 
     async def wait_none(self, longest_s: float) -> None:

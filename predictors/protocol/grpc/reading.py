@@ -26,6 +26,7 @@ from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, set_request_id, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.grpc.refused_calls import RefusedCalls
+from predictors.protocol.grpc.unread_answers import peer_of_task
 from predictors.protocol.outcomes import result_or_error
 
 ReadMessage = Callable[[], Awaitable[RawMessage]]
@@ -76,7 +77,7 @@ class MessageReader:
             call = start_call(context)
             response = await result_or_error(work(context, call, refusal))
             if isinstance(response, Exception):
-                fault = await self._refused.fault(response, name, context, call)
+                fault = await self._refused.fault(response, name, call)
                 response = None  # see `abort`
                 await abort(context, fault, call)
             set_request_id(context, call)
@@ -120,7 +121,7 @@ class MessageReader:
                 return
             known_id, call = logs.request_id.get(), start_call(context)
             call.request_id = known_id or call.request_id  # that of the lines about it
-            fault = await self._refused.fault(error, name, context, call)
+            fault = await self._refused.fault(error, name, call)
             error = None  # see `abort`
             await abort(context, fault, call)
 
@@ -144,7 +145,7 @@ class MessageReader:
 
     def _caller(self, context: Any) -> str:
         call = start_call(context)
-        self._callers.name(call, peer_address(context.peer()))
+        self._callers.name(call, peer_address(peer_of_task.get()))
         adopt_key(self._callers, call)
         return call.caller
 

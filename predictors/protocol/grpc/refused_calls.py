@@ -5,13 +5,13 @@ call; a refusal is counted, logged and paced as that of an inference is.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.key_check import adopt_key
+from predictors.protocol.grpc.unread_answers import peer_of_task
 from predictors.protocol.outcomes import REFUSED, RequestRecord
 from predictors.protocol.refusal_pace import PACED
 from predictors.protocol.registry import Registry
@@ -31,11 +31,11 @@ class RefusedCalls:
         self._registry = registry
         self._logs = registry.settings.server.access_log
 
-    async def fault(self, error: Exception, method: str, context: Any, call: Call) -> Fault:
+    async def fault(self, error: Exception, method: str, call: Call) -> Fault:
         """The failure that ends this call, once it may be sent. Of `PACED` ones a caller may get
         any number, so that they are counted and paced."""
         if isinstance(error, PACED):
-            self._registry.callers.name(call, peer_address(context.peer()))
+            self._registry.callers.name(call, peer_address(peer_of_task.get()))
             adopt_key(self._registry.callers, call)
             operation = "infer" if method in INFERENCE else OTHER
             record = RequestRecord("v2_grpc", operation, call)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -39,14 +40,26 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_lost_caller_line)
 
 answers_of_task: ContextVar[UnreadAnswers] = ContextVar("answers_of_task")
 """Those of the server whose call the current task serves."""
+peer_of_task: ContextVar[str] = ContextVar("peer_of_task")
+"""gRPC's name of the peer whose call the current task serves, read when the call began. To ask a
+call that has ended (`context.peer()`) crashes the process (gRPC 1.83), and its end may come before
+word of it, or while its handler still runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """The method's name, and gRPC's name of the peer (`peer_of_task`)."""
+
+    name: str
+    peer: str
 
 
 class UnreadAnswers:
     """The answers of one server's calls, which have `timeout_s` to be read; 0 is without a limit.
     Event loop only."""
 
-    def __init__(self, timeout_s: float, open_calls: Mapping[Any, str]) -> None:
-        """`open_calls` are the names of the methods by the calls' contexts."""
+    def __init__(self, timeout_s: float, open_calls: Mapping[Any, OpenCall]) -> None:
+        """`open_calls` are by the calls' contexts."""
         self.port = 0  # the server's, set once it listens
         self._timeout_s = timeout_s
         self._open = open_calls
@@ -58,7 +71,7 @@ class UnreadAnswers:
 
     def begin(self, context: Any, size: int = 0) -> None:
         """The answer, or a part of it, is handed to gRPC."""
-        if self._timeout_s <= 0 or context in self._since:
+        if self._timeout_s <= 0 or context in self._since or context not in self._open:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout_s + size / BYTES_PER_S
@@ -122,15 +135,15 @@ class UnreadAnswers:
         if not self._since or (self._closing is not None and not self._closing.done()):
             return
         served = {
-            read_peer(each.peer())
-            for each, name in self._open.items()
-            if each not in self._since and each not in self._until and name not in ENDLESS
+            read_peer(call.peer)
+            for each, call in self._open.items()
+            if each not in self._since and each not in self._until and call.name not in ENDLESS
         }
         patient_s = PATIENT_TIMEOUTS * self._timeout_s
         unread = {
             peer
             for each, since in self._since.items()
-            if (peer := read_peer(each.peer())) not in served or now - since >= patient_s
+            if (peer := read_peer(self._open[each].peer)) not in served or now - since >= patient_s
         }
         if unread:
             work = asyncio.to_thread(end_connections, self.port, unread.__contains__)

@@ -33,6 +33,7 @@ from predictors.protocol.grpc.methods import (
 )
 from predictors.protocol.grpc.reading import CheapMethod, MessageReader, ReadMessage, add_service
 from predictors.protocol.grpc.refused_calls import RefusedCalls
+from predictors.protocol.grpc.unread_answers import peer_of_task
 from predictors.protocol.http.bodies import SHARED_BYTES, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import RequestRecord, result_or_error
@@ -159,7 +160,7 @@ class InferenceMethods:
     ) -> T | None:
         """The result of one inference, which is counted and logged once. `fail` gets its failure
         and tells the client."""
-        self._registry.callers.name(call, peer_address(context.peer()))
+        self._registry.callers.name(call, peer_address(peer_of_task.get()))
         adopt_key(self._registry.callers, call)
         record, reason = RequestRecord("v2_grpc", "infer", call), "ok"
         given = context.time_remaining()

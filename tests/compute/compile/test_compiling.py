@@ -142,6 +142,6 @@ def test_a_triton_kernel_after_the_seal_is_counted(tmp_path: Path) -> None:
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

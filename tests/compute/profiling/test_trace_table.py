@@ -59,6 +59,6 @@ def test_the_program_packs_the_trace_and_prints_its_rows(tmp_path: Path) -> None
     trace, packed = tmp_path / "trace.json", tmp_path / "trace.json.gz"
     trace.write_text(json.dumps({"traceEvents": STEP}))
     command = [sys.executable, "-P", trace_table.__file__, str(trace), str(packed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300)
     assert json.loads(done.stdout) == rows_of(STEP)
     assert gzip.decompress(packed.read_bytes()) == trace.read_bytes()

@@ -52,6 +52,7 @@ def watched(
         yield watch
     finally:
         watch.stop()
+        wait_ended(watch)  # the next test has no samples of this one's threads
 
 
 def wait_ended(watch: GpuWatch) -> None:
@@ -111,14 +112,13 @@ def test_errors_are_counted_from_zero_by_kind(caplog: pytest.LogCaptureFixture) 
     def counts() -> list[float | None]:
         return [sample("xid_errors_total", device=NAME, kind=kind) for kind in metrics.XID_KINDS]
 
-    with watched(library) as watch:
+    with watched(library):
         assert counts() == [0, 0]
         for xid in (31, 79, 13):
             library.report((xid, WHOLE_CARD))
         library.wait_handled()
         assert counts() == [2, 1]
         assert f"XID 79 on {NAME}" in caplog.text
-    wait_ended(watch)
     assert library.num_calls("nvmlEventSetFree") == 1
 
 

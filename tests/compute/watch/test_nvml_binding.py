@@ -48,7 +48,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert compiled.returncode == 0, compiled.stderr
     environ = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout)
