@@ -77,6 +77,15 @@ class Server:
         return 7
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_again() -> Iterator[None]:
+    """Excludes again from garbage collections, as tests/conftest.py does: `_stand_ins` includes
+    all."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Predictors and server are stand-ins; logging stays as it is, and so does this process: other
