@@ -6,6 +6,8 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,7 +18,7 @@ from predictors import metrics
 from predictors.protocol.bytes_in_flight import UNCOUNTED_BYTES
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.overload import REFUSE_LARGE, Monitor
-from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
+from tests.http.echo import CALM, PATIENCE_S, Running, echo, infer_body, serving, small_settings
 from tests.http.openai_echo import Writer, words
 from tests.http.test_overload import Watch
 
@@ -25,13 +27,22 @@ MOST = LIMIT + UNCOUNTED_BYTES
 INFER, CHAT = "/v2/models/echo/infer", "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+@contextmanager
+def server(refuse_at: float) -> Iterator[Running]:
+    """A server whose overload gate refuses at this pressure; 0 is never."""
     settings = small_settings(server={"max_bytes_in_flight": LIMIT})
+    settings = replace(settings, overload=replace(CALM, refuse_at=refuse_at))
     models = [echo("echo", settings), Writer("writer", words(), settings)]
     with serving(*models, settings=settings) as found:
         yield found
         assert found.server.registry.bytes_in_flight.used == 0
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """Its gate would go on to refuse for a moment after a body that takes all the bytes."""
+    with server(refuse_at=0.0) as found:
+        yield found
 
 
 def body_of(path: str, num_bytes: int) -> bytes:
@@ -130,14 +141,11 @@ def test_a_message_that_never_fits_is_refused_for_good_and_counted(running: Runn
     assert counter._value.get() == before + 1
 
 
-def test_a_server_that_refuses_large_requests_for_now_refuses_these_for_good(
-    running: Running,
-) -> None:
-    watch = Watch(running)
-    pressure = 1.0
-    watch.gate.watch(Monitor("memory", lambda: pressure, {REFUSE_LARGE}))
-    watch.wait("is_refusing")
-    try:
+def test_a_server_that_refuses_large_requests_for_now_refuses_these_for_good() -> None:
+    with server(CALM.refuse_at) as running:
+        watch = Watch(running)
+        watch.gate.watch(Monitor("memory", lambda: 1.0, {REFUSE_LARGE}))
+        watch.wait("is_refusing")
         for path in (INFER, CHAT):
             status, head, _ = answer_to_head(running, path, MOST)
             assert status == 503
@@ -146,9 +154,6 @@ def test_a_server_that_refuses_large_requests_for_now_refuses_these_for_good(
             check_refused(path, status, body, f"it has {MOST + 1}")
         assert "retry-after" in grpc_refusal(running, MOST // 2 + UNCOUNTED_BYTES // 2)[2]
         assert "retry-after" not in grpc_refusal(running, MOST)[2]
-    finally:
-        pressure = 0.0
-        watch.wait("is_refusing", is_on=False)
-    with running.client() as http:
-        reply: httpx.Response = http.post(INFER, json=infer_body())
-    assert reply.status_code == 200
+        with running.client() as http:  # small ones pass meanwhile
+            reply: httpx.Response = http.post(INFER, json=infer_body())
+        assert reply.status_code == 200
