@@ -6,15 +6,18 @@ call has ended, as if its caller had left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
 
 from predictors import metrics
+from predictors.protocol.grpc.open_calls import OpenCalls
 from predictors.protocol.kserve_sdk import pb_grpc
 from tests.http.echo import PATIENCE_S, Running, echo, serving
-from tests.http.http2 import CANCEL, RST_STREAM, connect
+from tests.http.http2 import CANCEL, RST_STREAM, Connection, connect
 from tests.http.log_lines import logged
 from tests.http.test_bad_input_grpc import good
 from tests.http.test_grpc_arriving import INFER, LIVE, PART
@@ -24,6 +27,31 @@ from tests.http.test_grpc_arriving import INFER, LIVE, PART
 def server() -> Iterator[Running]:
     with serving(echo()) as running:
         yield running
+
+
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[[Connection, str, int], None]:
+    """Begins a call of which a part of the message comes, and returns once the server has begun it:
+    gRPC drops those that end before that."""
+    begun, begin_call = threading.Semaphore(0), OpenCalls.begin
+
+    def told(calls: OpenCalls, name: str, context: Any) -> Any:
+        try:
+            return begin_call(calls, name, context)
+        finally:
+            begun.release()
+
+    def send(connection: Connection, path: str, number: int) -> None:
+        connection.open(path, number)
+        connection.part(PART, number)
+        assert begun.acquire(timeout=PATIENCE_S)
+
+    monkeypatch.setattr(OpenCalls, "begin", told)
+    return send
+
+
+def end(connection: Connection, number: int) -> None:
+    connection.send(RST_STREAM, CANCEL.to_bytes(4), stream=number)
 
 
 def counted(reason: str) -> float:
@@ -44,26 +72,25 @@ def test_a_message_over_grpcs_limit_is_counted(server: Running) -> None:
     assert counted("cancelled") == before + 1
 
 
-def test_a_caller_who_leaves_within_a_message_is_counted(server: Running) -> None:
+def test_a_caller_who_leaves_within_a_message_is_counted(
+    server: Running, begin: Callable[[Connection, str, int], None]
+) -> None:
     before = counted("cancelled")
     with logged() as lines, connect(server.server.grpc_port) as connection:
-        connection.open(INFER, 1)
-        connection.part(PART, 1)
-        assert connection.ping()  # the call has begun
-        connection.send(RST_STREAM, CANCEL.to_bytes(4), stream=1)
+        begin(connection, INFER, 1)
+        end(connection, 1)
         (line,) = lines.wait(1)
     assert line["reason"] == "cancelled"
     assert counted("cancelled") == before + 1
 
 
-def test_probes_that_end_early_are_not_counted_as_inferences(server: Running) -> None:
+def test_probes_that_end_early_are_not_counted_as_inferences(
+    server: Running, begin: Callable[[Connection, str, int], None]
+) -> None:
     before = counted("cancelled")
     with logged() as lines, connect(server.server.grpc_port) as connection:
-        connection.open(LIVE, 1)
-        connection.part(PART, 1)
-        connection.send(RST_STREAM, CANCEL.to_bytes(4), stream=1)
-        connection.open(INFER, 3)
-        connection.part(PART, 3)
-        connection.send(RST_STREAM, CANCEL.to_bytes(4), stream=3)
+        for number, path in ((1, LIVE), (3, INFER)):
+            begin(connection, path, number)
+            end(connection, number)
         assert len(lines.wait(1)) == 1
     assert counted("cancelled") == before + 1
