@@ -522,8 +522,8 @@ ASKING = [
 ]  # fmt: skip
 NOT_ASKING = [
     {"enable_safety_checker": False}, {"disable_safety_checker": True}, {"safety_tolerance": 6},
-    {"safety_tolerance": "6"}, {"safety_tolerance": 10**400}, {"enable_safety_checker": None},
-    {"moderation": "auto"},
+    {"safety_tolerance": "6"}, {"safety_tolerance": "10"}, {"safety_tolerance": 10**400},
+    {"enable_safety_checker": None}, {"moderation": "auto"},
 ]  # fmt: skip
 DRAW: dict[str, Any] = {"model": "codec", "prompt": "a", "seed": 1}
 FILE = "data:image/png;base64," + base64.b64encode(PIXEL).decode()

@@ -29,9 +29,11 @@ def _asks(asks: Callable[[Any], bool], refused: str, *kinds: type) -> DescribedR
 
 
 def _is_strict(tolerance: str | float) -> bool:
-    if not isinstance(tolerance, str):
-        return not tolerance >= MOST_TOLERANT
-    return tolerance.strip() != str(MOST_TOLERANT)
+    try:
+        number = float(tolerance) if isinstance(tolerance, str) else tolerance
+    except ValueError:
+        return True
+    return not number >= MOST_TOLERANT
 
 
 CHECK_FIELDS: dict[str, DescribedRule] = {
