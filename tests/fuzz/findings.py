@@ -6,8 +6,10 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+ROOT = f"{Path(__file__).resolve().parents[2]}/"
 MAX_TRIES = 3000  # inputs that one minimisation may check
 MAX_PRINTED = 6000
 
@@ -32,7 +34,9 @@ class Finding:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"raw": base64.b64encode(self.raw).decode()}
+        """Its fields; files of the repository have no path of this machine."""
+        message = self.message.replace(ROOT, "")
+        return asdict(self) | {"message": message, "raw": base64.b64encode(self.raw).decode()}
 
 
 def printed_about(console: str, title: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz.findings import MAX_PRINTED, printed_about
+from tests.fuzz.findings import MAX_PRINTED, ROOT, Finding, finding_of, printed_about
 
 CONSOLE = """Schemathesis v4.32.5
 
@@ -54,3 +54,9 @@ def test_what_was_not_printed_is_empty_and_what_is_long_is_cut() -> None:
     assert printed_about(CONSOLE, "Network Error") == ""
     long = CONSOLE.replace("too many of them", "x" * 2 * MAX_PRINTED)
     assert len(printed_about(long, "Runtime Error")) <= MAX_PRINTED
+
+
+def test_a_findings_file_has_no_path_of_the_machine() -> None:
+    found = Finding("json", "crash", 1, 2, f"File {ROOT}tests/a.py, line 3, in {ROOT}b", b"\xff")
+    assert found.as_json()["message"] == "File tests/a.py, line 3, in b"
+    assert finding_of(found.as_json()).raw == b"\xff"
