@@ -52,6 +52,22 @@ http {{
 """
 
 
+@contextlib.contextmanager
+def nginx(folder: Path, config: str, port: int) -> Iterator[str]:
+    """Run an nginx with this configuration, which listens on `port`; its URL once it does."""
+    (folder / "nginx.conf").write_text(config)
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
+            httpx.Client(transport=transport, timeout=PATIENCE_S).get(f"{url}/")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
 @pytest.fixture(params=["on", "off"])
 def front(
     running: Running, tmp_path: Path, request: pytest.FixtureRequest
@@ -63,18 +79,8 @@ def front(
         text = CONFIG.format(
             folder=tmp_path, port=running.server.http_port, front=port, buffering=request.param
         )
-        (tmp_path / "nginx.conf").write_text(text)
-        command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
-                httpx.Client(transport=transport, timeout=PATIENCE_S).get(
-                    f"http://127.0.0.1:{port}/v2"
-                )
-            yield f"http://127.0.0.1:{port}", port
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
+        with nginx(tmp_path, text, port) as url:
+            yield url, port
 
 
 def attack(port: int, line: bytes) -> bytes:

@@ -13,6 +13,7 @@ from predictors.protocol.server import PredictorServer
 from predictors.settings import InvalidSetting
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
+from tests.http.test_grpc_bursts import busy_loop
 
 APART = {"health_port": 0, "metrics_port": 0}
 PROBES = {
@@ -128,18 +129,6 @@ def wait_leaving(running: Running) -> bool:
 
 
 def test_probes_are_answered_while_the_data_ports_event_loop_is_blocked() -> None:
-    with serving(echo(), settings=small_settings(server=APART)) as running:
-        loop, blocked, go_on = running.server._loop, threading.Event(), threading.Event()
-        assert loop is not None
-
-        def block() -> None:
-            blocked.set()
-            go_on.wait(PATIENCE_S)
-
-        loop.call_soon_threadsafe(block)
-        assert blocked.wait(PATIENCE_S)
-        try:
-            assert statuses(running.server.health_port, PROBES) == PROBES
-            assert ask(running.server.metrics_port, "/metrics").status_code == 200
-        finally:
-            go_on.set()
+    with serving(echo(), settings=small_settings(server=APART)) as running, busy_loop(running):
+        assert statuses(running.server.health_port, PROBES) == PROBES
+        assert ask(running.server.metrics_port, "/metrics").status_code == 200

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
@@ -20,9 +18,9 @@ from predictors.operators.page_routes import page_routes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.settings import AccessSettings
 from tests.fakes import EchoEngine
-from tests.http.echo import PATIENCE_S, Running, serving, small_settings
+from tests.http.echo import Running, serving, small_settings
 from tests.http.openai_echo import Artist, Writer, words
-from tests.http.test_nginx import CONFIG, NGINX
+from tests.http.test_nginx import CONFIG, NGINX, nginx
 from tests.page.conftest import answered, draw, opened, screenshot
 
 KEY = new_key()
@@ -74,18 +72,8 @@ def behind_nginx(running: Running, tmp_path: Path) -> Iterator[str]:
         text = text.replace("location / {", "location /vision/ {")
         text = text.replace("http://server;", "http://server/;")
         text = text.replace("Host localhost", "Host $http_host")
-        (tmp_path / "nginx.conf").write_text(text)
-        command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
-                httpx.Client(transport=transport, timeout=PATIENCE_S).get(
-                    f"http://127.0.0.1:{port}/"
-                )
-            yield f"http://127.0.0.1:{port}/vision/"
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
+        with nginx(tmp_path, text, port) as url:
+            yield f"{url}/vision/"
 
 
 async def test_a_key_is_asked_for_kept_in_the_tab_and_its_limit_is_said(

@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     require,
     said,
     seed_or_drawn,
+    take_named,
     text,
     whole,
 )
@@ -49,11 +50,7 @@ from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
     RequestedPixels,
 )
-from predictors.protocol.openai.reasoning_fields import (
-    LIMITS_OF_REASONING,
-    NO_EFFORT,
-    take_limit,
-)
+from predictors.protocol.openai.reasoning_fields import LIMITS_OF_REASONING, NO_EFFORT
 from predictors.protocol.openai.template_fields import (
     AS_USUAL,
     TEMPLATE_FIELDS,
@@ -184,7 +181,7 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
         read["template"] = read_template_fields(read, read["messages"])
     if not read.keys().isdisjoint(LIMITS_OF_REASONING):
-        read["less_reasoning"] = take_limit(read)
+        read["less_reasoning"] = take_named(read, LIMITS_OF_REASONING)
     return ChatBody(**read)
 
 

@@ -8,24 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.fields import DROP, DescribedRule, dropped
+from predictors.protocol.openai.fields import DescribedRule, dropped, naming
 
 _CHECK = "the operator sets the check of pictures"
 MOST_TOLERANT = 6  # of Black Forest Labs' and fal's scale, which begins at 0
-
-
-def _asks(asks: Callable[[Any], bool], refused: str, *kinds: type) -> DescribedRule:
-    """A rule with the field's own name as the checked value where it asks for a check, by which a
-    model's codec can refuse it. `refused` says which values these are."""
-    usual = dropped(*kinds, why=_CHECK)
-
-    def rule(name: str, value: Any) -> object:
-        usual.check(name, value)
-        return name if asks(value) else DROP
-
-    about = str(usual.schema["description"]).rstrip(".")
-    text = f"{about}; without one {refused} is refused."
-    return DescribedRule(rule, {**usual.schema, "description": text})
 
 
 def _is_strict(tolerance: str | float) -> bool:
@@ -36,18 +22,16 @@ def _is_strict(tolerance: str | float) -> bool:
     return not number >= MOST_TOLERANT
 
 
+def _asking(asks: Callable[[Any], bool], refused: str, *kinds: type) -> DescribedRule:
+    return naming(dropped(*kinds, why=_CHECK), asks, f"without one {refused} is refused")
+
+
 CHECK_FIELDS: dict[str, DescribedRule] = {
-    "enable_safety_checker": _asks(lambda value: value is True, "`true`", bool),
-    "disable_safety_checker": _asks(lambda value: value is False, "`false`", bool),
-    "safety_tolerance": _asks(_is_strict, f"all below `{MOST_TOLERANT}`", str, float),
+    "enable_safety_checker": _asking(lambda value: value is True, "`true`", bool),
+    "disable_safety_checker": _asking(lambda value: value is False, "`false`", bool),
+    "safety_tolerance": _asking(_is_strict, f"all below `{MOST_TOLERANT}`", str, float),
 }
-
-
-def take_check(read: dict[str, Any]) -> dict[str, Any]:
-    """Checked fields with `asks_check`, the name of the first of these that asks for a check, in
-    their place."""
-    found = [read.pop(name) for name in CHECK_FIELDS if name in read]
-    return {**read, "asks_check": found[0]} if found else read
+"""By name. The codec of a model without a checker refuses those that ask for one."""
 
 
 def no_check(field: str) -> InvalidRequest:

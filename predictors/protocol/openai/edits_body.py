@@ -16,7 +16,7 @@ from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.http.multipart import is_form, read_form
 from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai import images_body
-from predictors.protocol.openai.check_fields import take_check
+from predictors.protocol.openai.check_fields import CHECK_FIELDS
 from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     DROP,
@@ -31,6 +31,7 @@ from predictors.protocol.openai.fields import (
     read_fields,
     require,
     said,
+    take_named,
     wrong,
 )
 from predictors.protocol.openai.forms import body_of_form
@@ -86,7 +87,8 @@ def read_edits_body(body: object) -> EditsBody:
     if not pictures:
         raise InvalidRequest("image is required", param="image")
     check_stream(read)
-    return EditsBody(images=pictures, **with_sides(take_check(read)))
+    asks_check = take_named(read, CHECK_FIELDS)
+    return EditsBody(images=pictures, asks_check=asks_check, **with_sides(read))
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -199,6 +199,26 @@ def dropped(*kinds: type, why: str = "can't change the answer") -> DescribedRule
 
     kind = names[0] if len(names) == 1 else list(names)
     return DescribedRule(rule, {"type": kind, "description": f"Ignored: {why}."})
+
+
+def naming(rule: DescribedRule, asks: Callable[[Any], bool], note: str) -> DescribedRule:
+    """The rule with the field's own name as the checked value where its value `asks` for something
+    that only some models can do, else `DROP`: a model's codec refuses it by that name. `note` ends
+    the description."""
+
+    def named(name: str, value: Any) -> object:
+        rule.check(name, value)
+        return name if asks(value) else DROP
+
+    about = str(rule.schema["description"]).rstrip(".")
+    return DescribedRule(named, {**rule.schema, "description": f"{about}; {note}."})
+
+
+def take_named(read: dict[str, Any], fields: Iterable[str]) -> str:
+    """Takes these fields, whose rules are `naming`, out of a body's checked ones. Returns the name
+    of the first that asks; empty without one."""
+    found = [read.pop(name) for name in fields if name in read]
+    return str(found[0]) if found else ""
 
 
 _SEED = whole(0, MAX_SEED, or_value=DRAWN)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.openai.check_fields import take_check
+from predictors.protocol.openai.check_fields import CHECK_FIELDS
 from predictors.protocol.openai.clients import merged
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
@@ -31,6 +31,7 @@ from predictors.protocol.openai.fields import (
     require,
     said,
     seed_or_drawn,
+    take_named,
     text,
     whole,
     wrong,
@@ -107,7 +108,8 @@ def read_images_body(body: object) -> ImagesBody:
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     check_stream(read)
-    return ImagesBody(**with_sides(take_check(read)))
+    asks_check = take_named(read, CHECK_FIELDS)
+    return ImagesBody(asks_check=asks_check, **with_sides(read))
 
 
 def with_sides(read: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,9 @@ spell them. They change nothing for a model that never reasons; one that always 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.fields import DROP, DescribedRule, dropped, only_values
+from predictors.protocol.openai.fields import DescribedRule, dropped, naming, only_values
 
 NO_REASONING = "no request sets how a model reasons"
 IN_THE_TEXT = "reasoning is part of an answer's text"
@@ -16,17 +15,13 @@ NOT_READ = "no model here reads earlier reasoning"
 
 
 def limits_reasoning(rule: DescribedRule, *unlimited: object) -> DescribedRule:
-    """The rule with the field's own name as the checked value, by which a model's codec can refuse
-    it; `DROP` at the values in `unlimited`, which ask for no limit."""
-
-    def named(name: str, value: Any) -> object:
-        rule.check(name, value)
-        return DROP if any(value == each for each in unlimited) else name
-
-    about = str(rule.schema["description"]).rstrip(".")
+    """The rule of a field that asks for less reasoning, except at the values in `unlimited`."""
     rest = "".join(f", but for `{json.dumps(each)}`" for each in unlimited)
-    text = f"{about}; Thinking models refuse it{rest}."
-    return DescribedRule(named, {**rule.schema, "description": text})
+    return naming(
+        rule,
+        lambda value: all(value != each for each in unlimited),
+        f"Thinking models refuse it{rest}",
+    )
 
 
 _BUDGET = dropped(float, why=NO_REASONING)
@@ -46,13 +41,6 @@ LIMITS_OF_REASONING: dict[str, DescribedRule] = {
     "thinking_token_budget": limits_reasoning(_BUDGET),
 }
 """By name; of a chat, and some of other routes."""
-
-
-def take_limit(read: dict[str, Any]) -> str:
-    """Takes these fields out of a body's checked ones. Returns the name of the first that asks for
-    less reasoning; empty without one."""
-    found = [read.pop(name) for name in LIMITS_OF_REASONING if name in read]
-    return str(found[0]) if found else ""
 
 
 def always_reasons(field: str) -> InvalidRequest:
