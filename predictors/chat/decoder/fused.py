@@ -1,9 +1,10 @@
 """The operations of `operations.py` as matmuls and Triton kernels of a GPU.
 
 A decode step of one sequence is bound by reading the weights once: there a linear with its norm,
-gate or residual is one kernel that streams the weight (36 layers of five kernels). With more rows,
-and for prompts, cuBLAS multiplies and one Triton kernel runs between two matmuls. Nothing is read
-back and nothing depends on values, so a whole pass can be captured in a CUDA graph.
+gate or residual is one kernel that streams the weight (36 layers of five kernels). With up to 64
+rows on Hopper a kernel loads weights while the one before still runs. Elsewhere cuBLAS multiplies
+and one Triton kernel runs between two matmuls. Nothing depends on values, so a whole pass can be
+captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from predictors.chat.decoder.fused_linears import (
     is_chained,
     power_of_two,
 )
+from predictors.chat.decoder.hopper_linears import HopperLinears
 from predictors.chat.decoder.operations import Angles, HeadNorms
 from predictors.chat.decoder.paged import TILE
+from predictors.compute.kernels.hopper_linear import is_available
 
 PROMPT_BLOCK = 64
 RESIDENT = 400
@@ -133,19 +136,28 @@ class FusedDecodeFew(FewRowsLinears, _DecodeAttention):
         _DecodeAttention.__init__(self, places, scratch)
 
 
+class FusedDecodeHopper(HopperLinears, _DecodeAttention):
+    """A decode step of 2 to `MOST_ROWS` sequences on Hopper."""
+
+    def __init__(self, places: DecodePlaces, scratch: DecodeScratch) -> None:
+        HopperLinears.__init__(self, scratch.linears)
+        _DecodeAttention.__init__(self, places, scratch)
+
+
 class FusedDecodeMany(RowsLinears, _DecodeAttention):
     """A decode step of several sequences."""
 
 
 def decode_operations(
     places: DecodePlaces, scratch: DecodeScratch
-) -> FusedDecodeOne | FusedDecodeFew | FusedDecodeMany:
+) -> FusedDecodeOne | FusedDecodeFew | FusedDecodeHopper | FusedDecodeMany:
     """The operations for as many rows as `places` has."""
     rows = len(places.slots)
     if rows == 1:
         return FusedDecodeOne(places, scratch)
-    kind = FusedDecodeFew if rows <= MOST_ROWS else FusedDecodeMany
-    return kind(places, scratch)
+    if rows > MOST_ROWS:
+        return FusedDecodeMany(places, scratch)
+    return (FusedDecodeHopper if is_available() else FusedDecodeFew)(places, scratch)
 
 
 @dataclass(frozen=True, slots=True)
