@@ -1,4 +1,4 @@
-"""Linears over up to 64 rows in bfloat16 on Hopper, as chained kernels: see hopper_linear.cu.
+"""Linears over up to 64 bfloat16 rows on Hopper, as chained kernels: see hopper_linear.cu.
 
 cuBLAS starts each kernel when the one before has ended; these have their first weights in shared
 memory by then. Imported on CUDA only.
@@ -11,13 +11,14 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from predictors.compute.kernels.cuda_code import machine_code
 from predictors.compute.kernels.cuda_driver import CudaKernel, DriverError, tensor_map
+from predictors.compute.kernels.fp8 import E4M3
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,23 @@ class Tiling(NamedTuple):
     parts: int
     splits: int
     stages: int
+    is_fp8: bool
 
     @property
     def shared_bytes(self) -> int:
-        stage = self.box * BLOCK_K * 2 + self.parts * self.width * BLOCK_K * 2
-        return self.stages * (stage + 16) + _sums_bytes(self.width, self.splits)
+        return self.stages * self.stage_bytes + self.fixed_bytes
+
+    @property
+    def stage_bytes(self) -> int:
+        """With the two barriers of a stage."""
+        weights = self.parts * self.width * BLOCK_K * (1 if self.is_fp8 else 2)
+        return -(-(self.box * BLOCK_K * 2 + weights) // 1024) * 1024 + 16
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Of the widened weights, and of the sums of a cluster."""
+        widened = 2 * self.parts * self.width * BLOCK_K * 2 if self.is_fp8 else 0
+        return widened + (MOST_ROWS * (self.width + 4) * 4 if self.splits > 1 else 0)
 
 
 class Room(NamedTuple):
@@ -65,7 +78,9 @@ class Room(NamedTuple):
     clusters: int
 
 
-def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Tiling:
+def tile_for(
+    rows: int, width: int, features: int, parts: int, room: Room, *, is_fp8: bool = False
+) -> Tiling:
     """For `rows` of x (rows, features) and a weight (parts * width, features): as many tiles as the
     card runs at once, or a multiple of it, so that no multiprocessor has one more than others."""
     box = next(size for size in BOXES if rows <= size)
@@ -76,13 +91,9 @@ def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Ti
     least = -(-(STAGE_BYTES // (BLOCK_K * 2) - box) // parts)
     tile = max(-(-width // (at_once * waves)), least, 8)
     tile = -(-tile // 8) * 8
-    stage = box * BLOCK_K * 2 + parts * tile * BLOCK_K * 2 + 16
-    fitting = (SHARED_BYTES - _sums_bytes(tile, splits)) // stage
-    return Tiling(box, tile, parts, splits, min(fitting, -(-(features // BLOCK_K) // splits)))
-
-
-def _sums_bytes(width: int, splits: int) -> int:
-    return MOST_ROWS * (width + 4) * 4 if splits > 1 else 0
+    made = Tiling(box, tile, parts, splits, 1, is_fp8)
+    fitting = (SHARED_BYTES - made.fixed_bytes) // made.stage_bytes
+    return made._replace(stages=min(fitting, -(-(features // BLOCK_K) // splits)))
 
 
 @lru_cache(maxsize=1)
@@ -101,14 +112,15 @@ def is_available() -> bool:
 def takes(weight: Tensor) -> bool:
     """True for a weight that `linear` multiplies by."""
     width, features = weight.shape
-    is_plain = weight.dtype == torch.bfloat16 and weight.is_contiguous()
-    return is_plain and features % BLOCK_K == 0 and width % 16 == 0
+    is_known = weight.dtype in (torch.bfloat16, E4M3) and weight.is_contiguous()
+    return is_known and features % BLOCK_K == 0 and width % 16 == 0
 
 
 def linear(
     x: Tensor,
     weight: Tensor,
     *,
+    scales: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     is_gated: bool = False,
@@ -118,8 +130,8 @@ def linear(
     silu(first half) * second half of the product.
 
     x (rows, features) bfloat16 with at most `MOST_ROWS` rows, weight (width, features) as `takes`
-    wants it; both contiguous. The result is written to `out` (rows, width), bfloat16 or float32; it
-    may be the residual."""
+    wants it, in e4m3 with `scales` (width, 1) float32; all contiguous. The result is written to
+    `out` (rows, width), bfloat16 or float32; it may be the residual."""
     rows, features = x.shape
     parts = 2 if is_gated else 1
     width = len(weight) // parts
@@ -130,19 +142,14 @@ def linear(
         x.get_device(),
         next(size for size in BOXES if rows <= size),
         (width, features, parts),
-        addend is not None,
-        out.dtype == torch.float32,
+        (addend is not None, out.dtype == torch.float32, scales is not None),
     )
     kernel.launch(
         -(-width // tile.width) * tile.splits,
         (
-            tensor_map(
-                weight.data_ptr(),
-                (features, width, parts),
-                (features * 2, width * features * 2),
-                (BLOCK_K, tile.width, parts),
-            ),
+            _weight_map(weight, width, tile),
             tensor_map(x.data_ptr(), (features, rows), (features * 2,), (BLOCK_K, tile.box)),
+            _pointer(scales),
             _pointer(addend),
             ctypes.c_int(0 if residual is None else width),
             _pointer(out),
@@ -175,6 +182,18 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def _weight_map(weight: Tensor, width: int, tile: Tiling) -> Any:
+    """Of the weight as (features, width, parts): a box is a tile of each part."""
+    features, size = weight.shape[1], weight.element_size()
+    return tensor_map(
+        weight.data_ptr(),
+        (features, width, tile.parts),
+        (features * size, width * features * size),
+        (BLOCK_K, tile.width, tile.parts),
+        is_bytes=tile.is_fp8,
+    )
+
+
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
@@ -199,22 +218,25 @@ def _norm_kernel(device: int) -> CudaKernel:
 
 @cache
 def _linear_kernel(
-    device: int, box: int, shape: tuple[int, int, int], has_addend: bool, is_float: bool
+    device: int, box: int, shape: tuple[int, int, int], kind: tuple[bool, bool, bool]
 ) -> tuple[Tiling, CudaKernel]:
-    """The kernel for up to `box` rows of a linear of this width, features and parts."""
-    tile, code = _codes(shape, has_addend, is_float)[box]
+    """The kernel for up to `box` rows of a linear of this width, features and parts. `kind`: it
+    adds a bias or residual, writes float32, reads e4m3."""
+    tile, code = _codes(shape, kind)[box]
     return tile, CudaKernel(code, "hopper_linear", THREADS, tile.shared_bytes)
 
 
 @cache
 def _codes(
-    shape: tuple[int, int, int], has_addend: bool, is_float: bool
+    shape: tuple[int, int, int], kind: tuple[bool, bool, bool]
 ) -> dict[int, tuple[Tiling, bytes]]:
     """Of every box, compiled side by side: a start wants them all."""
 
+    has_addend, is_float, is_fp8 = kind
+
     def compiled(box: int) -> tuple[Tiling, bytes]:
-        tile = tile_for(box, *shape, _room())
-        macros = {name.upper(): value for name, value in tile._asdict().items()}
+        tile = tile_for(box, *shape, _room(), is_fp8=is_fp8)
+        macros = {name.upper(): int(value) for name, value in tile._asdict().items()}
         macros |= {"HAS_ADDEND": int(has_addend), "OUT_F32": int(is_float)}
         source = _source("hopper_linear.cu").replace("// WGMMA", _wgmma(tile.width))
         return tile, machine_code(source, macros, ARCHITECTURE)

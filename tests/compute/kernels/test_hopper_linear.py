@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from predictors.compute.kernels import hopper_linear
+from predictors.compute.kernels.fp8 import quantize_rows
 from predictors.compute.kernels.hopper_linear import (
     BLOCK_K,
     MOST_ROWS,
@@ -50,17 +51,18 @@ LINEARS = {
     features=st.integers(1, 512).map(lambda n: BLOCK_K * n),
     parts=st.sampled_from([1, 2]),
     room=st.builds(Room, st.integers(60, 148), st.integers(8, 37)),
+    is_fp8=st.booleans(),
 )
 def test_a_tiling_fits_a_block_and_fills_the_card(
-    rows: int, width: int, features: int, parts: int, room: Room
+    rows: int, width: int, features: int, parts: int, room: Room, is_fp8: bool
 ) -> None:
-    tile = tile_for(rows, width, features, parts, room)
+    tile = tile_for(rows, width, features, parts, room, is_fp8=is_fp8)
     assert tile.box >= rows
     assert tile.width % 8 == 0
     assert tile.width <= 256
     assert tile.parts * tile.width <= 320
     assert tile.stages >= 1
-    assert tile.shared_bytes <= SHARED_BYTES + 1024
+    assert tile.shared_bytes <= SHARED_BYTES
     assert (tile.box + parts * tile.width) * BLOCK_K * 2 >= STAGE_BYTES
     at_once = room.clusters if tile.splits > 1 else room.blocks
     tiles = -(-width // tile.width)
@@ -69,7 +71,9 @@ def test_a_tiling_fits_a_block_and_fills_the_card(
     assert tile.splits == 1 or parts == 1
 
 
-def operands(name: str, rows: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def operands(
+    name: str, rows: int, *, is_fp8: bool = False
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """x, the weight, and the other arguments of `linear`."""
     assert hopper_linear.is_available()
     torch.manual_seed(rows)
@@ -87,11 +91,14 @@ def operands(name: str, rows: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         more["is_gated"] = True
     if kind == "float":
         more["out"] = torch.full((rows, width), float("nan"), device="cuda")
+    if is_fp8:
+        weight, more["scales"] = quantize_rows(weight)
     return x, weight, more
 
 
 def exact(x: Tensor, weight: Tensor, more: dict[str, Any]) -> Tensor:
-    made = torch.cat([x.double() @ part.double().T for part in weight.split(16384)], 1)
+    wide = weight.double() * more.get("scales", torch.ones(1, device="cuda")).double()
+    made = torch.cat([x.double() @ part.T for part in wide.split(16384)], 1)
     if "is_gated" in more:
         gate, up = made.chunk(2, 1)
         made = torch.nn.functional.silu(gate) * up
@@ -105,8 +112,9 @@ def exact(x: Tensor, weight: Tensor, more: dict[str, Any]) -> Tensor:
 @on_card
 @pytest.mark.parametrize("rows", [1, 2, 8, 9, 17, 32, 33, 47, 64])
 @pytest.mark.parametrize("name", LINEARS)
-def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int) -> None:
-    x, weight, more = operands(name, rows)
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int, is_fp8: bool) -> None:
+    x, weight, more = operands(name, rows, is_fp8=is_fp8)
     want = exact(x, weight, more)
     found = linear(x, weight, **more)
     assert found.isfinite().all()
@@ -117,13 +125,14 @@ def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int) -> N
 
 @on_card
 @pytest.mark.parametrize("name", LINEARS)
-def test_a_rows_bits_do_not_depend_on_the_others(name: str) -> None:
-    x, weight, more = operands(name, MOST_ROWS)
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_a_rows_bits_do_not_depend_on_the_others(name: str, is_fp8: bool) -> None:
+    x, weight, more = operands(name, MOST_ROWS, is_fp8=is_fp8)
     whole = linear(x, weight, **more).clone()
     for first, rows in ((0, 64), (5, 33), (40, 24), (63, 1)):
         part = {
             key: value[first : first + rows].contiguous()
-            if isinstance(value, Tensor) and key != "bias"
+            if isinstance(value, Tensor) and key not in ("bias", "scales")
             else value
             for key, value in more.items()
         }
@@ -134,9 +143,10 @@ def test_a_rows_bits_do_not_depend_on_the_others(name: str) -> None:
 
 @on_card
 @pytest.mark.parametrize("name", ["3B, qkv", "3B, gate and up", "7B, down", "small"])
-def test_chained_kernels_wait_for_each_other(name: str) -> None:
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_chained_kernels_wait_for_each_other(name: str, is_fp8: bool) -> None:
     """Norm and linear in turn over one buffer, in a graph, beside one after the other."""
-    _, weight, more = operands(name, MOST_ROWS)
+    _, weight, more = operands(name, MOST_ROWS, is_fp8=is_fp8)
     features = weight.shape[1]
     more.pop("residual", None)
     inputs = [
