@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from triton.runtime.cache import get_cache_manager
+
+log = logging.getLogger(__name__)
 
 FILE = "kernel.cubin"
 
@@ -28,12 +31,19 @@ def machine_code(source: str, macros: Mapping[str, int], architecture: str) -> b
     options += [f"-D{name}={value}" for name, value in macros.items()]
     version = _checked(nvrtc.nvrtcVersion())
     key = hashlib.sha256(repr((source, options, version)).encode()).hexdigest()
-    kept = get_cache_manager(key)
-    path = kept.get_file(FILE)
-    if path is not None:
-        return Path(path).read_bytes()
+    try:
+        kept = get_cache_manager(key)
+        path = kept.get_file(FILE)
+        if path is not None:
+            return Path(path).read_bytes()
+    except OSError as error:
+        log.warning("machine code is compiled, since the kept one can't be read: %s", error)
+        return _compiled(nvrtc, source, options)
     code = _compiled(nvrtc, source, options)
-    kept.put(code, FILE)
+    try:
+        kept.put(code, FILE)
+    except OSError as error:
+        log.warning("machine code is not kept for the next start: %s", error)
     return code
 
 

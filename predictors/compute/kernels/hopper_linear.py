@@ -113,7 +113,8 @@ def takes(weight: Tensor) -> bool:
     """True for a weight that `linear` multiplies by."""
     width, features = weight.shape
     is_known = weight.dtype in (torch.bfloat16, E4M3) and weight.is_contiguous()
-    return is_known and features % BLOCK_K == 0 and width % 16 == 0
+    is_aligned = weight.data_ptr() % 16 == 0 and features % BLOCK_K == 0 and width % 16 == 0
+    return is_known and is_aligned
 
 
 def linear(

@@ -41,3 +41,12 @@ def test_a_source_that_does_not_compile_raises_with_the_compilers_words(folder: 
     with pytest.raises(RuntimeError, match=r"VALUE.*undefined"):
         machine_code(SOURCE, {}, "sm_90a")
     assert not list(folder.glob(f"*/{cuda_code.FILE}"))
+
+
+def test_a_folder_that_cant_be_written_costs_the_next_start_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "file").write_text("no folder")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "file"))
+    assert machine_code(SOURCE, {"VALUE": 1}, "sm_90a")
+    assert "can't be read" in caplog.text
