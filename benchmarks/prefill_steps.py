@@ -2,8 +2,9 @@
 to the first token by k, with the engine's own planner, pool and paging.
 
 `python -m benchmarks.prefill_steps` prints a table and writes JSON. Seconds are virtual: a step
-takes what its parts took on an H200 with Qwen2.5-VL-3B, in tables of this file. No device is
-needed, every run gives the same numbers, and nothing of it is a measurement.
+takes what its parts took on an H200 with Qwen2.5-VL-3B, in tables of this file; with
+`qwen_vl.mixed_passes` what a wider pass took. No device is needed, every run gives the same
+numbers, and nothing of it is a measurement.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from predictors.chat.paging import Paging
 from predictors.chat.placing import PlacedPicture
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.request import Sampling
+from predictors.chat.scheduling import interpolated_seconds
 from predictors.chat.sequence import ChatJob, ChatMetrics
 from predictors.chat.step_budget import PassTimes, StepBudget
 from predictors.chat.vision.pictures import PictureCache
@@ -42,9 +44,9 @@ from predictors.serving.accounts import Account
 from predictors.serving.job import Job
 
 RESULTS = paths.RESULTS / "prefill_steps.json"
-STEPS = (0.0, 1.0, 1.4, 2.0, 4.0, 6.0)
-SHAPES = ("flat", "line")
-"""Of a pass's seconds by its rows."""
+STEPS = (0.0, 0.5, 1.0, 1.4, 2.0, 3.0, 4.0, 6.0)
+SHAPES = ("flat", "line", "card", "mixed")
+"""Of a pass's seconds by its rows: guessed, guessed, measured, and measured with mixed passes."""
 SLOTS, PAGE, CONTEXT = 64, 64, 32768
 WIDTHS = packed_widths(1536)
 ANSWER = 128
@@ -60,6 +62,18 @@ READING_ROWS = 256
 LINE_S = (2.2e-3, 8.5e-6)
 """The other shape of a pass: a constant, and a row's part. Through the first tokens of 64, 336 and
 1,440 rows, less 0.6 ms of the host."""
+CARD = PassTimes.of(
+    {1: 1.80e-3, 2: 2.55e-3, 8: 2.57e-3, 16: 2.62e-3, 32: 2.66e-3, 48: 2.74e-3, 64: 2.74e-3},
+    {
+        16: 2.76e-3, 48: 2.85e-3, 80: 3.06e-3, 112: 3.12e-3, 144: 3.31e-3, 176: 3.41e-3,
+        208: 3.69e-3, 288: 4.29e-3, 336: 4.58e-3, 400: 5.13e-3, 464: 5.53e-3, 544: 6.30e-3,
+        624: 6.56e-3, 720: 7.58e-3, 832: 8.86e-3, 1104: 10.6e-3, 1536: 14.8e-3,
+    },
+    {64: 1.83e-3, 256: 3.40e-3, 1024: 11.0e-3, 4096: 66.8e-3},
+)  # fmt: skip
+"""As a start on the card measured them (`step_budget` of `/debug/engine`, 2026-11-30)."""
+MIXED_S = 0.3e-3
+"""Attention of the rows that decode, in a pass over prompts and them."""
 SPREAD_S = 5e-3
 """All clients begin within this time, as those of the benchmark do."""
 WARM_UP = 3
@@ -88,6 +102,8 @@ LOADS = {
 
 def prompt_s(width: int, shape: str) -> float:
     """Seconds of a pass of so many rows."""
+    if shape in ("card", "mixed"):
+        return interpolated_seconds(CARD.prompt, width) * max(1.0, width / max(CARD.prompt))
     if shape == "line":
         return LINE_S[0] + LINE_S[1] * width
     return TOKEN_S * max(width, READING_ROWS)
@@ -96,6 +112,10 @@ def prompt_s(width: int, shape: str) -> float:
 @cache
 def pass_times(shape: str) -> PassTimes:
     """As a start would measure them."""
+    if shape in ("card", "mixed"):
+        prompt = {width: prompt_s(width, shape) for width in WIDTHS}
+        mixed = {width: prompt_s(width + SLOTS, shape) + MIXED_S for width in WIDTHS}
+        return PassTimes.of(CARD.decode, prompt, CARD.vision, mixed if shape == "mixed" else {})
     empty = PassTimes.of(DECODE_S, {1: 1.0}, {})
     return PassTimes.of(
         {rows: empty.decode_s(rows) for rows in decode_widths(SLOTS)},
@@ -216,14 +236,17 @@ class SimulatedEngine:
         told = [*plan.decode, *(c.key for c in chunks if ends_prompt(c))]
         keys = sum(s.num_prompt_tokens + s.num_launched for s in plan.decode)
         seconds = KEY_S * keys
+        times = pass_times(self.shape)
         if plan.decode:
-            seconds += pass_times(self.shape).decode_s(len(plan.decode))
+            seconds += times.decode_s(len(plan.decode))
             self.found.decode_steps += 1
         for each in plan.prefill:
-            seconds += prompt_s(each.width, self.shape)
+            seconds += times.prompt_s(each.width, len(plan.decode))
             self.found.passes += 1
             self.found.rows += sum(aligned(chunk.length) for chunk in each.chunks)
-        seconds += self.load.vision_s * sum(chunk.picture_tokens > 0 for chunk in chunks)
+        tokens = self.load.picture
+        vision_s = self.load.vision_s if self.shape in ("flat", "line") else times.vision_s(tokens)
+        seconds += vision_s * sum(chunk.picture_tokens > 0 for chunk in chunks)
         assert seconds, "no sequence got on"
         step = LaunchedStep(chunks, told, len(plan.decode), None, self.now)  # type: ignore[arg-type]
         self.now += seconds
@@ -283,6 +306,8 @@ def simulated_rows(found: Mapping[str, Any], shape: str) -> Rows:
 ON_PAGES: Tables = {
     "flat": lambda found: simulated_rows(found, "flat"),
     "line": lambda found: simulated_rows(found, "line"),
+    "card": lambda found: simulated_rows(found, "card"),
+    "mixed": lambda found: simulated_rows(found, "mixed"),
 }
 
 

@@ -151,6 +151,7 @@ DEFAULTS = {
     "qwen_vl.max_context": 0,
     "qwen_vl.prefill_chunk": 0,
     "qwen_vl.prefill_steps": 0.0,
+    "qwen_vl.mixed_passes": True,
     "qwen_vl.default_max_tokens": 0,
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,

@@ -24,12 +24,13 @@ from predictors.chat import choosing, rehearsal, step_inputs
 from predictors.chat import engine as engines
 from predictors.chat.limits import EngineLimits, decode_widths, packed_widths
 from predictors.chat.runner import ChatRunner
+from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.chat.step_budget import StepBudget
 from predictors.compute.device.placement import HostCopy, LaunchMark, Placement
 
 CHUNK = 1536
 """Rows of the widest pass, as on a GPU."""
-SHAPE = "line"
+SHAPE = "mixed"
 """Of a pass's seconds by its rows, see `benchmarks.prefill_steps`."""
 CHOICE_S = 30e-6
 TOKENS = range(300, 400)
@@ -66,7 +67,7 @@ class ClockedGraphs:
 
     def __init__(self, clock: DeviceClock, vocab: int) -> None:
         self._clock, self._times = clock, pass_times(SHAPE)
-        self._logits = torch.zeros(max(decode_widths(64)), vocab)
+        self._logits = torch.zeros(max(decode_widths(64)) + PACK_PROMPTS, vocab)
 
     def capture(
         self,
@@ -80,6 +81,8 @@ class ClockedGraphs:
         seconds, made = CHOICE_S, torch.randint(TOKENS[0], TOKENS[-1], (int(width),))
         if kind == "decode":
             seconds, made = self._times.decode_s(int(width)), self._logits
+        elif kind == "mixed":
+            seconds, made = self._times.mixed[int(width)], self._logits
         elif kind == "prefill":
             seconds, made = self._times.prompt_s(int(width)), self._logits
         return ClockedPass(self._clock, seconds, inputs, made)
@@ -113,7 +116,8 @@ class ClockedRunner(ChatRunner):
     def __init__(self, decoder: Any, limits: EngineLimits, placement: Any, *rest: Any) -> None:
         self._clock = DeviceClock()
         most = decode_widths(limits.slots)
-        own = replace(limits, decode_widths=most, chunk_widths=packed_widths(CHUNK))
+        prompts = packed_widths(CHUNK)
+        own = replace(limits, decode_widths=most, chunk_widths=prompts, mixed_widths=prompts)
         graphs = ClockedGraphs(self._clock, decoder.shape.vocab)
         on_gpu = ClockedPlacement(placement.device, placement.dtype, "off")
         super().__init__(decoder, own, on_gpu, cast(Any, graphs), *rest[1:])

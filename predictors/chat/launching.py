@@ -1,10 +1,12 @@
-"""Launches the passes of a planned step on the device: rows that decode, then parts of prompts.
+"""Launches the passes of a planned step on the device: rows that decode, then parts of prompts, or
+both in one mixed pass.
 
 No sequence changes here, so that a step that raised can be launched again.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import abc
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor
 from predictors.chat.choosing import PassChoice
 from predictors.chat.constraints import fill_masks
 from predictors.chat.decoder.state import SlotReset
-from predictors.chat.logit_changes import TokenMasks
+from predictors.chat.logit_changes import MaskSource, TokenMasks
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
 from predictors.chat.request import NO_CONTROLS
@@ -70,26 +72,26 @@ class StepLauncher:
         """
         runner, controls = self.runner, StepControls(previous)
         self.paging.put_tables(self._put_tables)
-        sequences: list[Sequence] = []
         tokens: list[Tensor] = []
-        width = runner.decode_widths[-1]
-        for first in range(0, len(plan.decode), width):
-            group = plan.decode[first : first + width]
-            tokens.append(self._launch_decode(group, controls))
-            self.metrics.observe_rows(len(group))
-            sequences += group
-        chunks: list[PromptChunk[Sequence]] = []
+        answering = [_answering(prompt_pass) for prompt_pass in plan.prefill]
+        if self._is_mixed(plan):
+            tokens += self._launch_mixed(plan.prefill[0], plan.decode, answering[0], controls)
+            self.metrics.observe_rows(len(plan.decode))
+        else:
+            width = runner.decode_widths[-1]
+            for first in range(0, len(plan.decode), width):
+                group = plan.decode[first : first + width]
+                tokens.append(self._launch_decode(group, controls))
+                self.metrics.observe_rows(len(group))
+            for prompt_pass, told in zip(plan.prefill, answering, strict=True):
+                tokens.append(self._launch_prompts(prompt_pass, told, controls))
         for prompt_pass in plan.prefill:
-            answering = [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
-            tokens.append(self._launch_prompts(prompt_pass, answering, controls))
             self.metrics.observe_prefill(prompt_pass.width)
-            chunks += prompt_pass.chunks
-            sequences += answering
         if not tokens:
             return None
         return LaunchedStep(
-            chunks=chunks,
-            sequences=sequences,
+            chunks=[chunk for prompt_pass in plan.prefill for chunk in prompt_pass.chunks],
+            sequences=[*plan.decode, *itertools.chain(*answering)],
             num_rows=len(plan.decode),
             copy=runner.copy(tokens[0] if len(tokens) == 1 else torch.cat(tokens)),
             started_at=started_at,
@@ -114,13 +116,48 @@ class StepLauncher:
         """Launch a pass over prompts; returns the first tokens of `answering`, the sequences whose
         prompts end in it."""
         runner, width = self.runner, prompt_pass.width
-        parts = [self._part(chunk) for chunk in prompt_pass.chunks]
-        if new := [chunk.key for chunk in prompt_pass.chunks if not chunk.key.is_begun]:
-            self._reset_slots(new)
+        parts = self._begin_parts(prompt_pass)
         if all(map(is_plain, answering)):
             return runner.prefill(parts, width)
         masks = partial(self._masks, answering, controls)
         return controls.collect(answering, runner.prefill_controlled(parts, width, masks))
+
+    def _is_mixed(self, plan: StepPlan[Sequence]) -> bool:
+        """True if one pass takes all rows of a step: it has both kinds, none with an adapter."""
+        mixed, prompts = self.runner.mixed, plan.prefill
+        if not plan.decode or len(prompts) != 1 or prompts[0].width not in mixed.widths:
+            return False
+        if len(plan.decode) > mixed.rows or mixed.rows not in self.runner.decode_widths:
+            return False
+        keys = (*plan.decode, *(chunk.key for chunk in prompts[0].chunks))
+        return not any(sequence.language_adapters for sequence in keys)
+
+    def _launch_mixed(
+        self,
+        prompt_pass: PromptPass[Sequence],
+        group: abc.Sequence[Sequence],
+        answering: abc.Sequence[Sequence],
+        controls: StepControls,
+    ) -> list[Tensor]:
+        """Launch one pass over rows that decode and parts of prompts; returns the rows' next tokens
+        and the first tokens of `answering`."""
+        mixed, rows, parts = (
+            self.runner.mixed,
+            self.slots.rows(group),
+            self._begin_parts(prompt_pass),
+        )
+        mixed.launch(parts, prompt_pass.width, rows)
+        tokens = mixed.choose_rows(rows, self._mask_source(group, controls))
+        first = mixed.choose_first(parts, self._mask_source(answering, controls))
+        return [controls.collect(group, tokens), controls.collect(answering, first)]
+
+    def _mask_source(
+        self, sequences: abc.Sequence[Sequence], controls: StepControls
+    ) -> MaskSource | None:
+        """Makes the masks of these rows; None if no row has controls."""
+        if all(map(is_plain, sequences)):
+            return None
+        return partial(self._masks, sequences, controls)
 
     def _put_tables(self, grown: abc.Sequence[Sequence]) -> None:
         self.runner.reset_slots([SlotReset(each.slot, each.pages) for each in grown])
@@ -158,6 +195,13 @@ class StepLauncher:
             self.metrics.count_late_mask()
         return TokenMasks(words, {i: row for row, (i, _, _) in enumerate(found)})
 
+    def _begin_parts(self, prompt_pass: PromptPass[Sequence]) -> list[PromptPart]:
+        """The parts of a pass over prompts, with their pictures encoded and their slots ready."""
+        parts = [self._part(chunk) for chunk in prompt_pass.chunks]
+        if new := [chunk.key for chunk in prompt_pass.chunks if not chunk.key.is_begun]:
+            self._reset_slots(new)
+        return parts
+
     def _part(self, chunk: PromptChunk[Sequence]) -> PromptPart:
         sequence = chunk.key
         part = slice(chunk.start, chunk.start + chunk.length)
@@ -178,6 +222,11 @@ class StepLauncher:
 def ends_prompt(chunk: PromptChunk[Sequence]) -> bool:
     """True for the last chunk of what a sequence reads."""
     return chunk.start + chunk.length == chunk.key.to_prefill
+
+
+def _answering(prompt_pass: PromptPass[Sequence]) -> list[Sequence]:
+    """The sequences whose prompts end in the pass, and whose first token is chosen after it."""
+    return [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
 
 
 def _begins_answer(chunk: PromptChunk[Sequence]) -> bool:

@@ -61,9 +61,12 @@ class EngineLimits:
     max_context: int
     decode_widths: tuple[int, ...]
     chunk_widths: tuple[int, ...]
+    """Of passes over prompts."""
     spare_slots: int = 0
     """More slots, for callers who hold less than their share while others hold all. Each takes five
     bytes per word of the vocabulary: 0.8 MB for Qwen2.5-VL."""
+    mixed_widths: tuple[int, ...] = ()
+    """Of passes over prompts that may have a decode step's rows beside them."""
 
     @property
     def kept_pages(self) -> int:
@@ -97,6 +100,7 @@ def plan_limits(
         widths = decode_widths(slots) if is_cuda else powers_to(slots)
     context = max_context(shape, settings, placement)
     sets, free = graph_sets(settings), free_bytes(settings, placement, loaded)
+    prompts = packed_widths(chunk) if is_cuda else chunk_widths(chunk)
     return EngineLimits(
         slots=slots,
         page_tokens=page_tokens,
@@ -109,8 +113,9 @@ def plan_limits(
         ),
         max_context=context,
         decode_widths=widths,
-        chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
+        chunk_widths=prompts,
         spare_slots=num_spare(slots),
+        mixed_widths=prompts if mixes_rows(settings, placement) else (),
     )
 
 
@@ -136,6 +141,15 @@ def shares_prefixes(settings: QwenVLSettings, placement: Placement) -> bool:
     is_auto = settings.prefix_cache == "auto" and placement.is_cuda
     is_auto = is_auto and not is_deterministic(settings, placement)
     return settings.prefix_cache == "on" or is_auto
+
+
+def mixes_rows(settings: QwenVLSettings, placement: Placement) -> bool:
+    """True if a pass may have rows of prompts and rows that decode: where prompts share passes, and
+    the rows of a decode step are multiplied as those of prompts are. With fp8 weights they are not:
+    a decode step does not quantise its rows."""
+    is_wanted = settings.mixed_passes and placement.is_cuda
+    is_wanted = is_wanted and not is_deterministic(settings, placement)
+    return is_wanted and settings.precision != "fp8"
 
 
 def uses_fp8(settings: QwenVLSettings, placement: Placement) -> bool:

@@ -28,6 +28,7 @@ GRAPH_PATCHES = 5632  # of the largest of them; larger ones are taken to need as
 MOST_BUCKET = 2**14  # patches of a graph; for more, computing takes longer than launching
 LEAST_KV_SHARE = 0.5  # where that leaves little
 MEASURED_GRAPH_BYTES = 4_400_000_000  # the vision encoder's 48 sizes on an H200
+MIXED_GRAPH_BYTES = 1_240_000_000  # passes over prompts and rows that decode, 3B on an H200
 MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
 LEAST_CONTEXT = 4096  # tokens: two pictures of a megapixel and some text
 
@@ -110,7 +111,8 @@ def _option(
         values, scales = sum(map(num_values, linears)), sum(shape[0] for shape in linears)
         decoder += values + 4 * scales - values * size
     vision = weights.vision * size
-    plan = _kv_plan(settings, weights, size)
+    has_mixed = settings.mixed_passes and settings.deterministic != "on" and not is_narrow
+    plan = _kv_plan(settings, weights, size, MIXED_GRAPH_BYTES * has_mixed)
     option = ServingOption(
         name="decoder in fp8" if is_narrow else f"decoder in {dtype}",
         settings={"PREDICTORS_QWEN_VL_PRECISION": "fp8" if is_narrow else "auto"},
@@ -141,7 +143,8 @@ def _adapter_bytes(settings: QwenVLSettings, weights: ChatWeights, size: int) ->
     return {"adapters": rank_rows * weights.adaptable * size} if rank_rows else {}
 
 
-def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPlan:
+def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int, mixed_bytes: int) -> KvPlan:
+    """`mixed_bytes` are those of graphs of passes over prompts and rows that decode."""
     context = min(settings.max_context or GPU_CONTEXT, weights.sizes.max_positions)
     largest = min(settings.max_pixels // weights.patch**2, MOST_BUCKET)
     patches = max(GRAPH_PATCHES, largest)
@@ -152,7 +155,7 @@ def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPla
         wanted=settings.kv_tokens or ((settings.slots or GPU_SLOTS) + 1) * context,
         page=settings.page_tokens or GPU_PAGE,
         token_bytes=weights.sizes.kv_values * size,
-        graph_bytes=graphs * patches // GRAPH_PATCHES,
+        graph_bytes=graphs * patches // GRAPH_PATCHES + mixed_bytes,
         graph_patches=patches,
         graph_sets=graph_sets(settings),
         is_set=bool(settings.kv_tokens),

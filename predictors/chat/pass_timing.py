@@ -72,8 +72,8 @@ def measured_budget(
 
 
 def measure_passes(runner: ChatRunner, pictures: PictureRunner, placement: Placement) -> PassTimes:
-    """Seconds of each decode width, each prompt width and some sizes of pictures. All of their
-    shapes must be warm."""
+    """Seconds of each decode width, each prompt width, apart and beside the widest decode step, and
+    some sizes of pictures. All of their shapes must be warm."""
     limits, seconds = runner.limits, partial(_seconds, placement)
     decode, prompt = {}, {}
     for width in runner.decode_widths:
@@ -83,9 +83,10 @@ def measure_passes(runner: ChatRunner, pictures: PictureRunner, placement: Place
         length = min(width, limits.max_context)
         part = warm_part(length, runner.padding, limits.pages_per_slot, GREEDY)
         prompt[width] = seconds(partial(runner.prefill, [part], width))
+    mixed = {w: seconds(partial(runner.mixed.run_warm, w)) for w in runner.mixed.widths}
     sized = pictures.sized_pictures()
     vision = {n: seconds(partial(pictures.encode, picture)) for n, picture in sized.items()}
-    return PassTimes.of(decode, prompt, vision)
+    return PassTimes.of(decode, prompt, vision, mixed)
 
 
 def _seconds(placement: Placement, run: Callable[[], object]) -> float:

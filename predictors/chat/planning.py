@@ -248,7 +248,7 @@ class StepPlanner:
         if step.chunks:
             share = self.holders.share(step.chunks[0].key.job.account)
             tokens = sum(chunk.length for chunk in step.chunks)
-            _, prompt_s = self.costs.expected(0, self._units(step.chunks, tokens))
+            _, prompt_s = self.costs.expected(0, self._units(step, tokens))
             self._wait.start(prompt_s * (1 - share) / share, self._least_steps)
 
     def skip_until(self, now: float) -> None:
@@ -261,7 +261,7 @@ class StepPlanner:
         self._done_at = now
         weights = [chunk.length + PICTURE_WEIGHT * chunk.picture_tokens for chunk in step.chunks]
         tokens = sum(weights)
-        units = self._units(step.chunks, tokens)
+        units = self._units(step, tokens)
         decode_s, prompt_s = self.costs.split(step.num_rows, units, seconds)
         if step.num_rows:
             row_s = decode_s / step.num_rows
@@ -271,13 +271,14 @@ class StepPlanner:
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)
 
-    def _units(self, chunks: abc.Sequence[PromptChunk[Sequence]], tokens: int) -> float:
-        """The prompts of a step in units of `StepCosts`: `tokens`, or with a budget their measured
-        seconds."""
-        if self._budget is None or not chunks:
+    def _units(self, step: LaunchedStep, tokens: int) -> float:
+        """The prompts of a step in units of `StepCosts`: `tokens`, or with a budget the measured
+        seconds that they add."""
+        if self._budget is None or not step.chunks:
             return tokens
-        rows = sum(aligned(chunk.length) for chunk in chunks)
-        return self._budget.prompt_s(rows, sum(chunk.picture_tokens for chunk in chunks))
+        rows = sum(aligned(chunk.length) for chunk in step.chunks)
+        pictures = sum(chunk.picture_tokens for chunk in step.chunks)
+        return self._budget.prompt_s(rows, pictures, step.num_rows)
 
 
 def _by_phase(

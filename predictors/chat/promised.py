@@ -18,6 +18,8 @@ class PassKind(Enum):
     """A choice of tokens, by rows."""
     PROMPT = "prefill"
     """A pass over prompts, by tokens."""
+    MIXED = "mixed"
+    """A pass over prompts beside the widest decode step, by tokens of prompts."""
     DECODE = "decode"
     """A decode step, by sequences."""
 

@@ -18,6 +18,7 @@ from predictors.chat.decoder.passes import num_prompt_ints
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import Sampling
 from predictors.chat.scheduling import PACK_PROMPTS
+from predictors.compute.device.graphs import Captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,27 @@ def packed_weights(
     for i, (part, first) in enumerate(zip(parts, firsts, strict=True)):
         of_row[first : first + len(part.tokens)] = i + 1
     return dense_weights(tables, [(), *(part.adapters for part in parts)])[of_row]
+
+
+def replay_prompts(
+    run: Captured[Tensor],
+    embedding: Tensor,
+    parts: Sequence[PromptPart],
+    firsts: Sequence[int],
+    *packed: Tensor,
+) -> Tensor:
+    """Write the inputs of a captured pass over `parts`, and replay it: their embeddings, `packed`,
+    which are the pass's integers and, with adapters, their weights, and DeepStack's features, if
+    the pass has an input for these. `embedding` (vocab, hidden)."""
+    if not run.inputs:
+        raise RuntimeError("the graphs were closed")
+    embedded, placed, *rest = run.inputs
+    for target, values in zip((placed, *rest), packed, strict=False):
+        target.copy_(values.pin_memory(), non_blocking=True)
+    torch.index_select(embedding, 0, placed[: len(embedded)], out=embedded)
+    deepstack = rest[-1].zero_() if len(rest) == len(packed) else None
+    put_pictures(parts, firsts, embedded, deepstack)
+    return run(*run.inputs)
 
 
 def put_pictures(

@@ -24,6 +24,7 @@ from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotReset, SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.logit_changes import MaskSource
+from predictors.chat.mixed_passes import MixedPasses
 from predictors.chat.promised import PassKind, PromisedPass
 from predictors.chat.rows import (
     DecodeRows,
@@ -32,6 +33,7 @@ from predictors.chat.rows import (
     pack_prompts,
     packed_weights,
     put_pictures,
+    replay_prompts,
     warm_part,
     warm_rows,
 )
@@ -82,6 +84,9 @@ class ChatRunner:
         self._passes = DecoderPasses(decoder, self._slots, limits, placement, tables)
         self.chooser = TokenChooser(
             self._passes, self._slots, limits, placement, graphs, end_tokens
+        )
+        self.mixed = MixedPasses(
+            decoder, self._passes, self.chooser, limits, placement, graphs, self._slots.padding
         )
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
         self._decode = compiled(self._passes.step, placement, "qwen_vl.decode")
@@ -159,32 +164,14 @@ class ChatRunner:
         """One pass over all parts; logits (PACK_PROMPTS, vocab), those of parts with a choice
         first."""
         size, padding = self.limits.page_tokens, self._slots.padding
+        embedding = self._decoder.embedding.weight
         ints, firsts = pack_prompts(parts, width, size, padding)
         if not any(part.adapters for part in parts):
-            return self._replay_prefill(parts, firsts, self._captured["prefill", width], ints)
+            run = self._captured["prefill", width]
+            return replay_prompts(run, embedding, parts, firsts, ints)
         run = self._captured["adapted prefill", width]
         weights = packed_weights(self._adapters, parts, firsts, width)
-        return self._replay_prefill(parts, firsts, run, ints, weights)
-
-    def _replay_prefill(
-        self,
-        parts: Sequence[PromptPart],
-        firsts: Sequence[int],
-        run: Captured[Tensor],
-        *packed: Tensor,
-    ) -> Tensor:
-        """Write the inputs of a captured pass, and replay it. `packed` are the pass's integers and,
-        with adapters, their weights."""
-        if not run.inputs:
-            raise RuntimeError("the graphs were closed")
-        embedded, placed, *rest = run.inputs
-        for target, values in zip((placed, *rest), packed, strict=False):
-            target.copy_(values.pin_memory(), non_blocking=True)
-        tokens = placed[: len(embedded)]
-        torch.index_select(self._decoder.embedding.weight, 0, tokens, out=embedded)
-        deepstack = rest[-1].zero_() if len(rest) == len(packed) else None
-        put_pictures(parts, firsts, embedded, deepstack)
-        return run(*run.inputs)
+        return replay_prompts(run, embedding, parts, firsts, ints, weights)
 
     def put_newest(self, slot: int, token: int) -> None:
         """Have the answer of `slot` end with `token`."""
@@ -263,7 +250,7 @@ class ChatRunner:
     def warm_shapes(self) -> list[PromisedPass]:
         """Every promised pass, the largest first, since their graphs share one memory pool."""
         prompts, steps = self.limits.chunk_widths[::-1], self.decode_widths[::-1]
-        shapes = self.chooser.warm_shapes()
+        shapes = [*self.chooser.warm_shapes(), *self.mixed.warm_shapes(self._check)]
         kinds: tuple[SlotScales, ...] = ((),)
         if self._tables is not None:
             kinds = (((0, 1.0),), ())

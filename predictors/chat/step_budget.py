@@ -5,7 +5,7 @@ pass that keeps to a multiple of the decode step. Pure arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from predictors.chat.scheduling import interpolated_seconds
 
@@ -24,6 +24,9 @@ class PassTimes:
     """Seconds of a pass over prompts, by width."""
     vision: Mapping[int, float]
     """Seconds of the vision tower, by the tokens of a picture."""
+    mixed: Mapping[int, float] = field(default_factory=dict)
+    """Seconds of a pass over prompts and the widest decode step, by width of the prompts. Empty
+    where both have passes of their own."""
 
     @classmethod
     def of(
@@ -31,66 +34,85 @@ class PassTimes:
         decode: Mapping[int, float],
         prompt: Mapping[int, float],
         vision: Mapping[int, float],
+        mixed: Mapping[int, float] | None = None,
     ) -> PassTimes:
         """Times from measurements in any order. A time above that of a wider pass is lowered to it:
         the machine was busy with other work."""
-        return cls(_ascending(decode), _ascending(prompt), _ascending(vision))
+        return cls(*map(_ascending, (decode, prompt, vision, mixed or {})))
 
     def decode_s(self, rows: int) -> float:
         """Seconds of a step in which so many rows decode."""
         return _in_proportion(self.decode, rows)
 
-    def prompt_s(self, rows: int) -> float:
-        """Seconds of a pass over so many rows of prompts: of the least width that takes them."""
+    def prompt_s(self, rows: int, num_decoding: int = 0) -> float:
+        """Seconds of a pass over so many rows of prompts: of the least width that takes them. In a
+        step in which `num_decoding` rows decode, the seconds more that it takes with the pass."""
         width = next((w for w in self.prompt if w >= rows), max(self.prompt))
-        return self.prompt[width] * max(1.0, rows / width)
+        return self._more_s(width, num_decoding) * max(1.0, rows / width)
+
+    def _more_s(self, width: int, num_decoding: int) -> float:
+        """Seconds that a pass of this width adds to a step in which so many rows decode."""
+        if not num_decoding or width not in self.mixed:
+            return self.prompt[width]
+        return max(0.0, self.mixed[width] - self.decode_s(num_decoding))
 
     def vision_s(self, tokens: int) -> float:
         """Seconds of the tower for a picture of so many tokens."""
         return _in_proportion(self.vision, tokens) if tokens else 0.0
 
+    def widest(self, most_s: float, num_decoding: int) -> int:
+        """The widest pass that adds at most so many seconds to a step in which so many rows decode;
+        0 without one."""
+        fitting = (w for w in self.prompt if self._more_s(w, num_decoding) <= most_s)
+        return max(fitting, default=0)
+
     @property
     def free_rows(self) -> int:
-        """Width of the widest pass that is bound by reading the weights once."""
-        least_s = next(iter(self.prompt.values()))
-        return max(w for w, s in self.prompt.items() if s <= ONE_READING * least_s)
+        """Width of the widest pass beside rows that decode that is bound by reading the weights
+        once."""
+        seconds = self.mixed or self.prompt
+        least_s = next(iter(seconds.values()))
+        return max(w for w, s in seconds.items() if s <= ONE_READING * least_s)
 
 
 @dataclass(frozen=True, slots=True)
 class PassBound:
-    """The bound on a pass over prompts in one step: `most_s` seconds, the vision tower included,
-    but always the rows that are free (`PassTimes.free_rows`)."""
+    """The bound on a pass over prompts in a step in which `num_decoding` rows decode: `most_s`
+    seconds more, the vision tower included, but always the rows that are free
+    (`PassTimes.free_rows`)."""
 
     times: PassTimes
     most_s: float
+    num_decoding: int
 
     def rows(self, vision_s: float = 0.0) -> int:
         """Most rows of the pass in a step whose tower takes `vision_s` seconds."""
-        left_s = self.most_s - vision_s
-        fitting = [w for w, s in self.times.prompt.items() if s <= left_s]
-        return max(self.times.free_rows, *fitting, 0)
+        left = self.times.widest(self.most_s - vision_s, self.num_decoding)
+        return max(self.times.free_rows, left)
 
     def has_room(self, vision_s: float) -> bool:
         """True if a tower of so many seconds fits, with rows to read beside it."""
-        free_s = self.times.prompt_s(self.times.free_rows)
+        free_s = self.times.prompt_s(self.times.free_rows, self.num_decoding)
         return vision_s + free_s <= self.most_s
 
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """The bound of an engine: while rows decode, a pass over prompts takes at most `steps` times
-    the measured decode step of that many rows."""
+    """The bound of an engine: while rows decode, a pass over prompts adds at most `steps` times the
+    measured decode step of that many rows."""
 
     times: PassTimes
     steps: float
 
     def beside(self, num_rows: int) -> PassBound:
         """The bound in a step in which `num_rows` decode."""
-        return PassBound(self.times, self.steps * self.times.decode_s(num_rows))
+        return PassBound(self.times, self.steps * self.times.decode_s(num_rows), num_rows)
 
-    def prompt_s(self, rows: int, picture_tokens: int) -> float:
-        """Seconds of a pass over so many rows, and of the tower before it."""
-        return self.times.prompt_s(rows) + self.times.vision_s(picture_tokens)
+    def prompt_s(self, rows: int, picture_tokens: int, num_decoding: int) -> float:
+        """Seconds that a pass over so many rows, and the tower before it, add to a step in which
+        `num_decoding` rows decode."""
+        times = self.times
+        return times.prompt_s(rows, num_decoding) + times.vision_s(picture_tokens)
 
     def describe(self) -> dict[str, object]:
         """The measured milliseconds, and the rows that a pass may have by rows that decode.
@@ -102,6 +124,7 @@ class StepBudget:
             "decode_ms": _in_ms(times.decode),
             "prompt_ms": _in_ms(times.prompt),
             "vision_ms": _in_ms(times.vision),
+            "mixed_ms": _in_ms(times.mixed),
         }
 
 

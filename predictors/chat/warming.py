@@ -222,17 +222,18 @@ class PassWarming:
     def _used(self) -> set[Unit]:
         """Kinds and widths of the passes that steps use."""
         runner = self._runner
-        lists = runner.chunk_widths, runner.decode_widths, runner.chooser.widths
-        kinds = PassKind.PROMPT, PassKind.DECODE, PassKind.CHOICE
+        mixed, choices = runner.mixed.widths, runner.chooser.widths
+        lists = runner.chunk_widths, mixed, runner.decode_widths, choices
+        kinds = PassKind.PROMPT, PassKind.MIXED, PassKind.DECODE, PassKind.CHOICE
         return {(kind, w) for kind, ws in zip(kinds, lists, strict=True) for w in ws}
 
     def _use(self, units: Sequence[Unit] | set[Unit]) -> None:
         """Have steps use these widths alone. Where prompts are cut alike at any time
         (`PassNeeds.is_fixed`), the widths of passes over prompts stay all."""
         runner = self._runner
-        prompts, runner.decode_widths, runner.chooser.widths = (
+        prompts, runner.mixed.widths, runner.decode_widths, runner.chooser.widths = (
             tuple(sorted(width for kind, width in units if kind is wanted))
-            for wanted in (PassKind.PROMPT, PassKind.DECODE, PassKind.CHOICE)
+            for wanted in (PassKind.PROMPT, PassKind.MIXED, PassKind.DECODE, PassKind.CHOICE)
         )
         if not self.needs.is_fixed:
             runner.chunk_widths = prompts

@@ -234,6 +234,11 @@ class QwenVLSettings(SettingsGroup):
     then get at most k / (1 + k) of the device. A pass that costs about one reading of the weights
     always runs. 0: `prefill_chunk` alone cuts the passes. Without effect where prompts do not share
     a step: on the CPU, and with `deterministic`."""
+    mixed_passes: bool = True
+    """On a GPU, a step that reads prompts while sequences decode takes both through the weights in
+    one pass instead of two, for which the start captures more graphs. Without effect on the CPU,
+    with `deterministic` and with `precision` fp8; a step in which a row has an adapter keeps two
+    passes."""
     default_max_tokens: int = 0
     """`max_tokens` of a request that names none, limited to what the context leaves. 0 takes all
     that it leaves."""

@@ -34,7 +34,7 @@ def test_a_run_gives_the_same_figures_again() -> None:
 
 
 @pytest.mark.parametrize("load", sorted(set(LOADS) & set(SERVED)))
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "mixed"])
 def test_without_a_bound_the_simulation_is_near_what_was_measured(shape: str, load: str) -> None:
     found, served = KEPT[shape][load]["0"], SERVED[load]
     assert found["gap_ms_p99"] == pytest.approx(served["itl_ms_p99"], rel=0.16)

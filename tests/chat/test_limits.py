@@ -48,6 +48,23 @@ def test_a_gpu_has_a_graph_for_every_few_rows() -> None:
     assert len(found.chunk_widths) == 24
 
 
+@pytest.mark.parametrize(
+    ("placement", "more"),
+    [
+        (CPU, {}),
+        (GPU, {"mixed_passes": False}),
+        (GPU, {"deterministic": "on"}),
+        (GPU, {"precision": "fp8"}),
+    ],
+)
+def test_rows_of_prompts_and_of_decoding_share_passes_where_both_are_multiplied_alike(
+    placement: Placement, more: dict[str, object]
+) -> None:
+    usual = limits(GPU)
+    assert usual.mixed_widths == usual.chunk_widths
+    assert limits(placement, **more).mixed_widths == ()
+
+
 def test_a_chunk_on_a_gpu_is_rounded_up_to_whole_tiles() -> None:
     assert limits(GPU, prefill_chunk=100).chunk_widths[-1] == 112
     assert limits(CPU, prefill_chunk=100).chunk_widths[-1] == 100

@@ -108,6 +108,25 @@ def test_times_are_made_to_grow_with_the_width() -> None:
     assert times.vision_s(0) == 0.0
 
 
+def test_a_mixed_pass_counts_what_it_takes_beyond_the_decode_step() -> None:
+    """A step of 64 rows takes 3 ms, a pass 2.56 at least, both together 3.36 at least."""
+    mixed = {width: TIMES.prompt_s(width + 64) + 0.8e-3 for width in WIDTHS}
+    times = replace(TIMES, mixed=mixed)
+    assert times.prompt_s(64) == TIMES.prompt_s(64)  # where nothing decodes
+    assert times.prompt_s(64, 64) == pytest.approx(0.36e-3)
+    assert times.prompt_s(64, 1) == pytest.approx(1.36e-3)
+    budget, apart = StepBudget(times, 1.4), StepBudget(TIMES, 1.4)
+    width = budget.beside(64).rows()
+    assert mixed[width] - 3e-3 <= 4.2e-3
+    assert width > apart.beside(64).rows()
+    assert apart.prompt_s(64, 256, 64) == pytest.approx(2.56e-3 + 2.5e-3)
+    assert budget.prompt_s(64, 256, 64) == pytest.approx(0.36e-3 + 2.5e-3)
+    assert budget.prompt_s(64, 256, 0) == apart.prompt_s(64, 256, 0)
+    assert mixed[times.free_rows] <= 1.25 * 3.36e-3
+    assert StepBudget(times, 0.01).beside(64).rows() == times.free_rows
+    assert budget.describe()["mixed_ms"]["16"] == 3.36  # type: ignore[index]
+
+
 # -- all prompts end -----------------------------------------------------------------------------
 seconds = st.floats(1e-4, 10.0)
 tables = st.builds(
@@ -115,6 +134,7 @@ tables = st.builds(
     st.fixed_dictionaries(dict.fromkeys((1, 8, 64), seconds)),
     st.fixed_dictionaries(dict.fromkeys(WIDTHS, seconds)),
     st.fixed_dictionaries(dict.fromkeys((64, 256, 1369), seconds)),
+    st.none() | st.fixed_dictionaries(dict.fromkeys(WIDTHS, seconds)),
 )
 
 

@@ -86,12 +86,19 @@ class _DecodeAttention:
         self._scratch = scratch
 
     def attend(
-        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+        self,
+        qkv: Tensor,
+        angles: Angles,
+        cache: Tensor,
+        head_dim: int,
+        norms: HeadNorms | None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """`angles` are of all positions."""
+        """`angles` are of all positions. Written to `out`, if it is given."""
         at, scratch, kv_heads = self._places, self._scratch, cache.shape[-2]
         rows, heads = len(qkv), qkv.shape[-1] // head_dim - 2 * kv_heads
-        out = qkv.new_empty(rows, heads * head_dim)
+        if out is None:
+            out = qkv.new_empty(rows, heads * head_dim)
         splits = splits_for(rows)
         decode_attention_kernel[(rows, kv_heads, splits)](
             qkv,
@@ -173,16 +180,20 @@ class PromptTiles:
     tables: Tensor
 
 
-class FusedPrompt(RowsLinears):
-    """A pass over parts of prompts; each part begins on a new tile."""
-
+class _PromptAttention:
     def __init__(self, tiles: PromptTiles) -> None:
         self._tiles = tiles
 
     def attend(
-        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+        self,
+        qkv: Tensor,
+        angles: Angles,
+        cache: Tensor,
+        head_dim: int,
+        norms: HeadNorms | None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Overwrites qkv."""
+        """Overwrites qkv. Written to `out`, if it is given."""
         tiles, kv_heads = self._tiles, cache.shape[-2]
         heads = qkv.shape[-1] // head_dim - 2 * kv_heads
         sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": head_dim}
@@ -199,7 +210,8 @@ class FusedPrompt(RowsLinears):
             BLOCK_HEADS=power_of_two(heads + kv_heads),
             num_warps=4,
         )
-        out = qkv.new_empty(len(qkv), heads * head_dim)
+        if out is None:
+            out = qkv.new_empty(len(qkv), heads * head_dim)
         prompt_attention_kernel[(len(tiles.rows), kv_heads)](
             qkv,
             cache,
@@ -219,6 +231,34 @@ class FusedPrompt(RowsLinears):
             num_warps=8,
             num_stages=2,
         )
+        return out
+
+
+class FusedPrompt(RowsLinears, _PromptAttention):
+    """A pass over parts of prompts; each part begins on a new tile."""
+
+
+class FusedMixed(RowsLinears):
+    """A pass over parts of prompts, as in `FusedPrompt`, and behind them the rows of a decode step.
+    The linears read their weights once for both; each kind of rows has its own attention."""
+
+    def __init__(
+        self, tiles: PromptTiles, places: DecodePlaces, scratch: DecodeScratch, everywhere: Angles
+    ) -> None:
+        """`everywhere` are the angles of all positions."""
+        self._prompts = _PromptAttention(tiles)
+        self._decoding = _DecodeAttention(places, scratch)
+        self._everywhere = everywhere
+
+    def attend(
+        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+    ) -> Tensor:
+        """`angles` are those of the prompts' rows. Overwrites qkv."""
+        first = len(angles.cos)
+        out = qkv.new_empty(len(qkv), qkv.shape[-1] - 2 * cache.shape[-2] * head_dim)
+        self._prompts.attend(qkv[:first], angles, cache, head_dim, norms, out[:first])
+        rows = qkv[first:], self._everywhere, cache, head_dim, norms, out[first:]
+        self._decoding.attend(*rows)
         return out
 
 

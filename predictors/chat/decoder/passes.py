@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from predictors.chat.adapters.changes import DenseChanges, PlainChanges
 from predictors.chat.adapters.operations import AdaptedOperations, StepwiseOperations
@@ -25,6 +27,9 @@ from predictors.chat.sampling import SAMPLERS
 from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.chat.scores import score_tokens
 from predictors.compute.device.placement import Placement
+
+if TYPE_CHECKING:
+    from predictors.chat.decoder.fused import PromptTiles
 
 
 class DecoderPasses:
@@ -56,7 +61,8 @@ class DecoderPasses:
         from predictors.chat.decoder.fused import DecodeScratch  # Triton needs CUDA
 
         shape, rows = self._decoder.shape, max(*limits.decode_widths, PACK_PROMPTS)
-        self.logits = torch.empty(rows, shape.vocab, dtype=torch.float32, device=device)
+        most = rows + PACK_PROMPTS if limits.mixed_widths else rows
+        self.logits = torch.empty(most, shape.vocab, dtype=torch.float32, device=device)
         positions = torch.arange(limits.max_context + 1, device=device)
         self._everywhere = self._decoder.angles(positions.expand(3, -1))
         self._scratch = DecodeScratch.of(rows, shape.kv_heads, shape.head_dim, device)
@@ -182,18 +188,47 @@ class DecoderPasses:
         deepstack: Tensor | None = None,
     ) -> Tensor:
         """As `fused_prompt`, with adapters: `weights` (rows, adapter slots) float32."""
-        from predictors.chat.decoder.fused import FusedPrompt, PromptTiles
+        from predictors.chat.decoder.fused import FusedPrompt
 
-        rows = len(embedded)
-        tiles = rows // TILE
-        sizes = (rows, 3 * rows, rows, tiles, tiles, tiles, PACK_PROMPTS)
-        _, positions, places, slots, starts, real, last = ints.split(sizes)
-        prompt = FusedPrompt(PromptTiles(places, slots, starts, real, self._state.tables))
-        ops, decoder = self._adapted(prompt, weights), self._decoder
-        angles = decoder.angles(positions.view(3, rows))
+        tiles, angles, last = self._tiles(ints, len(embedded))
+        ops, decoder = self._adapted(FusedPrompt(tiles), weights), self._decoder
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)
         return decoder.logits(ended, ops, self.logits[:PACK_PROMPTS])
+
+    def _tiles(self, ints: Tensor, rows: int) -> tuple[PromptTiles, Angles, Tensor]:
+        """The tiles, angles and last rows of the integers of a pass over prompts of so many
+        rows."""
+        from predictors.chat.decoder.fused import PromptTiles
+
+        tiles = rows // TILE
+        sizes = (rows, 3 * rows, rows, tiles, tiles, tiles, PACK_PROMPTS)
+        _, positions, places, slots, starts, real, last = ints.split(sizes)
+        found = PromptTiles(places, slots, starts, real, self._state.tables)
+        return found, self._decoder.angles(positions.view(3, rows)), last
+
+    def fused_mixed(
+        self, step: Tensor, embedded: Tensor, ints: Tensor, deepstack: Tensor | None = None
+    ) -> Tensor:
+        """The decode step of `step` (4, rows), as `fused_step` has it, and the parts of prompts
+        that `fused_prompt` would read, in one pass. Writes and returns `logits`: first those of the
+        step's rows, then those after the last row of each part."""
+        from predictors.chat.decoder.fused import DecodePlaces, FusedMixed
+        from predictors.chat.decoder.fused_tokens import embed_newest
+
+        slots, lengths, positions, numbers = step.unbind()
+        places = DecodePlaces(slots, lengths, positions, self._state.tables)
+        first, count, decoder = len(embedded), len(slots), self._decoder
+        tiles, angles, last = self._tiles(ints, first)
+        assert self._everywhere is not None
+        ops = FusedMixed(tiles, places, self._scratch, self._everywhere)
+        newest = embed_newest(self._state, slots, numbers, decoder.embedding.weight)
+        x = torch.cat((embedded, newest))
+        if deepstack is not None:
+            deepstack = F.pad(deepstack, (0, 0, 0, count))  # nothing for rows that decode
+        stream = decoder(x, angles, self.caches, ops, deepstack)
+        told = torch.cat((stream[first:], stream.index_select(0, last)))
+        return decoder.logits(told, ops, self.logits[: count + PACK_PROMPTS])
 
     def fused_choice(self, sampler: str, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The choice of tokens over `logits[:rows]`, as a function of its ints and floats."""
