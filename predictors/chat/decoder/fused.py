@@ -238,6 +238,23 @@ class FusedPrompt(RowsLinears, _PromptAttention):
     """A pass over parts of prompts; each part begins on a new tile."""
 
 
+class FusedPromptHopper(HopperLinears, _PromptAttention):
+    """A pass over parts of prompts of up to `MOST_ROWS` rows on Hopper."""
+
+    def __init__(self, tiles: PromptTiles, scratch: DecodeScratch) -> None:
+        HopperLinears.__init__(self, scratch.linears)
+        _PromptAttention.__init__(self, tiles)
+
+
+def prompt_operations(
+    tiles: PromptTiles, scratch: DecodeScratch
+) -> FusedPrompt | FusedPromptHopper:
+    """The operations for as many rows as `tiles` has."""
+    if len(tiles.places) <= MOST_ROWS and is_available():
+        return FusedPromptHopper(tiles, scratch)
+    return FusedPrompt(tiles)
+
+
 class FusedMixed(RowsLinears):
     """A pass over parts of prompts, as in `FusedPrompt`, and behind them the rows of a decode step.
     The linears read their weights once for both; each kind of rows has its own attention."""

@@ -188,10 +188,13 @@ class DecoderPasses:
         deepstack: Tensor | None = None,
     ) -> Tensor:
         """As `fused_prompt`, with adapters: `weights` (rows, adapter slots) float32."""
-        from predictors.chat.decoder.fused import FusedPrompt
+        from predictors.chat.decoder.fused import prompt_operations
 
         tiles, angles, last = self._tiles(ints, len(embedded))
-        ops, decoder = self._adapted(FusedPrompt(tiles), weights), self._decoder
+        ops, decoder = (
+            self._adapted(prompt_operations(tiles, self._scratch), weights),
+            self._decoder,
+        )
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)
         return decoder.logits(ended, ops, self.logits[:PACK_PROMPTS])

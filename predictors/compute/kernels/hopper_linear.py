@@ -99,7 +99,7 @@ def tile_for(
 @lru_cache(maxsize=1)
 def is_available() -> bool:
     """True on Hopper, where the kernels can be compiled and loaded; says once why not."""
-    if torch.cuda.get_device_capability() != CAPABILITY:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != CAPABILITY:
         return False
     try:
         _room()
