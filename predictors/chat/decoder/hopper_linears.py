@@ -1,5 +1,5 @@
-"""A block's linears and the head in a decode step of 2 to 64 rows on Hopper: weights in bfloat16 or
-fp8, rows in bfloat16.
+"""A block's linears and the head in a decode step of 2 to 64 rows on Hopper, for bfloat16 weights;
+those in fp8 stay with `few_rows`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from predictors.chat.decoder.few_rows import FewRowsLinears
 from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.operations import Layer, Wide
 from predictors.compute.kernels import hopper_linear
-from predictors.compute.kernels.fp8 import Fp8Linear
 
 
 class HopperLinears(FewRowsLinears):
@@ -20,21 +19,18 @@ class HopperLinears(FewRowsLinears):
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         if not hopper_linear.takes(layer.weight):
             return super().normed_linear(x, norm, layer)
-        normed, scales = self.normed(x, norm), _scales(layer)
-        return hopper_linear.linear(normed, layer.weight, scales=scales, bias=layer.bias)
+        return hopper_linear.linear(self.normed(x, norm), layer.weight, bias=layer.bias)
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """Overwrites the stream."""
         if not isinstance(x, Tensor) or not hopper_linear.takes(layer.weight):
             return super().added_linear(stream, x, layer)
-        scales = _scales(layer)
-        return hopper_linear.linear(x, layer.weight, scales=scales, residual=stream, out=stream)
+        return hopper_linear.linear(x, layer.weight, residual=stream, out=stream)
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         if not hopper_linear.takes(layer.weight):
             return super().gated_linear(x, norm, layer)
-        normed, scales = self.normed(x, norm), _scales(layer)
-        return hopper_linear.linear(normed, layer.weight, scales=scales, is_gated=True)
+        return hopper_linear.linear(self.normed(x, norm), layer.weight, is_gated=True)
 
     def logits(
         self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
@@ -49,7 +45,3 @@ class HopperLinears(FewRowsLinears):
         if not hopper_linear.normalizes(x):
             return super().normed(x, norm)
         return hopper_linear.norm(x, norm.weight, norm.eps)
-
-
-def _scales(layer: Layer) -> Tensor | None:
-    return layer.weight_scale if isinstance(layer, Fp8Linear) else None

@@ -15,7 +15,7 @@ from typing import Any
 LIBRARY = "libcuda.so.1"
 CLUSTER_DIMENSION, CHAINED = 4, 6  # CUlaunchAttributeID
 MAX_DYNAMIC_SHARED, CARVEOUT = 8, 9  # CUfunction_attribute
-UINT8, BFLOAT16, NO_SWIZZLE, SWIZZLE_128B, PROMOTION_256B = 0, 9, 0, 3, 3  # CUtensorMap...
+BFLOAT16, SWIZZLE_128B, PROMOTION_256B = 9, 3, 3  # CUtensorMap...
 MAP_BYTES = 128
 
 
@@ -95,16 +95,10 @@ class CudaKernel:
 
 
 def tensor_map(
-    address: int,
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    box: Sequence[int],
-    *,
-    is_bytes: bool = False,
+    address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
 ) -> Any:
-    """A map for loads of boxes of bfloat16 with a swizzle of 128 bytes, or of single bytes as they
-    lie; what lies beyond `sizes` is loaded as zeros. The innermost dimension comes first; `strides`
-    in bytes, without its own."""
+    """A map for loads of boxes of bfloat16 with a swizzle of 128 bytes; what lies beyond `sizes` is
+    loaded as zeros. The innermost dimension comes first; `strides` in bytes, without its own."""
     room = ctypes.create_string_buffer(2 * MAP_BYTES)
     offset = -ctypes.addressof(room) % MAP_BYTES
     made = (ctypes.c_char * MAP_BYTES).from_buffer(room, offset)
@@ -113,7 +107,7 @@ def tensor_map(
     _call(
         "cuTensorMapEncodeTiled",
         ctypes.byref(made),
-        UINT8 if is_bytes else BFLOAT16,
+        BFLOAT16,
         count,
         ctypes.c_void_p(address),
         dims(*sizes),
@@ -121,7 +115,7 @@ def tensor_map(
         numbers(*box),
         numbers(*[1] * count),
         0,  # not interleaved
-        NO_SWIZZLE if is_bytes else SWIZZLE_128B,
+        SWIZZLE_128B,
         PROMOTION_256B,
         0,  # zeros beyond the end
     )

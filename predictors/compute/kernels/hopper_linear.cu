@@ -8,15 +8,11 @@
 // share of K and sends its sums to the block that finishes those rows. That one adds them in a fixed
 // order, so a row's bits depend neither on time nor on the other rows.
 //
-// With IS_FP8, W is in e4m3 with a float32 scale per feature: its bytes are loaded as they are, the
-// four warps widen a tile to bfloat16 in shared memory while the one before is multiplied, and sums are
-// scaled at the end. x is not quantised.
-//
 // Launched chained: a block begins while the kernel before still runs. It loads weights, which no
 // kernel writes, and waits for that kernel's end before it touches anything else.
 //
 // Macros: BOX (rows of x that are loaded: 8, 16, 32 or 64), WIDTH, PARTS, SPLITS, STAGES, HAS_ADDEND,
-// OUT_F32, IS_FP8. The function `wgmma` is written by hopper_linear.py: its text depends on WIDTH.
+// OUT_F32. The function `wgmma` is written by hopper_linear.py: its text depends on WIDTH.
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -24,13 +20,10 @@ typedef unsigned long long u64;
 #define BLOCK_K 64
 #define ROWS 64
 #define X_BYTES (BOX * BLOCK_K * 2)    // wgmma reads 64 rows; what lies behind these gives sums that nobody uses
-#define PART_BYTES (WIDTH * BLOCK_K * 2)  // of a part's tile in bfloat16
-#define TILE_BYTES (PARTS * PART_BYTES)
-#define LOADED_BYTES (X_BYTES + (IS_FP8 ? TILE_BYTES / 2 : TILE_BYTES))
-#define STAGE_BYTES ((LOADED_BYTES + 1023) / 1024 * 1024)  // the swizzle is of addresses: a tile begins at a multiple
+#define PART_BYTES (WIDTH * BLOCK_K * 2)
+#define STAGE_BYTES (X_BYTES + PARTS * PART_BYTES)
 #define PITCH (WIDTH + 4)              // of a row of sums, so that fewer lanes meet in a bank
-#define WIDE_AT (STAGES * STAGE_BYTES)  // two tiles of widened weights
-#define SUMS_AT (WIDE_AT + (IS_FP8 ? 2 * TILE_BYTES : 0))
+#define SUMS_AT (STAGES * STAGE_BYTES)
 #define SUMS_BYTES (SPLITS > 1 ? ROWS * PITCH * 4 : 0)
 #define BARRIERS_AT (SUMS_AT + SUMS_BYTES)
 #define CONSUMERS 128
@@ -39,8 +32,7 @@ typedef unsigned long long u64;
 #define ITEMS ((ROWS / SPLITS * PAIRS + THREADS - 1) / THREADS)  // pairs of features that a thread of a cluster finishes
 
 static_assert(WIDTH % 8 == 0 && WIDTH <= 256, "a wgmma has 8 to 256 columns");
-static_assert(IS_FP8 || STAGE_BYTES >= ROWS * BLOCK_K * 2, "a wgmma reads within its stage");
-static_assert(!IS_FP8 || STAGE_BYTES + 2 * TILE_BYTES >= ROWS * BLOCK_K * 2, "or within the tiles behind it");
+static_assert(STAGE_BYTES >= ROWS * BLOCK_K * 2, "a wgmma reads within its stage");
 static_assert(ROWS % SPLITS == 0 && SPLITS <= 8 && (SPLITS == 1 || PARTS == 1), "a cluster");
 
 // ---- instructions: PTX ISA, "Asynchronous barriers", "Tensor copies", "wgmma", "griddepcontrol" ----
@@ -102,30 +94,6 @@ __device__ __forceinline__ u32 packed(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
-// Four e4m3 values as bfloat16, two and two. The bits of one, moved to bfloat16's places, are its value times 2^-120.
-__device__ __forceinline__ u32 widened(u32 bytes) {  // a value in the upper byte of each half
-  const u32 moved = (bytes & 0x80008000u) | ((bytes & 0x7F007F00u) >> 4);
-  u32 both;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(both) : "r"(moved), "r"(0x7B807B80u));  // 2^120 twice
-  return both;
-}
-__device__ __forceinline__ uint2 widened_four(u32 bytes) {
-  return make_uint2(widened(__byte_perm(bytes, 0, 0x1404)), widened(__byte_perm(bytes, 0, 0x3424)));
-}
-// The tile of e4m3 at `from`, rows of 64, as bfloat16 at `to`, swizzled as wgmma reads it. By the consumers together.
-__device__ __forceinline__ void widen(const char *from, char *to) {
-#pragma unroll 2
-  for (int i = threadIdx.x; i < PARTS * WIDTH * 4; i += CONSUMERS) {
-    const int row = i / 4, unit = i % 4 * 2;  // of 8 bfloat16 values
-    const uint4 bytes = ((const uint4 *)from)[i];
-    const uint2 a = widened_four(bytes.x), b = widened_four(bytes.y), c = widened_four(bytes.z), d = widened_four(bytes.w);
-    *(uint4 *)(to + row * 128 + (unit ^ row % 8) * 16) = make_uint4(a.x, a.y, b.x, b.y);
-    *(uint4 *)(to + row * 128 + ((unit + 1) ^ row % 8) * 16) = make_uint4(c.x, c.y, d.x, d.y);
-  }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads by the other proxy
-}
-__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
-
 __device__ __forceinline__ float low(u32 both) { return __uint_as_float(both << 16); }
 __device__ __forceinline__ float high(u32 both) { return __uint_as_float(both & 0xFFFF0000u); }
 __device__ __forceinline__ float gated(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
@@ -136,10 +104,10 @@ __device__ __forceinline__ u64 descriptor(u32 address) {
 }
 
 // `weights` loads boxes (64, WIDTH, PARTS) of W as (K, N, PARTS); `input` boxes (64, BOX) of x as (K, rows).
-// `scales` (PARTS * N,) of the features of W in e4m3. `addend` is a bias, with a pitch of 0, or a residual (rows, N), with one of N; `out` may be the residual.
+// `addend` is a bias, with a pitch of 0, or a residual (rows, N), with one of N; `out` may be the residual.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap input,
-              const float *scales, const u16 *addend, int addend_pitch, void *out, int rows, int N, int K) {
+              const u16 *addend, int addend_pitch, void *out, int rows, int N, int K) {
   extern __shared__ __align__(1024) char raw[];
   const u32 base = shared_address(raw);
   auto full = [&](int stage) { return base + BARRIERS_AT + stage * 8; };
@@ -169,7 +137,7 @@ hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__
     if (lane == 0) {
       auto load_weights = [&](int i) {
         // bytes of both loads; what lies beyond the end counts, too
-        barrier_expect(full(i % STAGES), LOADED_BYTES);
+        barrier_expect(full(i % STAGES), STAGE_BYTES);
         load_3d(base + i % STAGES * STAGE_BYTES + X_BYTES, &weights, (first + i) * BLOCK_K, first_feature, 0, full(i % STAGES));
       };
       auto load_input = [&](int i) {
@@ -191,26 +159,15 @@ hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__
       const u32 stage = base + i % STAGES * STAGE_BYTES;
       barrier_wait(full(i % STAGES), (i / STAGES) & 1);
       __syncwarp();
-#if IS_FP8
-      const u32 tile = base + WIDE_AT + i % 2 * TILE_BYTES;
-      widen(raw + i % STAGES * STAGE_BYTES + X_BYTES, raw + WIDE_AT + i % 2 * TILE_BYTES);
-      wgmma_wait();  // before the sync, after which other warps widen into the tile that this reads
-      if (lane == 0 && i > 0) barrier_arrive(empty((i - 1) % STAGES));
-      consumers_sync();
-#else
-      const u32 tile = stage + X_BYTES;
-#endif
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < BLOCK_K / 16; k++)
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
-          wgmma(sums[p], descriptor(stage + k * 32), descriptor(tile + p * PART_BYTES + k * 32));
+          wgmma(sums[p], descriptor(stage + k * 32), descriptor(stage + X_BYTES + p * PART_BYTES + k * 32));
       wgmma_commit();
-#if !IS_FP8
       wgmma_wait_but_one();  // the one before has ended: its stage is free
       if (lane == 0 && i > 0) barrier_arrive(empty((i - 1) % STAGES));
-#endif
     }
     wgmma_wait();
 #pragma unroll
@@ -223,7 +180,6 @@ hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__
 #if HAS_ADDEND
   auto added = [&](int row, int feature) { return *(const u32 *)(addend + (u64)row * addend_pitch + feature); };
 #endif
-  auto scaled = [&](float sum, int feature) { return IS_FP8 ? sum * scales[feature] : sum; };
   auto store = [&](int row, int feature, float a, float b) {
 #if OUT_F32
     *(float2 *)((float *)out + (u64)row * N + feature) = make_float2(a, b);
@@ -244,10 +200,10 @@ hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__
       for (int j = 0; j < WIDTH / 8; j++) {
         const int feature = first_feature + 8 * j + own_feature, at = 4 * j + 2 * half;
         if (feature >= N) continue;
-        float a = scaled(sums[0][at], feature), b = scaled(sums[0][at + 1], feature + 1);
+        float a = sums[0][at], b = sums[0][at + 1];
 #if PARTS == 2
-        a = gated(a, scaled(sums[1][at], N + feature));
-        b = gated(b, scaled(sums[1][at + 1], N + feature + 1));
+        a = gated(a, sums[1][at]);
+        b = gated(b, sums[1][at + 1]);
 #endif
 #if HAS_ADDEND
         const u32 more = added(row, feature);
@@ -296,8 +252,6 @@ hopper_linear(const __grid_constant__ TensorMap weights, const __grid_constant__
       a += part.x;
       b += part.y;
     }
-    a = scaled(a, feature);
-    b = scaled(b, feature + 1);
 #if HAS_ADDEND
     a += low(more[n]);
     b += high(more[n]);

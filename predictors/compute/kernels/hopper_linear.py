@@ -1,4 +1,4 @@
-"""Linears over up to 64 bfloat16 rows on Hopper, as chained kernels: see hopper_linear.cu.
+"""Linears over up to 64 rows in bfloat16 on Hopper, as chained kernels: see hopper_linear.cu.
 
 cuBLAS starts each kernel when the one before has ended; these have their first weights in shared
 memory by then. Imported on CUDA only.
@@ -11,14 +11,13 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from predictors.compute.kernels.cuda_code import machine_code
 from predictors.compute.kernels.cuda_driver import CudaKernel, DriverError, tensor_map
-from predictors.compute.kernels.fp8 import E4M3
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +51,11 @@ class Tiling(NamedTuple):
     parts: int
     splits: int
     stages: int
-    is_fp8: bool
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * self.stage_bytes + self.fixed_bytes
-
-    @property
-    def stage_bytes(self) -> int:
-        """With the two barriers of a stage."""
-        weights = self.parts * self.width * BLOCK_K * (1 if self.is_fp8 else 2)
-        return -(-(self.box * BLOCK_K * 2 + weights) // 1024) * 1024 + 16
-
-    @property
-    def fixed_bytes(self) -> int:
-        """Of the widened weights, and of the sums of a cluster."""
-        widened = 2 * self.parts * self.width * BLOCK_K * 2 if self.is_fp8 else 0
-        return widened + (MOST_ROWS * (self.width + 4) * 4 if self.splits > 1 else 0)
+        stage = self.box * BLOCK_K * 2 + self.parts * self.width * BLOCK_K * 2
+        return self.stages * (stage + 16) + _sums_bytes(self.width, self.splits)
 
 
 class Room(NamedTuple):
@@ -78,9 +65,7 @@ class Room(NamedTuple):
     clusters: int
 
 
-def tile_for(
-    rows: int, width: int, features: int, parts: int, room: Room, *, is_fp8: bool = False
-) -> Tiling:
+def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Tiling:
     """For `rows` of x (rows, features) and a weight (parts * width, features): as many tiles as the
     card runs at once, or a multiple of it, so that no multiprocessor has one more than others."""
     box = next(size for size in BOXES if rows <= size)
@@ -91,9 +76,13 @@ def tile_for(
     least = -(-(STAGE_BYTES // (BLOCK_K * 2) - box) // parts)
     tile = max(-(-width // (at_once * waves)), least, 8)
     tile = -(-tile // 8) * 8
-    made = Tiling(box, tile, parts, splits, 1, is_fp8)
-    fitting = (SHARED_BYTES - made.fixed_bytes) // made.stage_bytes
-    return made._replace(stages=min(fitting, -(-(features // BLOCK_K) // splits)))
+    stage = box * BLOCK_K * 2 + parts * tile * BLOCK_K * 2 + 16
+    fitting = (SHARED_BYTES - _sums_bytes(tile, splits)) // stage
+    return Tiling(box, tile, parts, splits, min(fitting, -(-(features // BLOCK_K) // splits)))
+
+
+def _sums_bytes(width: int, splits: int) -> int:
+    return MOST_ROWS * (width + 4) * 4 if splits > 1 else 0
 
 
 @lru_cache(maxsize=1)
@@ -112,16 +101,15 @@ def is_available() -> bool:
 def takes(weight: Tensor) -> bool:
     """True for a weight that `linear` multiplies by."""
     width, features = weight.shape
-    is_known = weight.dtype in (torch.bfloat16, E4M3) and weight.is_contiguous()
+    is_plain = weight.dtype == torch.bfloat16 and weight.is_contiguous()
     is_aligned = weight.data_ptr() % 16 == 0 and features % BLOCK_K == 0 and width % 16 == 0
-    return is_known and is_aligned
+    return is_plain and is_aligned
 
 
 def linear(
     x: Tensor,
     weight: Tensor,
     *,
-    scales: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     is_gated: bool = False,
@@ -131,8 +119,8 @@ def linear(
     silu(first half) * second half of the product.
 
     x (rows, features) bfloat16 with at most `MOST_ROWS` rows, weight (width, features) as `takes`
-    wants it, in e4m3 with `scales` (width, 1) float32; all contiguous. The result is written to
-    `out` (rows, width), bfloat16 or float32; it may be the residual."""
+    wants it; both contiguous. The result is written to `out` (rows, width), bfloat16 or float32; it
+    may be the residual."""
     rows, features = x.shape
     parts = 2 if is_gated else 1
     width = len(weight) // parts
@@ -143,14 +131,19 @@ def linear(
         x.get_device(),
         next(size for size in BOXES if rows <= size),
         (width, features, parts),
-        (addend is not None, out.dtype == torch.float32, scales is not None),
+        addend is not None,
+        out.dtype == torch.float32,
     )
     kernel.launch(
         -(-width // tile.width) * tile.splits,
         (
-            _weight_map(weight, width, tile),
+            tensor_map(
+                weight.data_ptr(),
+                (features, width, parts),
+                (features * 2, width * features * 2),
+                (BLOCK_K, tile.width, parts),
+            ),
             tensor_map(x.data_ptr(), (features, rows), (features * 2,), (BLOCK_K, tile.box)),
-            _pointer(scales),
             _pointer(addend),
             ctypes.c_int(0 if residual is None else width),
             _pointer(out),
@@ -183,18 +176,6 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def _weight_map(weight: Tensor, width: int, tile: Tiling) -> Any:
-    """Of the weight as (features, width, parts): a box is a tile of each part."""
-    features, size = weight.shape[1], weight.element_size()
-    return tensor_map(
-        weight.data_ptr(),
-        (features, width, tile.parts),
-        (features * size, width * features * size),
-        (BLOCK_K, tile.width, tile.parts),
-        is_bytes=tile.is_fp8,
-    )
-
-
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
@@ -202,6 +183,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 @lru_cache(maxsize=1)
 def _room() -> Room:
     """Of the current device. Clusters need neighbours, so some multiprocessors are left over."""
+    torch.cuda.synchronize()  # gives this thread the context that the driver's functions use
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     code = machine_code(_source("hopper_norm.cu"), {}, ARCHITECTURE)
     probe = CudaKernel(code, "hopper_norm", THREADS, SHARED_BYTES)
@@ -219,25 +201,22 @@ def _norm_kernel(device: int) -> CudaKernel:
 
 @cache
 def _linear_kernel(
-    device: int, box: int, shape: tuple[int, int, int], kind: tuple[bool, bool, bool]
+    device: int, box: int, shape: tuple[int, int, int], has_addend: bool, is_float: bool
 ) -> tuple[Tiling, CudaKernel]:
-    """The kernel for up to `box` rows of a linear of this width, features and parts. `kind`: it
-    adds a bias or residual, writes float32, reads e4m3."""
-    tile, code = _codes(shape, kind)[box]
+    """The kernel for up to `box` rows of a linear of this width, features and parts."""
+    tile, code = _codes(shape, has_addend, is_float)[box]
     return tile, CudaKernel(code, "hopper_linear", THREADS, tile.shared_bytes)
 
 
 @cache
 def _codes(
-    shape: tuple[int, int, int], kind: tuple[bool, bool, bool]
+    shape: tuple[int, int, int], has_addend: bool, is_float: bool
 ) -> dict[int, tuple[Tiling, bytes]]:
     """Of every box, compiled side by side: a start wants them all."""
 
-    has_addend, is_float, is_fp8 = kind
-
     def compiled(box: int) -> tuple[Tiling, bytes]:
-        tile = tile_for(box, *shape, _room(), is_fp8=is_fp8)
-        macros = {name.upper(): int(value) for name, value in tile._asdict().items()}
+        tile = tile_for(box, *shape, _room())
+        macros = {name.upper(): value for name, value in tile._asdict().items()}
         macros |= {"HAS_ADDEND": int(has_addend), "OUT_F32": int(is_float)}
         source = _source("hopper_linear.cu").replace("// WGMMA", _wgmma(tile.width))
         return tile, machine_code(source, macros, ARCHITECTURE)

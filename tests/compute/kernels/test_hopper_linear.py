@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from predictors.compute.kernels import hopper_linear
-from predictors.compute.kernels.fp8 import quantize_rows
 from predictors.compute.kernels.hopper_linear import (
     BLOCK_K,
     MOST_ROWS,
@@ -51,12 +50,11 @@ LINEARS = {
     features=st.integers(1, 512).map(lambda n: BLOCK_K * n),
     parts=st.sampled_from([1, 2]),
     room=st.builds(Room, st.integers(60, 148), st.integers(8, 37)),
-    is_fp8=st.booleans(),
 )
 def test_a_tiling_fits_a_block_and_fills_the_card(
-    rows: int, width: int, features: int, parts: int, room: Room, is_fp8: bool
+    rows: int, width: int, features: int, parts: int, room: Room
 ) -> None:
-    tile = tile_for(rows, width, features, parts, room, is_fp8=is_fp8)
+    tile = tile_for(rows, width, features, parts, room)
     assert tile.box >= rows
     assert tile.width % 8 == 0
     assert tile.width <= 256
@@ -71,9 +69,7 @@ def test_a_tiling_fits_a_block_and_fills_the_card(
     assert tile.splits == 1 or parts == 1
 
 
-def operands(
-    name: str, rows: int, *, is_fp8: bool = False
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def operands(name: str, rows: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """x, the weight, and the other arguments of `linear`."""
     assert hopper_linear.is_available()
     torch.manual_seed(rows)
@@ -91,14 +87,11 @@ def operands(
         more["is_gated"] = True
     if kind == "float":
         more["out"] = torch.full((rows, width), float("nan"), device="cuda")
-    if is_fp8:
-        weight, more["scales"] = quantize_rows(weight)
     return x, weight, more
 
 
 def exact(x: Tensor, weight: Tensor, more: dict[str, Any]) -> Tensor:
-    wide = weight.double() * more.get("scales", torch.ones(1, device="cuda")).double()
-    made = torch.cat([x.double() @ part.T for part in wide.split(16384)], 1)
+    made = torch.cat([x.double() @ part.double().T for part in weight.split(16384)], 1)
     if "is_gated" in more:
         gate, up = made.chunk(2, 1)
         made = torch.nn.functional.silu(gate) * up
@@ -112,9 +105,8 @@ def exact(x: Tensor, weight: Tensor, more: dict[str, Any]) -> Tensor:
 @on_card
 @pytest.mark.parametrize("rows", [1, 2, 8, 9, 17, 32, 33, 47, 64])
 @pytest.mark.parametrize("name", LINEARS)
-@pytest.mark.parametrize("is_fp8", [False, True])
-def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int, is_fp8: bool) -> None:
-    x, weight, more = operands(name, rows, is_fp8=is_fp8)
+def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int) -> None:
+    x, weight, more = operands(name, rows)
     want = exact(x, weight, more)
     found = linear(x, weight, **more)
     assert found.isfinite().all()
@@ -125,14 +117,13 @@ def test_a_product_is_the_one_in_float64_rounded_once(name: str, rows: int, is_f
 
 @on_card
 @pytest.mark.parametrize("name", LINEARS)
-@pytest.mark.parametrize("is_fp8", [False, True])
-def test_a_rows_bits_do_not_depend_on_the_others(name: str, is_fp8: bool) -> None:
-    x, weight, more = operands(name, MOST_ROWS, is_fp8=is_fp8)
+def test_a_rows_bits_do_not_depend_on_the_others(name: str) -> None:
+    x, weight, more = operands(name, MOST_ROWS)
     whole = linear(x, weight, **more).clone()
     for first, rows in ((0, 64), (5, 33), (40, 24), (63, 1)):
         part = {
             key: value[first : first + rows].contiguous()
-            if isinstance(value, Tensor) and key not in ("bias", "scales")
+            if isinstance(value, Tensor) and key != "bias"
             else value
             for key, value in more.items()
         }
@@ -143,10 +134,9 @@ def test_a_rows_bits_do_not_depend_on_the_others(name: str, is_fp8: bool) -> Non
 
 @on_card
 @pytest.mark.parametrize("name", ["3B, qkv", "3B, gate and up", "7B, down", "small"])
-@pytest.mark.parametrize("is_fp8", [False, True])
-def test_chained_kernels_wait_for_each_other(name: str, is_fp8: bool) -> None:
+def test_chained_kernels_wait_for_each_other(name: str) -> None:
     """Norm and linear in turn over one buffer, in a graph, beside one after the other."""
-    _, weight, more = operands(name, MOST_ROWS, is_fp8=is_fp8)
+    _, weight, more = operands(name, MOST_ROWS)
     features = weight.shape[1]
     more.pop("residual", None)
     inputs = [
