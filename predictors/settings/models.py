@@ -266,8 +266,9 @@ class QwenVLSettings(SettingsGroup):
     beginning, in unused pages of the KV cache. `auto`: on a GPU, unless `deterministic`. The time
     to the first token then shows a caller that the same beginning was sent before."""
     precision: str = bounded("auto", choices=("auto", "fp8"))
-    """`fp8`: the decoder's linear layers are quantised to 8-bit floating point while loading. That
-    is fast only on a GPU with fp8 units, and works anywhere. `auto`: `compute.dtype`."""
+    """`fp8`: the decoder's linear layers are quantised to 8-bit floating point while loading, which
+    halves their memory. That is fast only on a GPU with fp8 units, and works anywhere. `auto`:
+    `compute.dtype`; on Hopper it decodes faster from 8 rows on."""
     deterministic: str = bounded("auto", choices=AUTO_ON_OFF)
     """`on`: decoding always uses the same batch width, so that other requests never change a bit of
     an answer. `auto`: on for float32 on the CPU."""
