@@ -198,9 +198,10 @@ def _track(container: Any, kind: Kind, limits: FilmLimits) -> Any:
         read = ", ".join(CODECS.values())
         raise InvalidRequest(f"is {kind.name} of {held}; read are {read}")
     _check_size(stream.width, stream.height, limits)
+    nothing = importlib.import_module("av.stream").Discard.all
     for other in container.streams:
         if other.index != stream.index:
-            other.discard = "all"
+            other.discard = nothing
     decoder.thread_count, decoder.thread_type = 1, "NONE"
     decoder.options = {"max_pixels": str(limits.max_frame_pixels)}
     return stream
