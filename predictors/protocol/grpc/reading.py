@@ -131,7 +131,7 @@ class MessageReader:
         if refusal is not None:
             raise refusal
         found: RawMessage | None = await self._arriving.read(
-            partial(receive_message, context), lambda: self._caller(context)
+            partial(_receive_only, context), lambda: self._caller(context)
         )
         if found is not None:
             return found
@@ -148,6 +148,20 @@ class MessageReader:
         self._callers.name(call, peer_address(peer_of_task.get()))
         adopt_key(self._callers, call)
         return call.caller
+
+
+async def _receive_only(context: Any) -> RawMessage | None:
+    """The message of a call that may have one, once the caller has said that it was the last; None
+    if there is none. Raises `InvalidRequest` if another one comes."""
+    found: RawMessage | None = await receive_message(context)
+    if found is None:
+        return None
+    second: RawMessage | None = await receive_message(context)
+    if second is None:
+        return found
+    for each in (found, second):
+        each.release()  # the exception keeps this frame
+    raise InvalidRequest("the call has more than one message; this method takes one")
 
 
 def add_service(
