@@ -65,6 +65,7 @@ class Server:
         settings: Settings,
         *,
         on_drain: Callable[[int, float], object],
+        on_ready: Callable[[], object],
         routes: Sequence[Any],
         admin_routes: Any,
         workers: Workers,

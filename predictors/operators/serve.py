@@ -26,9 +26,9 @@ from predictors.operators.page_routes import page_routes
 from predictors.operators.sharing import share_card
 from predictors.operators.starting import (
     Predictor,
-    ReadyLine,
     address_of,
     follow_start,
+    report_ready,
     report_state,
 )
 from predictors.protocol.http.connection_limits import raise_file_limit
@@ -73,25 +73,26 @@ def serve_models(
         lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
         watch_gpu(settings.compute, EnergySplit([model.host for model in models]).split),
     ):
+        secure = bool(settings.tls.cert_file)
+
+        def on_ready() -> None:
+            address = address_of(settings.server.host, server.http_port, is_secure=secure)
+            report_ready([model.name for model in models], address)
+
         server = PredictorServer(
             models,
             settings,
             routes=page_routes(settings),
             on_drain=events.draining,
+            on_ready=on_ready,
             admin_routes=partial(admin_routes, make_profiler=Profiler),
             workers=workers,
-        )
-        secure = bool(settings.tls.cert_file)
-        ready = ReadyLine(
-            [model.name for model in models],
-            lambda: address_of(settings.server.host, server.http_port, is_secure=secure),
         )
         for model in models:
             follow_start(model, events)
             model.host.events.subscribe(
                 on_state=partial(report_state, model, events), on_warm=freeze_loaded_objects
             )
-            model.host.events.subscribe(on_state=partial(ready.report, model.name))
         try:
             exit_code = server.run()
         finally:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,23 +16,8 @@ log = logging.getLogger("predictors")
 Predictor = BasePredictor[Any, Any, Any]
 
 
-class ReadyLine:
-    """Logs one line when all models are ready for the first time. Any thread."""
-
-    def __init__(self, models: Collection[str], address: Callable[[], str]) -> None:
-        self._missing = set(models)
-        self._names = ", ".join(models)
-        self._address = address
-        self._lock = threading.Lock()
-
-    def report(self, model: str, state: State) -> None:
-        if state is not State.READY:
-            return
-        with self._lock:
-            was_last = self._missing == {model}
-            self._missing.discard(model)
-        if was_last:
-            log.info("ready: %s at %s", self._names, self._address())
+def report_ready(models: Iterable[str], address: str) -> None:
+    log.info("ready: %s at %s", ", ".join(models), address)
 
 
 def address_of(host: str, port: int, *, is_secure: bool) -> str:

@@ -16,26 +16,32 @@ LAG_WEIGHT = 0.2  # of a new reading in the moving average of the loop's lag
 MAX_LAG = 2.0  # limits that one reading may count, so that one long pause begins no action
 
 
-def watch_overload(registry: Registry, connections: ConnectionLimit) -> Callable[[], None]:
-    """Begin to read the monitors, on the running loop. Returns a function that ends it."""
+def watch_overload(
+    registry: Registry, connections: ConnectionLimit, on_ready: Callable[[], object]
+) -> Callable[[], None]:
+    """Begin to read the monitors, on the running loop. `on_ready` is called once, when all models
+    are warm and the memory leaves room for requests. Returns a function that ends it."""
     lag = LoopLag(registry.settings.overload.loop_lag_s, registry.overload.update)
     registry.overload.watch(*make_monitors(registry, connections, lag))
     registry.loop_overdue_s = lag.overdue_s
     lag.start()
-    comparing = asyncio.create_task(compare_memory_at_rest(registry))
+    waiting = asyncio.create_task(wait_ready(registry, on_ready))
 
     def stop() -> None:
         lag.stop()
-        comparing.cancel()
+        waiting.cancel()
 
     return stop
 
 
-async def compare_memory_at_rest(registry: Registry) -> None:
-    """Compare until it is known that the memory leaves room, also without probes."""
-    while not registry.overload.at_rest.is_known:
-        await registry.all_ready()
+async def wait_ready(registry: Registry, on_ready: Callable[[], object]) -> None:
+    """Ask until the server is ready, as a probe does, so that a fault is also logged where no probe
+    comes; then call `on_ready`."""
+    is_ready = False
+    while not is_ready:
         await asyncio.sleep(INTERVAL_S)
+        is_ready = await registry.all_ready()
+    on_ready()
 
 
 def make_monitors(registry: Registry, connections: ConnectionLimit, lag: LoopLag) -> list[Monitor]:

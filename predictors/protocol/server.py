@@ -60,7 +60,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
     OpenAI, and replace theirs of one path. `on_drain` is called on the event loop when a shutdown
-    begins, with the requests in flight and the seconds they have. Without `admin_routes` there is
+    begins, with the requests in flight and the seconds they have; `on_ready` when the readiness
+    probe has its first 200. Without `admin_routes` there is
     no admin port. `workers` parse large bodies; they are closed by the caller.
     """
 
@@ -77,6 +78,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         *,
         routes: Sequence[BaseRoute] = (),
         on_drain: Callable[[int, float], object] = lambda in_flight, seconds: None,
+        on_ready: Callable[[], object] = lambda: None,
         admin_routes: AdminRoutes | None = None,
         workers: Workers | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.registered_models.update(model)
         self._routes = routes
         self._on_drain = on_drain
+        self._on_ready = on_ready
         self._admin_routes = admin_routes
         self.admin_port = own.admin_port if admin_routes is not None else -1
         self.health_port, self.metrics_port = own.health_port, own.metrics_port
@@ -156,7 +159,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self.registry.callers,
             )
             self.registry.pending_bodies.most_of_one = http_server.connections.limit // 2
-            open_ports.callback(watch_overload(self.registry, http_server.connections))
+            open_ports.callback(
+                watch_overload(self.registry, http_server.connections, self._on_ready)
+            )
             open_ports.push_async_callback(self.registry.callers.stop)
             self.registry.callers.start()
             self._handle_signals()

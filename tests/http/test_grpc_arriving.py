@@ -229,6 +229,29 @@ def test_a_call_without_a_message_is_an_invalid_argument(running: Running, path:
     assert lines.text == ""
 
 
+@pytest.mark.parametrize("path", METHODS.values(), ids=METHODS)
+def test_a_call_with_a_second_message_is_an_invalid_argument(running: Running, path: str) -> None:
+    with logged(logging.WARNING) as lines, connect(running.server.grpc_port) as connection:
+        connection.open(path, 1)
+        connection.part(EMPTY, 1)
+        connection.part(EMPTY, 1, END_STREAM)
+        connection.answer()
+        assert b"the call has more than one message; this method takes one" in connection.trailers
+    assert lines.text == ""
+
+
+def test_a_call_that_does_not_end_behind_its_message_has_a_minute(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could send another one."""
+    monkeypatch.setattr(arriving, "BODY_TIMEOUT_S", 0.05)
+    with connect(running.server.grpc_port) as connection:
+        connection.open(LIVE, 1)
+        connection.part(EMPTY, 1)
+        connection.answer(1)
+        assert b"the message took longer than 0.05 s" in connection.trailers
+
+
 def test_what_still_arrives_at_a_shutdown_is_refused_and_may_be_sent_again(
     running: Running, places: Places
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -40,9 +41,13 @@ MESSAGE = "the server is overloaded ({}); try again later"
 
 
 @contextmanager
-def server(overload: dict[str, Any] | None = None, **own: Any) -> Iterator[Running]:
+def server(
+    overload: dict[str, Any] | None = None,
+    on_ready: Callable[[], object] = lambda: None,
+    **own: Any,
+) -> Iterator[Running]:
     settings = replace(small_settings(server=own), overload=replace(CALM, **overload or {}))
-    with serving(echo("echo", settings), settings=settings) as running:
+    with serving(echo("echo", settings), settings=settings, on_ready=on_ready) as running:
         yield running
 
 
@@ -309,6 +314,32 @@ def test_a_limit_that_the_idle_server_fills_is_not_ready_and_says_both_numbers()
             (state,) = http.post("/v2/repository/index").json()
             assert (state["state"], words in state["reason"]) == ("UNAVAILABLE", True)
         assert lines.text.count("not ready: the server uses") == 1
+
+
+def test_a_server_is_reported_ready_once_it_is_also_where_nobody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used, was_read, reported = [990], threading.Semaphore(0), threading.Event()
+
+    def read() -> float:
+        was_read.release()
+        return float(used[0] * memory_at_rest.MIB)
+
+    use = MemoryUse(read, 1000 * memory_at_rest.MIB)
+    monkeypatch.setattr(memory_at_rest, "find_memory_use", lambda limit: use)
+
+    def report() -> None:
+        logging.getLogger("predictors").info("reported")
+        reported.set()
+
+    with logged() as lines, server(on_ready=report):
+        for _ in range(5):
+            assert was_read.acquire(timeout=PATIENCE_S)
+        used[0] = 100
+        assert reported.wait(PATIENCE_S)
+        found = [lines.text.index(each) for each in ("not ready: ", "ready: the ", "reported")]
+        assert found == sorted(found)
+        assert lines.text.count("reported") == 1
 
 
 def test_a_loop_that_has_not_run_for_long_is_not_ready_and_then_not_alive() -> None:

@@ -6,21 +6,14 @@ import logging
 
 import pytest
 
-from predictors.operators.starting import ReadyLine, address_of
-from predictors.serving.lifecycle import State
+from predictors.operators.starting import address_of, report_ready
 
 
 def test_one_line_says_that_all_models_are_ready_and_where(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    line = ReadyLine(["flux", "qwen-vl"], lambda: "http://127.0.0.1:8080/")
     with caplog.at_level(logging.INFO, "predictors"):
-        line.report("flux", State.WARMING)
-        line.report("flux", State.READY)
-        line.report("flux", State.READY)
-        assert caplog.messages == []
-        line.report("qwen-vl", State.READY)
-        line.report("qwen-vl", State.READY)
+        report_ready(["flux", "qwen-vl"], "http://127.0.0.1:8080/")
     assert caplog.messages == ["ready: flux, qwen-vl at http://127.0.0.1:8080/"]
 
 

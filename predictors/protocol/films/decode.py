@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.films.entries import check_entry_counts
 from predictors.protocol.films.orientation import is_sideways, turn_of
 from predictors.protocol.films.wholeness import check_whole
 from predictors.protocol.images.kinds import MATROSKA, MP4, UNKNOWN, Kind, film_kind
@@ -93,6 +94,7 @@ def probe_frames(
     with naming_field(param, row):
         kind = _check_file(raw, limits)
         check_whole(raw, kind)
+        check_entry_counts(raw, kind)
         with _opened(kind, raw, limits) as (container, stream):
             times, unit = _times(container, stream, kind, limits)
             fps = _rate(times, unit, stream.average_rate, kind)
@@ -171,6 +173,8 @@ def _opened(kind: Kind, raw: bytes, limits: FilmLimits) -> Iterator[tuple[Any, A
         "max_streams": str(MAX_STREAMS),
         "probesize": str(PROBED_BYTES),
     }
+    if kind is MATROSKA:
+        options["fflags"] = "+ignidx"  # cues in falling order take a quadratic time
     broken = f"is {kind.name} whose header is damaged, cut short or of a form that is not read"
     try:
         container = av.open(
@@ -198,9 +202,10 @@ def _track(container: Any, kind: Kind, limits: FilmLimits) -> Any:
         read = ", ".join(CODECS.values())
         raise InvalidRequest(f"is {kind.name} of {held}; read are {read}")
     _check_size(stream.width, stream.height, limits)
+    nothing = importlib.import_module("av.stream").Discard.all
     for other in container.streams:
         if other.index != stream.index:
-            other.discard = "all"
+            other.discard = nothing
     decoder.thread_count, decoder.thread_type = 1, "NONE"
     decoder.options = {"max_pixels": str(limits.max_frame_pixels)}
     return stream

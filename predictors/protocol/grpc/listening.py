@@ -38,4 +38,5 @@ async def start_grpc(
     add_health(server, reader, registry, SERVICE)
     if is_offered(own.grpc_reflection, registry.settings):
         add_reflection(server, reader, inference_file())
+    server.add_generic_rpc_handlers((reader.unknown(),))
     return await start_listening(server, own, on_lost, calls, certificates)

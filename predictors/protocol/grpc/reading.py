@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from predictors.errors import InvalidRequest, ServingError
+from predictors.errors import InvalidRequest, NotSupported, ServingError
 from predictors.observe import logs
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call, check_single
@@ -25,9 +25,9 @@ from predictors.protocol.grpc.arriving import (
 from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import RawMessage, abort, set_request_id, start_call
 from predictors.protocol.grpc.open_calls import OpenCalls
-from predictors.protocol.grpc.refused_calls import RefusedCalls
+from predictors.protocol.grpc.refused_calls import OTHER, RefusedCalls
 from predictors.protocol.grpc.unread_answers import peer_of_task
-from predictors.protocol.outcomes import result_or_error
+from predictors.protocol.outcomes import RequestRecord, result_or_error
 
 ReadMessage = Callable[[], Awaitable[RawMessage]]
 """Reads the only message of a call. Raises the reason why it is refused."""
@@ -70,7 +70,7 @@ class MessageReader:
 
         async def work(context: Any, call: Call, refusal: ServingError | None) -> Any:
             check_single(call.repeated)
-            return await method(await self._only(context, refusal), call)
+            return await method(await self._only_counted(context, refusal), call)
 
         async def handle(messages: object, context: Any) -> bytes:
             refusal = self._calls.begin(name, context)
@@ -85,6 +85,20 @@ class MessageReader:
 
         return grpc.stream_unary_rpc_method_handler(handle, RawMessage)
 
+    def unknown(self) -> grpc.GenericRpcHandler:
+        """Of calls whose methods are not there. To be registered last."""
+
+        async def handle(messages: object, context: Any) -> None:
+            refusal = self._calls.begin("", context)
+            call = start_call(context)
+            error = refusal or NotSupported("there is no such method")
+            fault = await self._refused.fault(error, "", call)
+            if refusal is None:
+                RequestRecord("v2_grpc", OTHER).end(error.reason)
+            await abort(context, fault, call)
+
+        return _AnyMethod(grpc.stream_stream_rpc_method_handler(handle))
+
     def _sent(self, context: Any, response: Any) -> bytes:
         raw: bytes = response.SerializeToString()
         self._answers.begin(context, len(raw))
@@ -94,7 +108,8 @@ class MessageReader:
         """Of one message and many responses."""
 
         async def work(context: Any, write: Write, refusal: ServingError | None) -> None:
-            async for response in method(partial(self._only, context, refusal), context):
+            read = partial(self._only_counted, context, refusal)
+            async for response in method(read, context):
                 await write(response.SerializeToString())
 
         return self._of_streams(name, work)
@@ -131,13 +146,23 @@ class MessageReader:
         if refusal is not None:
             raise refusal
         found: RawMessage | None = await self._arriving.read(
-            partial(receive_message, context), lambda: self._caller(context)
+            partial(_receive_only, context), lambda: self._caller(context)
         )
         if found is not None:
             return found
         # a call that gRPC has ended has none either: this task is cancelled then
         await asyncio.sleep(AT_ONCE_S)
         raise InvalidRequest("the call has no message")
+
+    async def _only_counted(self, context: Any, refusal: ServingError | None) -> RawMessage:
+        """As `_only`, of a method whose answers are not counted. A call that ends before its
+        message is there, by its caller or by gRPC for its size, is."""
+        record = RequestRecord("v2_grpc", OTHER)
+        try:
+            return await self._only(context, refusal)
+        except asyncio.CancelledError:
+            record.end("cancelled")
+            raise
 
     def _each(self, context: Any, refusal: ServingError | None) -> StreamMessages:
         given = partial(receive_message, context), lambda: self._caller(context)
@@ -148,6 +173,28 @@ class MessageReader:
         self._callers.name(call, peer_address(peer_of_task.get()))
         adopt_key(self._callers, call)
         return call.caller
+
+
+class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+        self._handler = handler
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return self._handler
+
+
+async def _receive_only(context: Any) -> RawMessage | None:
+    """The message of a call that may have one, once the caller has said that it was the last; None
+    if there is none. Raises `InvalidRequest` if another one comes."""
+    found: RawMessage | None = await receive_message(context)
+    if found is None:
+        return None
+    second: RawMessage | None = await receive_message(context)
+    if second is None:
+        return found
+    for each in (found, second):
+        each.release()  # the exception keeps this frame
+    raise InvalidRequest("the call has more than one message; this method takes one")
 
 
 def add_service(

@@ -18,7 +18,8 @@ from predictors.protocol.registry import Registry
 
 INFERENCE = frozenset({"ModelInfer", "ModelStreamInfer"})
 OTHER = "other"
-"""The label `operation` of refused calls of all other methods. Answered ones are not counted."""
+"""The label `operation` of refused calls of all other methods, of those that ended before their
+message was there, and of methods that are not there. Answered ones are not counted."""
 
 access = logging.getLogger("predictors.access")
 _sampled = SampledLines(access)

@@ -42,6 +42,27 @@ def test_films_of_every_kind_are_read(kind: str) -> None:
         assert int(np.argmin(others)) == i
 
 
+@pytest.mark.parametrize(("kind", "sound"), [("h264", "aac"), ("mov", "aac"), ("vp8", "libopus")])
+def test_a_film_with_sound_is_read_as_one_without(kind: str, sound: str) -> None:
+    encoder, container = ENCODERS[kind]
+    raw = io.BytesIO()
+    with av.open(raw, "w", format=container) as out:
+        silence: Any = out.add_stream(sound, rate=48_000, layout="mono")
+        stream: Any = out.add_stream(encoder, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(71):  # 1.5 s
+            samples = np.zeros((1, 1024), np.float32)
+            heard = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            heard.sample_rate, heard.pts = 48_000, 1024 * i
+            out.mux(silence.encode(heard))
+        for picture in CLIP.pictures():
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(silence.encode(None))
+        out.mux(stream.encode(None))
+    assert probe_frames(raw.getvalue(), LIMITS) == FilmFacts(12, 8.0, 48, 32)
+    assert len(read(raw.getvalue(), [0, 5, 11])) == 3
+
+
 def test_a_film_that_was_filmed_upright_is_turned() -> None:
     raw = io.BytesIO()
     with av.open(raw, "w", format="mp4") as out:

@@ -21,6 +21,7 @@ from predictors.models.flux.adapters.products import (
     factor_rank,
     halves_of,
     missing_kind,
+    rank_advice,
 )
 
 Array = NDArray[np.float32]
@@ -98,8 +99,8 @@ def check_layer(file: StrictFile, layer: AdapterLayer, max_rank: int) -> None:
     place, (name, _) = layer.place, layer.first
     rank = _product_rank(file, layer) if layer.is_product else _rank(file, layer)
     if rank > max_rank * len(place.pieces):  # whose parts may have as much each
-        more = "; merge an adapter of whole matrices (LoKr) into its model"
-        raise InvalidRequest(over_rank(file, name, rank, max_rank) + more * layer.is_product)
+        more = rank_advice(layer.shapes(file)) if layer.is_product else ""
+        raise InvalidRequest(over_rank(file, name, rank, max_rank) + more)
 
 
 def _product_rank(file: StrictFile, layer: AdapterLayer) -> int:

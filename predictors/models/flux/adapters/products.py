@@ -52,6 +52,18 @@ def change_shape(shapes: Mapping[str, Shape]) -> tuple[int, int, int]:
     return rows * more_rows, columns * more_columns, rank * more_rank
 
 
+def rank_advice(shapes: Mapping[str, Shape]) -> str:
+    """The end of the refusal of a LoHa or LoKr layer for its rank: the reason, and what to do."""
+    sides = [shapes[name] for name in LOKR if name in shapes]
+    if len(sides) < len(LOKR):
+        return "; merge the adapter into its model"
+    ranks = " x ".join(str(min(shape)) for shape in sides)
+    return (
+        f": a LoKr of two whole matrices, {list(sides[0])} and {list(sides[1])}, whose ranks "
+        f"multiply ({ranks}); merge it into its model"
+    )
+
+
 def factor_rank(shapes: Mapping[str, Shape]) -> int:
     """The rank by which alpha is divided; 0 where it is not: LoKr of whole matrices."""
     for name in ("lokr_w2_b", "lokr_w1_b", "hada_w1_b"):

@@ -127,10 +127,24 @@ def test_what_does_not_fit_is_refused_by_a_tensors_name(case: str, tmp_path: Pat
     assert Q in refused.value.message
 
 
-def test_a_rank_beyond_the_limit_says_to_merge(tmp_path: Path) -> None:
-    named = {f"{Q}.{kind}": value for kind, value in WHOLE.items()}
-    with pytest.raises(InvalidRequest, match=r"has rank 160; at most 64 .*; merge an adapter of"):
-        read(saved(tmp_path, named), PLACES, max_rank=64)
+OVER_RANK = {
+    "two whole matrices": (
+        WHOLE,
+        r"has rank 160; at most 16 .*: a LoKr of two whole matrices, \[8, 8\] and \[20, 20\], "
+        r"whose ranks multiply \(8 x 20\); merge it into its model",
+    ),
+    "one whole matrix": (ONE_IN_FACTORS, r"has rank 32; at most 16 .*\); merge the adapter into"),
+    "LoHa": (LOHA, r"has rank 20; at most 16 .*\); merge the adapter into its model"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "expected"), OVER_RANK.values(), ids=OVER_RANK)
+def test_a_rank_beyond_the_limit_says_why_and_to_merge(
+    tensors: Tensors, expected: str, tmp_path: Path
+) -> None:
+    named = {f"{Q}.{kind}": value for kind, value in tensors.items()}
+    with pytest.raises(InvalidRequest, match=expected):
+        read(saved(tmp_path, named), PLACES, max_rank=16)
 
 
 def test_a_norm_of_a_dora_beside_it_is_refused(tmp_path: Path) -> None:
