@@ -67,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallServer]:
 def faults(served: SmallServer) -> Iterator[Faults]:
     """The faults of that server, which are off when the test ends."""
     yield served.faults
-    for name in ("once-flux", "hang-flux"):
+    for name in ("once-flux", "hang-flux", "once-qwen-vl", "hang-qwen-vl"):
         served.faults.clear(name)
 
 
