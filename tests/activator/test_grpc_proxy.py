@@ -136,6 +136,7 @@ def test_twenty_calls_at_once_wake_the_model_once_and_none_is_lost() -> None:
         start, rig.scale.on_wake = rig.scale.on_wake, lambda: None
         calls = [unary(channel, "Echo").future(b"%d" % n, timeout=PATIENCE_S) for n in range(20)]  # type: ignore[attr-defined]
         rig.scale.wait_held(20)
+        rig.scale.wait_for(lambda: sample("wakes_total", rig.scale.name) == 1)  # counted
         start()
         assert [call.result() for call in calls] == [b"%d" % n for n in range(20)]
         assert sample("wakes_total", rig.scale.name) == 1

@@ -2,6 +2,7 @@
 that a test switches on by files in the folder `FAULTS`.
 
     hang-MODEL   the next step of that model waits until the file is gone
+    once-MODEL   the next step of that model is done, and those after it hang as by hang-MODEL
     hold-MODEL   loading that model waits until the file is gone
     compile      the next step of flux calls a function that is not compiled yet
     memory       every step of flux runs out of memory
@@ -90,6 +91,8 @@ def _infest_engine(model: str, engine: Any, faults: Faults) -> None:
         faults.wait_off(f"hang-{model}")
         if model == "flux":
             _break_pictures(faults, jobs)
+        if faults.take(f"once-{model}"):
+            faults.set(f"hang-{model}")
         step(self, jobs)
 
     engine.load, engine.step = held_load, faulty_step

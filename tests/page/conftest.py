@@ -21,6 +21,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 from predictors.cli.child import ServerProcess
 from predictors.cli.demo import MODELS
+from tests.observe.faulty import FOLDER, Faults
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
@@ -33,21 +34,41 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 class SmallServer(ServerProcess):
-    """A server with a short queue and an adapter. Its loop may be late."""
+    """A server with a short queue, an adapter, and faults that a test switches on. Its loop may be
+    late, and its steps may take as long as a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        models = {name: ROOT / path for name, path in MODELS.items()}
+        loras = {"flux:all-cyan": ROOT / "checkpoints/shapes-loras/all-cyan"}
+        super().__init__(models, folder / "server.log", loras)
+        self._folder = folder
+        self.faults = Faults(folder)
 
     def command(self) -> Sequence[str]:
-        settings = (f"PREDICTORS_QUEUE_CAPACITY={CAPACITY}", "PREDICTORS_OVERLOAD_LOOP_LAG_S=0")
-        return ["env", *settings, *super().command()]
+        settings = {
+            "PREDICTORS_QUEUE_CAPACITY": CAPACITY,
+            "PREDICTORS_OVERLOAD_LOOP_LAG_S": 0,
+            "PREDICTORS_QUEUE_STALL_TIMEOUT_S": 3600,
+            FOLDER: self._folder,
+        }
+        python, _, _, *rest = super().command()
+        given = [f"{name}={value}" for name, value in settings.items()]
+        return ["env", *given, python, "-m", "tests.observe.faulty", *rest]
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    log = tmp_path_factory.mktemp("served") / "server.log"
-    models = {name: ROOT / path for name, path in MODELS.items()}
-    loras = {"flux:all-cyan": ROOT / "checkpoints/shapes-loras/all-cyan"}
-    with SmallServer(models, log, loras) as server:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallServer]:
+    with SmallServer(tmp_path_factory.mktemp("served")) as server:
         server.wait_ready(START_S, lambda what: None)
         yield server
+
+
+@pytest.fixture
+def faults(served: SmallServer) -> Iterator[Faults]:
+    """The faults of that server, which are off when the test ends."""
+    yield served.faults
+    for name in ("once-flux", "hang-flux", "once-qwen-vl", "hang-qwen-vl"):
+        served.faults.clear(name)
 
 
 def series(url: str, *wanted: str) -> dict[str, float]:
@@ -110,7 +131,7 @@ async def opened(
 
 
 @pytest.fixture
-async def page(browser: Browser, served: ServerProcess) -> AsyncIterator[Page]:
+async def page(browser: Browser, served: SmallServer) -> AsyncIterator[Page]:
     async with opened(browser, f"{served.url}/") as found:
         yield found
 

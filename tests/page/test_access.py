@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from predictors.cli.child import ServerProcess, held_ports
+from predictors.cli.child import held_ports
 from predictors.operators.page_routes import page_routes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.settings import AccessSettings
@@ -21,7 +21,7 @@ from tests.fakes import EchoEngine
 from tests.http.echo import Running, serving, small_settings
 from tests.http.openai_echo import Artist, Writer, words
 from tests.http.test_nginx import CONFIG, NGINX, nginx
-from tests.page.conftest import answered, draw, opened, screenshot
+from tests.page.conftest import SmallServer, answered, draw, opened, screenshot
 
 KEY = new_key()
 PHONE = {"viewport": {"width": 360, "height": 780}, "device_scale_factor": 2, "has_touch": True}
@@ -46,9 +46,10 @@ class Teller(Writer):
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server of two small models that asks for a key, which has one request per minute."""
+    """A server of two small models that asks for a key, which has one request now and the next one
+    much later."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
-    file.write_bytes(write_keys([ApiKey("ann", digest_of(KEY), requests_per_minute=1.0)]))
+    file.write_bytes(write_keys([ApiKey("ann", digest_of(KEY), requests_per_minute=0.01)]))
     own = replace(small_settings(), access=AccessSettings(keys_file=str(file)))
     models: list[Any] = [Painter("artist", EchoEngine(), own), Teller("writer", words(), own)]
     with serving(*models, settings=own, routes=page_routes(own)) as running:
@@ -140,7 +141,7 @@ async def find_faults(page: Page) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing(browser: Browser, served: ServerProcess, scheme: Any) -> None:
+async def test_axe_finds_nothing(browser: Browser, served: SmallServer, scheme: Any) -> None:
     async with opened(browser, f"{served.url}/", color_scheme=scheme) as page:
         assert await find_faults(page) == []
         await draw(page, "a large red circle", num_inference_steps="4")
@@ -160,7 +161,7 @@ async def test_axe_finds_nothing(browser: Browser, served: ServerProcess, scheme
         assert await find_faults(page) == []
 
 
-async def test_it_fits_a_phone(browser: Browser, served: ServerProcess) -> None:
+async def test_it_fits_a_phone(browser: Browser, served: SmallServer) -> None:
     async with opened(browser, f"{served.url}/", **PHONE) as page:
         await draw(page, "a large red circle and a small blue square", seed="7")
         await page.locator("#describe").click()

@@ -13,14 +13,14 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from predictors.cli.child import ServerProcess
 from predictors.operators.page_routes import page_routes
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
 from predictors.settings import AccessSettings
 from tests.fakes import EchoEngine
 from tests.http.echo import serving, small_settings
 from tests.http.openai_echo import words
-from tests.page.conftest import START_S, opened
+from tests.observe.faulty import Faults
+from tests.page.conftest import START_S, SmallServer, opened
 from tests.page.test_access import PHONE, Painter, Teller, behind_nginx, find_faults
 
 KEY = new_key()
@@ -65,7 +65,7 @@ async def unfolded(page: Page, path: str) -> Locator:
 
 
 async def test_every_route_is_listed_and_found_by_words(
-    browser: Browser, served: ServerProcess
+    browser: Browser, served: SmallServer
 ) -> None:
     async with httpx.AsyncClient(base_url=served.url, timeout=START_S) as http:
         spec = (await http.get("/openapi.json")).json()
@@ -108,7 +108,7 @@ async def test_the_playground_leads_to_it_and_it_leads_to_what_the_server_has(
 
 
 async def test_a_request_is_sent_and_its_picture_shown(
-    browser: Browser, served: ServerProcess
+    browser: Browser, served: SmallServer
 ) -> None:
     expected = "status of 400"
     async with opened(browser, f"{served.url}/docs", ready=False, expected=expected) as page:
@@ -132,15 +132,18 @@ async def test_a_request_is_sent_and_its_picture_shown(
         await expect(picture).to_have_count(0)
 
 
-async def test_a_request_may_be_stopped(browser: Browser, served: ServerProcess) -> None:
+async def test_a_request_may_be_stopped(
+    browser: Browser, served: SmallServer, faults: Faults
+) -> None:
+    faults.set("once-flux")
     async with opened(browser, f"{served.url}/docs", ready=False) as page:
         box = await unfolded(await listed(page), IMAGES)
-        long = {"num_inference_steps": 100, "size": "512x512", "stream": True, "progress": True}
-        await box.locator("textarea").fill(json.dumps(DRAW | long))
+        await box.locator("textarea").fill(json.dumps(DRAW | {"stream": True, "progress": True}))
         await box.get_by_role("button", name="Send").click()
         await expect(box.locator("[role=status] pre")).to_contain_text("progress")
         await box.get_by_role("button", name="Stop").click()
         await expect(box.locator("[role=status] .bad")).to_have_text("Stopped.")
+        faults.clear("hang-flux")
         await expect(box.get_by_role("button", name="Send")).to_be_enabled()
 
 
@@ -164,7 +167,7 @@ async def test_a_key_is_asked_for_and_sent_behind_a_prefix(browser: Browser, key
 
 
 async def test_a_request_is_sent_with_the_keyboard_alone(
-    browser: Browser, served: ServerProcess
+    browser: Browser, served: SmallServer
 ) -> None:
     async with opened(browser, f"{served.url}/docs", ready=False) as page:
         await listed(page)
@@ -186,7 +189,7 @@ async def test_a_request_is_sent_with_the_keyboard_alone(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_the_reference(
-    browser: Browser, served: ServerProcess, scheme: Any
+    browser: Browser, served: SmallServer, scheme: Any
 ) -> None:
     how = {"ready": False, "color_scheme": scheme}
     async with opened(browser, f"{served.url}/docs", **how) as page:
@@ -200,7 +203,7 @@ async def test_axe_finds_nothing_in_the_reference(
         assert await find_faults(page) == []
 
 
-async def test_the_reference_fits_a_phone(browser: Browser, served: ServerProcess) -> None:
+async def test_the_reference_fits_a_phone(browser: Browser, served: SmallServer) -> None:
     async with opened(browser, f"{served.url}/docs", ready=False, **PHONE) as page:
         box = await unfolded(await listed(page), CHAT)
         await box.get_by_role("button", name="Send").click()

@@ -7,18 +7,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import httpx
 from PIL import Image, ImageChops
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
-from predictors.cli.child import ServerProcess
+from tests.observe.faulty import Faults
 from tests.page.conftest import (
     CAPACITY,
     START_S,
+    SmallServer,
     answered,
     draw,
     opened,
@@ -223,16 +225,18 @@ async def test_a_picture_may_be_chosen_dropped_and_pasted(page: Page, tmp_path: 
     await page.locator("#stage[data-state=edit]").wait_for()
 
 
-async def test_cancelling_frees_the_slot(page: Page, served: ServerProcess) -> None:
+async def test_cancelling_frees_the_slot(page: Page, served: SmallServer, faults: Faults) -> None:
     before = series(served.url, STEPS)
+    faults.set("once-flux")
     for name, value in LONG.items():
         await page.locator(f"#{name}").fill(value)
     await page.locator("#draw-go").click()
-    await expect(page.locator("#facts")).to_contain_text("Step ")
+    await expect(page.locator("#facts")).to_contain_text("Step 1 of ")
     await expect(page.locator("#live")).to_contain_text("running1")
     assert series(served.url, RUNNING) == {RUNNING: 1}
     await page.locator("#draw-cancel").click()
     await expect(page.locator("#facts")).to_have_text("Cancelled.")
+    faults.clear("hang-flux")
     await expect(page.locator("#live")).to_contain_text("running0")
     after = series(served.url, RUNNING, STEPS)
     assert after[RUNNING] == 0
@@ -240,49 +244,52 @@ async def test_cancelling_frees_the_slot(page: Page, served: ServerProcess) -> N
     await draw(page, "a large red circle", num_inference_steps="4", size="128x128")
 
 
-async def test_an_answer_may_be_cancelled_too(page: Page, served: ServerProcess) -> None:
-    async def go_on(route: Route) -> None:  # else the answer may end before it is cancelled
-        asked = {**route.request.post_data_json, "ignore_eos": True, "max_tokens": 3000}
-        await route.continue_(post_data=asked)
-
-    await page.route("**/chat/completions", go_on)
+async def test_an_answer_may_be_cancelled_too(page: Page, faults: Faults) -> None:
+    faults.set("once-qwen-vl")
     await page.locator("#question").fill("Hello")
     await page.locator("#chat-go").click()
     await page.locator(".said").filter(has_text=re.compile(r"\w")).last.wait_for()
     await page.locator("#chat-cancel").click()
     await page.locator("#chat-go").wait_for()
+    await expect(page.locator("#turns")).to_contain_text("Not finished.")
     await expect(page.locator("#chat-error")).to_be_hidden()
 
 
-async def test_a_full_queue_is_read_as_the_server_said_it(
-    browser: Browser, served: ServerProcess
-) -> None:
-    body = {"model": "flux", "prompt": "a", "num_inference_steps": 100, "size": "512x512"}
-    body |= {"stream": True, "progress": True}
-    async with (
-        httpx.AsyncClient(base_url=served.url, timeout=START_S) as http,
-        opened(browser, f"{served.url}/", expected="503") as page,
-    ):
-        held: list[Any] = []
+@asynccontextmanager
+async def full_queue(served: SmallServer, faults: Faults) -> AsyncIterator[None]:
+    """The server while all slots and places of flux are taken, by pictures of which none ends."""
+    body = {"model": "flux", "prompt": "a", "stream": True, "progress": True}
+    held: list[httpx.Response] = []
+    faults.set("hang-flux")
+    async with httpx.AsyncClient(base_url=served.url, timeout=START_S) as http:
         try:
-            refused: httpx.Response | None = None
-            while refused is None:  # until all slots and places are taken
+            while True:
                 request = http.build_request("POST", "/v1/images/generations", json=body)
-                reply = await http.send(request, stream=True)
-                if reply.status_code == 503:
-                    await reply.aread()
-                    refused = reply
-                else:
-                    held.append(reply)
-                    assert len(held) < 100
-            assert len(held) > CAPACITY
-            await page.locator("#draw-go").click()
-            error = page.locator("#draw-error")
-            await expect(error).to_contain_text(refused.json()["error"]["message"][:20])
-            await expect(error).to_contain_text("Try again in")
-            await expect(error).to_contain_text("HTTP 503 server_overloaded")
+                held.append(await http.send(request, stream=True))
+                if held[-1].status_code == 503:
+                    break
+                assert len(held) < 100
+            assert len(held) - 1 > CAPACITY
+            yield
         finally:
             await asyncio.gather(*(reply.aclose() for reply in held))
+            faults.clear("hang-flux")
+
+
+async def test_a_full_queue_is_read_as_the_server_said_it(
+    browser: Browser, served: SmallServer, faults: Faults
+) -> None:
+    async with opened(browser, f"{served.url}/", expected="503") as page:
+        error = page.locator("#draw-error")
+        async with full_queue(served, faults):
+            async with page.expect_response("**/images/generations") as response:
+                await page.locator("#draw-go").click()
+            refusal = await response.value
+            message = (await refusal.json())["error"]["message"]
+            assert "places are taken" in message
+            await expect(error).to_contain_text(message)
+            await expect(error).to_contain_text("Try again in")
+            await expect(error).to_contain_text("HTTP 503 server_overloaded")
         await expect(page.locator("#live")).to_contain_text("running0")
         await page.locator("#num_inference_steps").fill("4")
         await page.locator("#draw-go").click()
@@ -290,7 +297,7 @@ async def test_a_full_queue_is_read_as_the_server_said_it(
         await expect(error).to_be_hidden()
 
 
-async def test_a_wrong_field_is_named(browser: Browser, served: ServerProcess) -> None:
+async def test_a_wrong_field_is_named(browser: Browser, served: SmallServer) -> None:
     async with opened(browser, f"{served.url}/", expected="400") as page:
         await page.locator("#size").fill("17x17")
         await page.locator("#draw-go").click()

@@ -245,11 +245,17 @@ def test_a_host_is_ready_after_the_first_shape_and_warms_the_rest_by_itself(
     host = make_host(engine, start=False)
     seen: list[StartProgress] = []
     warm: list[State] = []
-    host.events.subscribe(on_progress=seen.append, on_warm=lambda: warm.append(host.state))
+    is_ready = threading.Event()  # set after the series of the state
+    host.events.subscribe(
+        on_progress=seen.append,
+        on_warm=lambda: warm.append(host.state),
+        on_state=lambda state: state is State.READY and is_ready.set(),
+    )
     is_over = over(host)
     host.start()
     host.wait_ready(PATIENCE_S)
     assert host.is_ready
+    assert is_ready.wait(PATIENCE_S)
     assert host.warming == (1, 3)
     assert sample("predictors_model_ready", host) == 1
     engine.release("a")
@@ -273,6 +279,7 @@ def test_a_request_for_a_cold_shape_is_answered_before_other_shapes_are_warmed(
     is_over = over(host)
     host.start()
     host.wait_ready(PATIENCE_S)
+    assert engine.is_warming.wait(PATIENCE_S)
     [job] = submit(host, Task("c", 2))
     assert host.is_alive
     engine.release("a")
