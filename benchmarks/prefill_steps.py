@@ -2,9 +2,8 @@
 to the first token by k, with the engine's own planner, pool and paging.
 
 `python -m benchmarks.prefill_steps` prints a table and writes JSON. Seconds are virtual: a step
-takes what its parts took on an H200 with Qwen2.5-VL-3B, in tables of this file; with
-`qwen_vl.mixed_passes` what a wider pass took. No device is needed, every run gives the same
-numbers, and nothing of it is a measurement.
+takes what its parts took on an H200 with Qwen2.5-VL-3B, in tables of this file. No device is
+needed, every run gives the same numbers, and nothing of it is a measurement.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from benchmarks.common.tables import columns
 from predictors.chat import sequence as sequences_of
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.launching import ends_prompt
-from predictors.chat.limits import EngineLimits, aligned, decode_widths, packed_widths
+from predictors.chat.limits import EngineLimits, aligned, packed_widths
 from predictors.chat.model import EncodedPicture
 from predictors.chat.paging import Paging
 from predictors.chat.placing import PlacedPicture
@@ -44,24 +43,16 @@ from predictors.serving.accounts import Account
 from predictors.serving.job import Job
 
 RESULTS = paths.RESULTS / "prefill_steps.json"
-STEPS = (0.0, 0.5, 1.0, 1.4, 2.0, 3.0, 4.0, 6.0)
-SHAPES = ("flat", "line", "card", "mixed")
-"""Of a pass's seconds by its rows: guessed, guessed, measured, and measured with mixed passes."""
+STEPS = (0.0, 1.0, 1.4, 1.7, 2.0, 3.0, 4.0)
+WAYS = ("apart", "mixed")
+"""Prompts and rows that decode in two passes, and in one (`qwen_vl.mixed_passes`)."""
 SLOTS, PAGE, CONTEXT = 64, 64, 32768
 WIDTHS = packed_widths(1536)
 ANSWER = 128
 BEGIN = 15
 """Tokens before a prompt's picture."""
-DECODE_S = {1: 1.97e-3, 8: 2.70e-3, 32: 2.89e-3, 64: 3.08e-3}
-"""Of a decode step after text, by rows."""
 KEY_S = 1.2e-8
 """More for each token that a row has in the cache: 64 rows after 1024x1024 take 4.14 ms."""
-TOKEN_S = 1e-5
-READING_ROWS = 256
-"""Rows below which a pass is taken to cost one reading of the weights."""
-LINE_S = (2.2e-3, 8.5e-6)
-"""The other shape of a pass: a constant, and a row's part. Through the first tokens of 64, 336 and
-1,440 rows, less 0.6 ms of the host."""
 CARD = PassTimes.of(
     {1: 1.80e-3, 2: 2.55e-3, 8: 2.57e-3, 16: 2.62e-3, 32: 2.66e-3, 48: 2.74e-3, 64: 2.74e-3},
     {
@@ -87,41 +78,30 @@ class Load:
     clients: int
     prompt: int
     picture: int
-    vision_s: float
     prepare_s: float
 
 
 LOADS = {
-    "64 x text": Load(64, 63, 0, 0.0, 0.2e-3),
-    "64 x 448x448": Load(64, 321, 256, 2.6e-3, 3.5e-3),
-    "64 x 1024x1024": Load(64, 1434, 1369, 15.8e-3, 13.5e-3),
-    "96 x text": Load(96, 63, 0, 0.0, 0.2e-3),
-    "8 x 1024x1024": Load(8, 1434, 1369, 15.8e-3, 13.5e-3),
+    "64 x text": Load(64, 63, 0, 0.2e-3),
+    "64 x 448x448": Load(64, 321, 256, 3.5e-3),
+    "64 x 1024x1024": Load(64, 1434, 1369, 13.5e-3),
+    "96 x text": Load(96, 63, 0, 0.2e-3),
+    "8 x 1024x1024": Load(8, 1434, 1369, 13.5e-3),
 }
 
 
-def prompt_s(width: int, shape: str) -> float:
-    """Seconds of a pass of so many rows."""
-    if shape in ("card", "mixed"):
-        return interpolated_seconds(CARD.prompt, width) * max(1.0, width / max(CARD.prompt))
-    if shape == "line":
-        return LINE_S[0] + LINE_S[1] * width
-    return TOKEN_S * max(width, READING_ROWS)
-
-
 @cache
-def pass_times(shape: str) -> PassTimes:
-    """As a start would measure them."""
-    if shape in ("card", "mixed"):
-        prompt = {width: prompt_s(width, shape) for width in WIDTHS}
-        mixed = {width: prompt_s(width + SLOTS, shape) + MIXED_S for width in WIDTHS}
-        return PassTimes.of(CARD.decode, prompt, CARD.vision, mixed if shape == "mixed" else {})
-    empty = PassTimes.of(DECODE_S, {1: 1.0}, {})
-    return PassTimes.of(
-        {rows: empty.decode_s(rows) for rows in decode_widths(SLOTS)},
-        {width: prompt_s(width, shape) for width in WIDTHS},
-        {load.picture: load.vision_s for load in LOADS.values() if load.picture},
-    )
+def pass_times(way: str) -> PassTimes:
+    """As a start on the card would measure them. A mixed pass takes what a pass of the rows of both
+    kinds does, and `MIXED_S`."""
+    prompt = {width: prompt_s(width) for width in WIDTHS}
+    mixed = {width: prompt_s(width + SLOTS) + MIXED_S for width in WIDTHS}
+    return PassTimes.of(CARD.decode, prompt, CARD.vision, mixed if way == "mixed" else {})
+
+
+def prompt_s(rows: int) -> float:
+    """Seconds of a pass of so many rows, in proportion above those that were measured."""
+    return interpolated_seconds(CARD.prompt, rows) * max(1.0, rows / max(CARD.prompt))
 
 
 @dataclass
@@ -153,14 +133,14 @@ class Found:
 class SimulatedEngine:
     """One engine, without a device, and its clients, who are one caller."""
 
-    def __init__(self, load: Load, steps: float, shape: str, seed: int) -> None:
-        self.load, self.shape = load, shape
+    def __init__(self, load: Load, steps: float, way: str, seed: int) -> None:
+        self.load, self.times = load, pass_times(way)
         pages = 2 * SLOTS * (load.prompt + ANSWER + PAGE) // PAGE
         limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, (SLOTS,), WIDTHS)
         own = ChatMetrics("simulated")
         self.planner = StepPlanner(SLOTS, PictureCache(0, own))
         if steps:
-            self.planner.set_budget(StepBudget(pass_times(shape), steps))
+            self.planner.set_budget(StepBudget(self.times, steps))
         self.sequences: dict[ChatJob, sequences_of.Sequence] = {}
         pool = PagePool(pages, PAGE)
         given = (pool, self.sequences, self.planner.holders, limits, own)
@@ -236,7 +216,7 @@ class SimulatedEngine:
         told = [*plan.decode, *(c.key for c in chunks if ends_prompt(c))]
         keys = sum(s.num_prompt_tokens + s.num_launched for s in plan.decode)
         seconds = KEY_S * keys
-        times = pass_times(self.shape)
+        times = self.times
         if plan.decode:
             seconds += times.decode_s(len(plan.decode))
             self.found.decode_steps += 1
@@ -244,9 +224,7 @@ class SimulatedEngine:
             seconds += times.prompt_s(each.width, len(plan.decode))
             self.found.passes += 1
             self.found.rows += sum(aligned(chunk.length) for chunk in each.chunks)
-        tokens = self.load.picture
-        vision_s = self.load.vision_s if self.shape in ("flat", "line") else times.vision_s(tokens)
-        seconds += vision_s * sum(chunk.picture_tokens > 0 for chunk in chunks)
+        seconds += sum(times.vision_s(chunk.picture_tokens) for chunk in chunks)
         assert seconds, "no sequence got on"
         step = LaunchedStep(chunks, told, len(plan.decode), None, self.now)  # type: ignore[arg-type]
         self.now += seconds
@@ -280,7 +258,7 @@ class SimulatedEngine:
 
 
 # -- tables ----------------------------------------------------------------------------------------
-def simulated_rows(found: Mapping[str, Any], shape: str) -> Rows:
+def simulated_rows(found: Mapping[str, Any], way: str) -> Rows:
     """Simulated figures by load and k."""
     if "loads" not in found:
         return
@@ -288,7 +266,7 @@ def simulated_rows(found: Mapping[str, Any], shape: str) -> Rows:
         "clients", "k", "gap p99, ms", "longest, ms", "ms per token", "requests/s",
         "first token p50, ms", "p99, ms", "rows per pass",
     )  # fmt: skip
-    for name, by_steps in found["loads"][shape].items():
+    for name, by_steps in found["loads"][way].items():
         for steps, figures in by_steps.items():
             yield (
                 name,
@@ -304,9 +282,7 @@ def simulated_rows(found: Mapping[str, Any], shape: str) -> Rows:
 
 
 ON_PAGES: Tables = {
-    "flat": lambda found: simulated_rows(found, "flat"),
-    "line": lambda found: simulated_rows(found, "line"),
-    "card": lambda found: simulated_rows(found, "card"),
+    "apart": lambda found: simulated_rows(found, "apart"),
     "mixed": lambda found: simulated_rows(found, "mixed"),
 }
 
@@ -319,21 +295,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     found: dict[str, Any] = {"kind": "simulation, not a measurement", "answers": asked.answers}
     found["loads"] = {
-        shape: {
+        way: {
             name: {
                 f"{steps:g}": rounded(
-                    SimulatedEngine(load, steps, shape, asked.seed).run(asked.answers).figures()
+                    SimulatedEngine(load, steps, way, asked.seed).run(asked.answers).figures()
                 )
                 for steps in STEPS
             }
             for name, load in LOADS.items()
         }
-        for shape in SHAPES
+        for way in WAYS
     }
-    for shape in SHAPES:
-        print(
-            f"\na pass's shape: {shape}\n{columns(list(simulated_rows(found, shape)))}", flush=True
-        )
+    for way in WAYS:
+        print(f"\npasses: {way}\n{columns(list(simulated_rows(found, way)))}", flush=True)
     write_json(asked.out, found)
 
 

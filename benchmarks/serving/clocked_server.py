@@ -30,8 +30,6 @@ from predictors.compute.device.placement import HostCopy, LaunchMark, Placement
 
 CHUNK = 1536
 """Rows of the widest pass, as on a GPU."""
-SHAPE = "mixed"
-"""Of a pass's seconds by its rows, see `benchmarks.prefill_steps`."""
 CHOICE_S = 30e-6
 TOKENS = range(300, 400)
 """That answers are made of."""
@@ -66,7 +64,7 @@ class ClockedGraphs:
     """In the place of an engine's graphs."""
 
     def __init__(self, clock: DeviceClock, vocab: int) -> None:
-        self._clock, self._times = clock, pass_times(SHAPE)
+        self._clock, self._times = clock, pass_times("mixed")
         self._logits = torch.zeros(max(decode_widths(64)) + PACK_PROMPTS, vocab)
 
     def capture(
@@ -137,7 +135,7 @@ def _memory(shape: Sequence[int], dtype: torch.dtype, _placement: Placement) -> 
 
 def _budget(_model: str, steps: float, *_: object) -> StepBudget | None:
     """Of the times that the clock goes by."""
-    return StepBudget(pass_times(SHAPE), steps) if steps else None
+    return StepBudget(pass_times("mixed"), steps) if steps else None
 
 
 def _not_rehearsed(*_: object) -> None:

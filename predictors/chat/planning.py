@@ -235,7 +235,7 @@ class StepPlanner:
         bound, left = self._bound, [s.to_prefill - s.num_prefilled for s in prompts]
         if bound is None:
             return sum(left) >= CHEAP_ROWS
-        return any(s.is_begun for s in prompts) or sum(left) >= min(CHEAP_ROWS, bound.rows())
+        return any(s.is_begun for s in prompts) or sum(left) >= min(CHEAP_ROWS, bound.rows)
 
     # -- charging steps --------------------------------------------------------------------------
     def note_launched(self, step: LaunchedStep) -> None:

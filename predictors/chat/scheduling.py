@@ -122,7 +122,7 @@ def plan_packed(
     tokens together: a prompt is cut before a picture that has to wait. The first prompt always
     advances. Prompts of other callers (`others`) are added up to `CHEAP_ROWS`, and beyond while the
     pass takes no longer than those of `sequences` alone would on a `share` of the device. A `bound`
-    allows fewer rows and pictures.
+    allows fewer rows, and one new picture.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
     filling = _OpenPass(widths[-1], picture_tokens, bound)
@@ -153,11 +153,9 @@ class _OpenPass:
     new pictures. The first new picture may have more tokens than that."""
 
     def __init__(self, rows: int, picture_tokens: int, bound: PassBound | None) -> None:
-        self._bound = bound
-        self._tokens = picture_tokens
+        self._tokens = picture_tokens if bound is None else 0
         self._is_fresh = True
-        self._vision_s = 0.0
-        self.rows = rows if bound is None else min(rows, bound.rows())
+        self.rows = rows if bound is None else min(rows, bound.rows)
         self.used = 0
 
     def limit_to(self, rows: int) -> None:
@@ -171,23 +169,17 @@ class _OpenPass:
         for start, tokens in sequence.new_pictures:
             if start >= min(end, first + self.rows - self.used):
                 break
-            if not self._encode(tokens, self.used + start - first):
+            if not self._encode(tokens):
                 end = start
                 break
         end = min(end, first + self.rows - self.used)
         self.used += aligned(end - first)
         return end
 
-    def _encode(self, tokens: int, used: int) -> bool:
-        """Take a picture of so many tokens that comes after `used` rows. False if it must wait."""
+    def _encode(self, tokens: int) -> bool:
+        """Take a picture of so many tokens. False if it must wait."""
         if tokens > self._tokens and not self._is_fresh:
             return False
-        if (bound := self._bound) is not None:
-            vision_s = self._vision_s + bound.times.vision_s(tokens)
-            rows = min(self.rows, bound.rows(vision_s))
-            if used >= rows or not (self._is_fresh or bound.has_room(vision_s)):
-                return False
-            self.rows, self._vision_s = rows, vision_s
         self._tokens -= tokens
         self._is_fresh = False
         return True

@@ -78,22 +78,18 @@ class PassTimes:
 @dataclass(frozen=True, slots=True)
 class PassBound:
     """The bound on a pass over prompts in a step in which `num_decoding` rows decode: `most_s`
-    seconds more, the vision tower included, but always the rows that are free
+    seconds more, without the vision tower, but always the rows that are free
     (`PassTimes.free_rows`)."""
 
     times: PassTimes
     most_s: float
     num_decoding: int
 
-    def rows(self, vision_s: float = 0.0) -> int:
-        """Most rows of the pass in a step whose tower takes `vision_s` seconds."""
-        left = self.times.widest(self.most_s - vision_s, self.num_decoding)
-        return max(self.times.free_rows, left)
-
-    def has_room(self, vision_s: float) -> bool:
-        """True if a tower of so many seconds fits, with rows to read beside it."""
-        free_s = self.times.prompt_s(self.times.free_rows, self.num_decoding)
-        return vision_s + free_s <= self.most_s
+    @property
+    def rows(self) -> int:
+        """Most rows of the pass."""
+        widest = self.times.widest(self.most_s, self.num_decoding)
+        return max(self.times.free_rows, widest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +116,7 @@ class StepBudget:
         times = self.times
         return {
             "steps": self.steps,
-            "rows": {str(rows): self.beside(rows).rows() for rows in times.decode},
+            "rows": {str(rows): self.beside(rows).rows for rows in times.decode},
             "decode_ms": _in_ms(times.decode),
             "prompt_ms": _in_ms(times.prompt),
             "vision_ms": _in_ms(times.vision),

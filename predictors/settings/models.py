@@ -228,12 +228,12 @@ class QwenVLSettings(SettingsGroup):
     """Prompt tokens per prefill step. Running sequences decode between the chunks. 0 takes 256 on
     the CPU and 1536 on a GPU, where several prompts share a step."""
     prefill_steps: float = 0.0
-    """Most decode steps that a pass over prompts may take while sequences decode, with the vision
-    tower of its pictures, by times that are measured at the start: with `warm` minimal once all
-    passes are warm. Smaller values shorten the gaps between tokens and delay first tokens; prompts
-    then get at most k / (1 + k) of the device. A pass that costs about one reading of the weights
-    always runs. 0: `prefill_chunk` alone cuts the passes. Without effect where prompts do not share
-    a step: on the CPU, and with `deterministic`."""
+    """Most decode steps that a pass over prompts may add while sequences decode, by times that are
+    measured at the start: with `warm` minimal once all passes are warm. The vision tower is not
+    counted; a step then encodes one picture. Smaller values shorten the gaps between tokens and
+    delay first tokens. A pass that costs about one reading of the weights always runs. 0:
+    `prefill_chunk` alone cuts the passes. Without effect where prompts do not share a step: on the
+    CPU, and with `deterministic`."""
     mixed_passes: bool = True
     """On a GPU, a step that reads prompts while sequences decode takes both through the weights in
     one pass instead of two, for which the start captures more graphs. Without effect on the CPU,

@@ -60,42 +60,31 @@ def test_a_pass_takes_at_most_so_many_decode_steps(steps: float, most_s: float) 
 
 def test_fewer_rows_that_decode_leave_less_for_prompts() -> None:
     budget = StepBudget(TIMES, 2.0)
-    assert budget.beside(1).rows() < budget.beside(32).rows() < budget.beside(64).rows()
+    assert budget.beside(1).rows < budget.beside(32).rows < budget.beside(64).rows
     assert budget.beside(200).most_s == pytest.approx(2.0 * 3e-3 * 200 / 64)
 
 
 def test_the_widest_pass_that_costs_one_reading_of_the_weights_is_always_offered() -> None:
     free = TIMES.free_rows
     assert TIMES.prompt[free] <= 1.25 * TIMES.prompt[16] < TIMES.prompt[WIDTHS[-1]]
-    assert StepBudget(TIMES, 0.01).beside(1).rows() == free
+    assert StepBudget(TIMES, 0.01).beside(1).rows == free
     assert rows_of(read([SequenceProgress("long", 0, 5000)], StepBudget(TIMES, 0.01))) == {
         "long": free
     }
 
 
-def test_a_tower_counts_and_a_step_with_one_reads_what_costs_one_reading() -> None:
+def test_a_step_encodes_one_picture_and_its_tower_takes_no_rows() -> None:
     budget = StepBudget(TIMES, 1.4)
     picture = SequenceProgress("picture", 0, 1434, ((15, 1369),))
-    others = [SequenceProgress("text", 0, 300), SequenceProgress("more", 0, 300)]
-    assert rows_of(read([picture, *others], budget)) == {"picture": TIMES.free_rows}
-    known = replace(picture, new_pictures=())
-    assert rows_of(read([known, *others], budget)) == {"picture": budget.beside(64).rows()}
-    # behind so many rows of text the picture waits for a step of its own
-    assert rows_of(read([*others, picture], budget)) == {
-        "text": 300,
-        "more": budget.beside(64).rows() - aligned(300),
-    }
-
-
-def test_small_pictures_share_a_step_while_their_tower_fits() -> None:
-    """One takes 2.5 ms, the widest pass of one reading 2.9, and a decode step 3."""
-    small = [SequenceProgress(name, 0, 70, ((5, 64),)) for name in "abcdefgh"]
-    alone = {"a": 70, **dict.fromkeys("bcdefgh", 5)}  # the others end before their pictures
-    assert rows_of(read(small, StepBudget(TIMES, 1.0))) == alone
-    assert rows_of(read(small, StepBudget(TIMES, 2.6))) == alone
-    assert rows_of(read(small, StepBudget(TIMES, 2.7)))["b"] == 70
-    many = rows_of(read(small, StepBudget(TIMES, 12.0)))
-    assert many == dict.fromkeys("abcdefgh", 70)
+    others = [SequenceProgress("text", 0, 100), SequenceProgress("small", 0, 70, ((5, 64),))]
+    rows = budget.beside(64).rows
+    assert rows_of(read([picture, *others], budget)) == {"picture": rows}
+    # the third ends before its picture, which waits for a step of its own
+    small = replace(others[1], key="first")
+    found = rows_of(read([small, *others], budget))
+    assert found == {"first": 70, "text": 100, "small": 5}
+    free = plan_packed([small, *others], WIDTHS, 512)
+    assert rows_of(free) == {"first": 70, "text": 100, "small": 70}
 
 
 def test_times_are_made_to_grow_with_the_width() -> None:
@@ -116,14 +105,14 @@ def test_a_mixed_pass_counts_what_it_takes_beyond_the_decode_step() -> None:
     assert times.prompt_s(64, 64) == pytest.approx(0.36e-3)
     assert times.prompt_s(64, 1) == pytest.approx(1.36e-3)
     budget, apart = StepBudget(times, 1.4), StepBudget(TIMES, 1.4)
-    width = budget.beside(64).rows()
+    width = budget.beside(64).rows
     assert mixed[width] - 3e-3 <= 4.2e-3
-    assert width > apart.beside(64).rows()
+    assert width > apart.beside(64).rows
     assert apart.prompt_s(64, 256, 64) == pytest.approx(2.56e-3 + 2.5e-3)
     assert budget.prompt_s(64, 256, 64) == pytest.approx(0.36e-3 + 2.5e-3)
     assert budget.prompt_s(64, 256, 0) == apart.prompt_s(64, 256, 0)
     assert mixed[times.free_rows] <= 1.25 * 3.36e-3
-    assert StepBudget(times, 0.01).beside(64).rows() == times.free_rows
+    assert StepBudget(times, 0.01).beside(64).rows == times.free_rows
     assert budget.describe()["mixed_ms"]["16"] == 3.36  # type: ignore[index]
 
 
@@ -164,7 +153,7 @@ def test_every_prompt_ends_within_a_bound_of_steps(
         plan = plan_packed(left, WIDTHS, 512, bound=bound)
         (read_now,) = plan.prefill
         rows = sum(aligned(chunk.length) for chunk in read_now.chunks)
-        assert rows <= read_now.width <= bound.rows()
+        assert rows <= read_now.width <= bound.rows
         assert read_now.chunks[0].key == left[0].key  # the first one always gets on
         for chunk in read_now.chunks:
             done[chunk.key] += chunk.length
