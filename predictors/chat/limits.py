@@ -23,6 +23,7 @@ from predictors.chat.memory import (
     GPU_SLOTS,
     GRAPH_PATCHES,
     graph_sets,
+    has_room_for_mixed,
     kv_bytes,
 )
 from predictors.chat.model import ChatModel
@@ -115,7 +116,7 @@ def plan_limits(
         decode_widths=widths,
         chunk_widths=prompts,
         spare_slots=num_spare(slots),
-        mixed_widths=prompts if mixes_rows(settings, placement) else (),
+        mixed_widths=prompts if mixes_rows(settings, placement, free) else (),
     )
 
 
@@ -143,13 +144,13 @@ def shares_prefixes(settings: QwenVLSettings, placement: Placement) -> bool:
     return settings.prefix_cache == "on" or is_auto
 
 
-def mixes_rows(settings: QwenVLSettings, placement: Placement) -> bool:
-    """True if a pass may have rows of prompts and rows that decode: where prompts share passes, and
-    the rows of a decode step are multiplied as those of prompts are. With fp8 weights they are not:
-    a decode step does not quantise its rows."""
-    is_wanted = settings.mixed_passes and placement.is_cuda
+def mixes_rows(settings: QwenVLSettings, placement: Placement, free: int | None) -> bool:
+    """True if a pass may have rows of prompts and rows that decode: where prompts share passes, the
+    rows of a decode step are multiplied as those of prompts are, and the `free` bytes have room for
+    the graphs. With fp8 weights a decode step does not quantise its rows."""
+    is_wanted = settings.mixed_passes and placement.is_cuda and settings.precision != "fp8"
     is_wanted = is_wanted and not is_deterministic(settings, placement)
-    return is_wanted and settings.precision != "fp8"
+    return is_wanted and (free is None or has_room_for_mixed(free))
 
 
 def uses_fp8(settings: QwenVLSettings, placement: Placement) -> bool:

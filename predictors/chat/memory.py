@@ -29,6 +29,7 @@ MOST_BUCKET = 2**14  # patches of a graph; for more, computing takes longer than
 LEAST_KV_SHARE = 0.5  # where that leaves little
 MEASURED_GRAPH_BYTES = 4_400_000_000  # the vision encoder's 48 sizes on an H200
 MIXED_GRAPH_BYTES = 1_240_000_000  # passes over prompts and rows that decode, 3B on an H200
+LEAST_PER_MIXED_BYTE = 8  # bytes that the weights leave, so that those graphs are worth their room
 MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
 LEAST_CONTEXT = 4096  # tokens: two pictures of a megapixel and some text
 
@@ -37,6 +38,11 @@ def graph_sets(settings: QwenVLSettings) -> int:
     """Sets of graphs: with adapters there is a second one. That it takes as much as the first is an
     upper bound, not measured: both share one pool of memory."""
     return 2 if settings.lora_max_active else 1
+
+
+def has_room_for_mixed(free: int) -> bool:
+    """True if `free` bytes, which the weights leave, have room for the graphs of mixed passes."""
+    return free >= LEAST_PER_MIXED_BYTE * MIXED_GRAPH_BYTES
 
 
 def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES, sets: int = 1) -> int:
@@ -111,7 +117,11 @@ def _option(
         values, scales = sum(map(num_values, linears)), sum(shape[0] for shape in linears)
         decoder += values + 4 * scales - values * size
     vision = weights.vision * size
+    adapters = _adapter_bytes(settings, weights, size)
+    loaded = CONTEXT_BYTES + decoder + vision + sum(adapters.values())
+    free = None if card.memory_bytes is None else card.memory_bytes - loaded
     has_mixed = settings.mixed_passes and settings.deterministic != "on" and not is_narrow
+    has_mixed &= free is None or has_room_for_mixed(free)
     plan = _kv_plan(settings, weights, size, MIXED_GRAPH_BYTES * has_mixed)
     option = ServingOption(
         name="decoder in fp8" if is_narrow else f"decoder in {dtype}",
@@ -121,7 +131,7 @@ def _option(
             "vision tower": vision,
             "KV cache of one context": plan.token_bytes * min(plan.context, plan.wanted),
             "graphs": plan.graph_bytes,
-            **_adapter_bytes(settings, weights, size),
+            **adapters,
             "CUDA context": CONTEXT_BYTES,
         },
         loading_bytes=wide + vision + CONTEXT_BYTES,
@@ -129,12 +139,7 @@ def _option(
         refused=NO_FP8 * (is_narrow and card.has_fp8 is False),
         detail={"kv_bytes_per_token": plan.token_bytes, "max_context": plan.context},
     )
-    if card.memory_bytes is None or option.refused:
-        return option
-    loaded = (
-        CONTEXT_BYTES + decoder + vision + sum(_adapter_bytes(settings, weights, size).values())
-    )
-    return _judged(option, plan, card.memory_bytes - loaded, card)
+    return option if free is None or option.refused else _judged(option, plan, free, card)
 
 
 def _adapter_bytes(settings: QwenVLSettings, weights: ChatWeights, size: int) -> dict[str, int]:

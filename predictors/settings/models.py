@@ -237,8 +237,8 @@ class QwenVLSettings(SettingsGroup):
     mixed_passes: bool = True
     """On a GPU, a step that reads prompts while sequences decode takes both through the weights in
     one pass instead of two, for which the start captures more graphs. Without effect on the CPU,
-    with `deterministic` and with `precision` fp8; a step in which a row has an adapter keeps two
-    passes."""
+    with `deterministic`, with `precision` fp8, and where the weights leave less than 10 GB; a step
+    in which a row has an adapter keeps two passes."""
     default_max_tokens: int = 0
     """`max_tokens` of a request that names none, limited to what the context leaves. 0 takes all
     that it leaves."""

@@ -56,7 +56,7 @@ def open_fused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **settings: An
     from predictors.chat.decoder import fused
 
     without_pinned_memory(monkeypatch)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**33, 2**34))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**34, 2**35))
     monkeypatch.setattr(runner, "mark_launched", lambda placement: LaunchMark(None))
     # the interpreter takes milliseconds for each program: no parts of keys, no kernels of one row
     monkeypatch.setattr(fused, "splits_for", lambda rows: 1)

@@ -125,12 +125,12 @@ def test_a_qwen_7b_is_described_with_its_pages(qwen_7b: Path) -> None:
 
 
 def test_a_card_that_is_too_small_is_exit_code_3_and_names_a_setting(qwen_7b: Path) -> None:
-    report = report_of(qwen_7b, "--memory=25.2GB", code=3)
+    report = report_of(qwen_7b, "--memory=24GB", code=3)
     chosen, narrow = report["options"]
     assert chosen["advice"].startswith("set PREDICTORS_QWEN_VL_KV_TOKENS=")
     assert narrow["fits"]
     tokens = chosen["advice"].partition("=")[2]
-    ended = run(["check", qwen_7b, "--memory=25.2GB"], PREDICTORS_QWEN_VL_KV_TOKENS=tokens)
+    ended = run(["check", qwen_7b, "--memory=24GB"], PREDICTORS_QWEN_VL_KV_TOKENS=tokens)
     assert ended.returncode == 0, ended.stdout
 
 
