@@ -216,13 +216,18 @@ def _codes(
 
     def compiled(box: int) -> tuple[Tiling, bytes]:
         tile = tile_for(box, *shape, _room())
-        macros = {name.upper(): value for name, value in tile._asdict().items()}
-        macros |= {"HAS_ADDEND": int(has_addend), "OUT_F32": int(is_float)}
-        source = _source("hopper_linear.cu").replace("// WGMMA", _wgmma(tile.width))
-        return tile, machine_code(source, macros, ARCHITECTURE)
+        return tile, code_for(tile, has_addend=has_addend, is_float=is_float)
 
     with ThreadPoolExecutor(len(BOXES), thread_name_prefix="nvrtc") as pool:
         return dict(zip(BOXES, pool.map(compiled, BOXES), strict=True))
+
+
+def code_for(tile: Tiling, *, has_addend: bool, is_float: bool) -> bytes:
+    """The kernel's machine code; needs no card. It adds a bias or residual, or writes float32."""
+    macros = {name.upper(): value for name, value in tile._asdict().items()}
+    macros |= {"HAS_ADDEND": int(has_addend), "OUT_F32": int(is_float)}
+    source = _source("hopper_linear.cu").replace("// WGMMA", _wgmma(tile.width))
+    return machine_code(source, macros, ARCHITECTURE)
 
 
 def _source(name: str) -> str:

@@ -17,6 +17,14 @@ INSTALLED = "/opt/predictors/vision_predictors-*.dist-info"
 # as Triton asks
 PRINT_HEADERS = 'import sysconfig as s; print(s.get_paths("posix_prefix")["include"])'
 
+# both kinds of linears of a decode step of 3B, for a card of 132 multiprocessors
+COMPILE = """
+from predictors.compute.kernels.hopper_linear import Room, code_for, tile_for
+for width, features, parts in ((2048, 11008, 1), (11008, 2048, 2)):
+    tile = tile_for(64, width, features, parts, Room(132, 30))
+    print(code_for(tile, has_addend=parts == 1, is_float=False)[:4])
+"""
+
 Inside = Callable[[str], str]
 """Runs a shell line in the image; gives what it printed."""
 
@@ -127,3 +135,8 @@ def test_it_has_the_packages_of_sbom_txt_and_no_other(inside: Inside) -> None:
     )
     listed = sorted(line for line in said.split() if not line.startswith(ours))
     assert listed == (places.ROOT / "sbom.txt").read_text().splitlines()
+
+
+def test_nvrtc_compiles_the_kernels_of_a_decode_step_without_a_card(inside: Inside) -> None:
+    printed = inside(f"python -c '{COMPILE}'")
+    assert printed.splitlines() == [repr(b"\x7fELF")] * 2
