@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from predictors.compute.kernels.attention import HOPPER
 from predictors.compute.kernels.cuda_code import machine_code
 from predictors.compute.kernels.cuda_driver import CudaKernel, DriverError, tensor_map
 
 log = logging.getLogger(__name__)
 
-CAPABILITY = (9, 0)
 ARCHITECTURE = "sm_90a"
 MOST_ROWS = 64
 BLOCK_K = 64
@@ -88,7 +88,7 @@ def _sums_bytes(width: int, splits: int) -> int:
 @lru_cache(maxsize=1)
 def is_available() -> bool:
     """True on Hopper, where the kernels can be compiled and loaded; says once why not."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != CAPABILITY:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != HOPPER:
         return False
     try:
         _room()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from predictors.compute.kernels import hopper_linear
+from predictors.compute.kernels.attention import HOPPER
 from predictors.compute.kernels.hopper_linear import (
     BLOCK_K,
     MOST_ROWS,
@@ -23,7 +24,7 @@ from predictors.compute.kernels.hopper_linear import (
     tile_for,
 )
 
-IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == HOPPER
 
 
 def on_card(test: Callable[..., None]) -> Callable[..., None]:
