@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from predictors.errors import InvalidRequest
 from predictors.protocol.images.kinds import MATROSKA, Kind
 
-MAX_BOXES = 2**20  # of an MP4, outer and inner ones; each is a step in Python
+MAX_BOXES = 2**19  # of an MP4, outer and inner ones; each is a step in Python and FFmpeg's
 MAX_DEPTH = 11  # of boxes within boxes; FFmpeg refuses deeper ones
 MAX_STSD_BYTES = 2**17  # of all tracks' descriptions, whose inner boxes are not counted
 MOST: dict[bytes, tuple[int, str]] = {
