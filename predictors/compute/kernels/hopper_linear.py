@@ -183,7 +183,9 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 @lru_cache(maxsize=1)
 def _room() -> Room:
     """Of the current device. Clusters need neighbours, so some multiprocessors are left over."""
-    torch.cuda.synchronize()  # gives this thread the context that the driver's functions use
+    # gives this thread the context that the driver's functions use; waiting for the device would
+    # do so too, and would break the capture of another engine's thread
+    torch.zeros(1, device="cuda")
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     code = machine_code(_source("hopper_norm.cu"), {}, ARCHITECTURE)
     probe = CudaKernel(code, "hopper_norm", THREADS, SHARED_BYTES)
