@@ -102,9 +102,9 @@ class StepLauncher:
     def _launch_decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
         """Launch the pass over rows that decode; returns their next tokens."""
         rows = self.slots.rows(group)
-        if all(map(is_plain, group)):
+        masks = self._mask_source(group, controls)
+        if masks is None:
             return self.runner.decode(rows)
-        masks = partial(self._masks, group, controls)
         return controls.collect(group, self.runner.decode_controlled(rows, masks))
 
     def _launch_prompts(
@@ -117,9 +117,9 @@ class StepLauncher:
         prompts end in it."""
         runner, width = self.runner, prompt_pass.width
         parts = self._begin_parts(prompt_pass)
-        if all(map(is_plain, answering)):
+        masks = self._mask_source(answering, controls)
+        if masks is None:
             return runner.prefill(parts, width)
-        masks = partial(self._masks, answering, controls)
         return controls.collect(answering, runner.prefill_controlled(parts, width, masks))
 
     def _is_mixed(self, plan: StepPlan[Sequence]) -> bool:
@@ -141,11 +141,8 @@ class StepLauncher:
     ) -> list[Tensor]:
         """Launch one pass over rows that decode and parts of prompts; returns the rows' next tokens
         and the first tokens of `answering`."""
-        mixed, rows, parts = (
-            self.runner.mixed,
-            self.slots.rows(group),
-            self._begin_parts(prompt_pass),
-        )
+        mixed, rows = self.runner.mixed, self.slots.rows(group)
+        parts = self._begin_parts(prompt_pass)
         mixed.launch(parts, prompt_pass.width, rows)
         tokens = mixed.choose_rows(rows, self._mask_source(group, controls))
         first = mixed.choose_first(parts, self._mask_source(answering, controls))

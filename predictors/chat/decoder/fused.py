@@ -143,12 +143,8 @@ class FusedDecodeFew(FewRowsLinears, _DecodeAttention):
         _DecodeAttention.__init__(self, places, scratch)
 
 
-class FusedDecodeHopper(HopperLinears, _DecodeAttention):
+class FusedDecodeHopper(HopperLinears, FusedDecodeFew):
     """A decode step of 2 to `MOST_ROWS` sequences on Hopper."""
-
-    def __init__(self, places: DecodePlaces, scratch: DecodeScratch) -> None:
-        HopperLinears.__init__(self, scratch.linears)
-        _DecodeAttention.__init__(self, places, scratch)
 
 
 class FusedDecodeMany(RowsLinears, _DecodeAttention):
@@ -157,7 +153,7 @@ class FusedDecodeMany(RowsLinears, _DecodeAttention):
 
 def decode_operations(
     places: DecodePlaces, scratch: DecodeScratch
-) -> FusedDecodeOne | FusedDecodeFew | FusedDecodeHopper | FusedDecodeMany:
+) -> FusedDecodeOne | FusedDecodeFew | FusedDecodeMany:
     """The operations for as many rows as `places` has."""
     rows = len(places.slots)
     if rows == 1:

@@ -191,10 +191,8 @@ class DecoderPasses:
         from predictors.chat.decoder.fused import prompt_operations
 
         tiles, angles, last = self._tiles(ints, len(embedded))
-        ops, decoder = (
-            self._adapted(prompt_operations(tiles, self._scratch), weights),
-            self._decoder,
-        )
+        ops = self._adapted(prompt_operations(tiles, self._scratch), weights)
+        decoder = self._decoder
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)
         return decoder.logits(ended, ops, self.logits[:PACK_PROMPTS])

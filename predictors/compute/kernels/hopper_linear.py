@@ -68,7 +68,7 @@ class Room(NamedTuple):
 def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Tiling:
     """For `rows` of x (rows, features) and a weight (parts * width, features): as many tiles as the
     card runs at once, or a multiple of it, so that no multiprocessor has one more than others."""
-    box = next(size for size in BOXES if rows <= size)
+    box = _box_for(rows)
     is_split = parts == 1 and width < WIDE * room.blocks
     splits, at_once = (SPLITS, room.clusters) if is_split else (1, room.blocks)
     most = min(MOST_WIDTH, MOST_SUMS // parts // 8 * 8)
@@ -79,6 +79,10 @@ def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Ti
     stage = box * BLOCK_K * 2 + parts * tile * BLOCK_K * 2 + 16
     fitting = (SHARED_BYTES - _sums_bytes(tile, splits)) // stage
     return Tiling(box, tile, parts, splits, min(fitting, -(-(features // BLOCK_K) // splits)))
+
+
+def _box_for(rows: int) -> int:
+    return next(size for size in BOXES if rows <= size)
 
 
 def _sums_bytes(width: int, splits: int) -> int:
@@ -129,7 +133,7 @@ def linear(
     addend = bias if residual is None else residual
     tile, kernel = _linear_kernel(
         x.get_device(),
-        next(size for size in BOXES if rows <= size),
+        _box_for(rows),
         (width, features, parts),
         addend is not None,
         out.dtype == torch.float32,

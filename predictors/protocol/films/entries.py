@@ -7,11 +7,11 @@ their bytes do and are not counted here.
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Iterator
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.boxes import HEAD_BYTES, box_head
 from predictors.protocol.images.kinds import MATROSKA, Kind
 
 MAX_BOXES = 2**19  # of an MP4, outer and inner ones; each is a step in Python and FFmpeg's
@@ -39,7 +39,6 @@ ELEMENTS = {
 """Matroska's elements that are counted, by their ids."""
 MAX_ELEMENTS = 4096  # of each id, and one more for
 BYTES_OF_CHANCE = 2**14  # so many bytes of a file: an id comes up by chance every 2^16
-_HEAD = struct.Struct(">I4s")
 _PARENTS = frozenset(
     b"dinf edts ilst iref mdia meta minf moof moov mvex schi sinf stbl traf trak tref udta"
     b" wave".split()
@@ -108,14 +107,12 @@ def _boxes(raw: bytes) -> Iterator[tuple[bytes, int, int]]:
     count, open_ranges = 0, [(0, len(raw), 1)]
     while open_ranges:
         at, end, depth = open_ranges.pop()
-        while at + _HEAD.size <= end:
+        while at + HEAD_BYTES <= end:
             count += 1
             if count > MAX_BOXES:
                 raise InvalidRequest(f"has more than {MAX_BOXES} boxes, which are not read")
-            size, name = _HEAD.unpack_from(raw, at)
-            begin = at + _HEAD.size
-            if size == 1 and begin + 8 <= end:  # 64 bits of it follow
-                size, begin = _number(raw, begin, 8), begin + 8
+            size, name, head = box_head(raw, at)
+            begin = at + head
             last = end if size == 0 else min(at + size, end)
             if last < begin:
                 break

@@ -6,14 +6,11 @@ part of the film. Only the lengths of the outermost parts are read.
 
 from __future__ import annotations
 
-import struct
-
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.boxes import HEAD_BYTES, box_head
 from predictors.protocol.images.kinds import MATROSKA, Kind
 
 MAX_PARTS = 2**19  # parts of a file, each of which is a step in Python: two for each stored frame
-_BOX_HEAD = struct.Struct(">I4s")
-_LARGE_BOX = 1  # as the size: 64 bits of it follow
 _DATA_BOXES = frozenset({b"mdat", b"moov", b"moof"})
 """Boxes without which frames are missing. Cameras put others of their own behind a film, whose
 sizes may be anything."""
@@ -35,12 +32,10 @@ def _missing_of_boxes(raw: bytes) -> int:
     """Bytes of MP4's outermost boxes that lie behind the end of the file."""
     at = 0
     for _ in range(MAX_PARTS):
-        if at + _BOX_HEAD.size > len(raw):
+        if at + HEAD_BYTES > len(raw):
             return 0
-        size, name = _BOX_HEAD.unpack_from(raw, at)
-        if size == _LARGE_BOX:
-            size = int.from_bytes(raw[at + 8 : at + 16], "big")
-        if size < _BOX_HEAD.size:  # up to the end (0), or no box: FFmpeg decides
+        size, name, _ = box_head(raw, at)
+        if size < HEAD_BYTES:  # up to the end (0), or no box: FFmpeg decides
             return 0
         if at + size > len(raw):
             return at + size - len(raw) if name in _DATA_BOXES else 0

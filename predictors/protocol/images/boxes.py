@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,12 +10,24 @@ MAX_BOXES = 1024  # that are looked at; a phone's file has about 60, half of the
 
 _PATH = (b"meta", b"iprp", b"ipco")
 _META_VERSION = 4  # bytes before the first box inside `meta`
+_HEAD = struct.Struct(">I4s")
+HEAD_BYTES = _HEAD.size
+"""Of a box whose size has 32 bits."""
 
 
 class _Box(NamedTuple):
     kind: bytes
     start: int
     end: int
+
+
+def box_head(raw: bytes, at: int) -> tuple[int, bytes, int]:
+    """The size of the box at `at` with its head, as it tells it (0: up to the end), its name, and
+    the bytes of its head; the file has `HEAD_BYTES` there."""
+    size, name = _HEAD.unpack_from(raw, at)
+    if size == 1:  # 64 bits of it follow
+        return int.from_bytes(raw[at + 8 : at + 16], "big"), name, 16
+    return size, name, HEAD_BYTES
 
 
 def boxed_size(raw: bytes) -> tuple[int, int] | None:
@@ -37,13 +50,11 @@ def boxed_size(raw: bytes) -> tuple[int, int] | None:
 def _boxes(raw: bytes, start: int, end: int) -> Iterator[_Box]:
     """The boxes between two positions, each with those of its content."""
     for _ in range(MAX_BOXES):
-        if start + 8 > end:
+        if start + HEAD_BYTES > end:
             return
-        size, head = int.from_bytes(raw[start : start + 4], "big"), 8
-        if size == 1:
-            size, head = int.from_bytes(raw[start + 8 : start + 16], "big"), 16
+        size, kind, head = box_head(raw, start)
         stop = end if size == 0 else start + size
         if size and size < head:
             return
-        yield _Box(raw[start + 4 : start + 8], start + head, min(stop, end))
+        yield _Box(kind, start + head, min(stop, end))
         start = stop
