@@ -1,7 +1,8 @@
 """A decoder block's operations with each row's adapters added to every linear, over those of
 `decoder.operations` or `decoder.fused`.
 
-The rows of a pass without an adapter get the bits that they get in a pass without adapters. With
+The rows of a pass without an adapter get the bits that they get in a pass without adapters; only on
+Hopper, up to 64 rows, last bits differ, since gate and up are rounded before the gate here. With
 fp8 weights the adapters read the activations before they are quantised.
 """
 
@@ -19,7 +20,9 @@ from predictors.chat.decoder.operations import (
     HeadNorms,
     Layer,
     Operations,
+    Stream,
     Wide,
+    values_of,
 )
 from predictors.compute.kernels.fp8 import RowScaled
 
@@ -44,26 +47,27 @@ class AdaptedOperations:
         self._ops = ops
         self._changes = changes
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
         out = self._ops.normed_linear(x, norm, layer)
-        return self._changes.added(out, self._ops.normed(x, norm), layer)
+        return self._changes.added(out, self._ops.normed(values_of(x), norm), layer)
 
     def attend(
         self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
     ) -> Tensor:
         return self._ops.attend(qkv, angles, cache, head_dim, norms)
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Tensor:
         own, plain = (x.narrow, x.plain) if isinstance(x, GatedRows) else (x, x)
         assert isinstance(plain, Tensor)
-        return self._changes.added(self._ops.added_linear(stream, own, layer), plain, layer)
+        summed = values_of(self._ops.added_linear(stream, own, layer, following))
+        return self._changes.added(summed, plain, layer)
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Wide:
         ungated = self.normed_linear(x, norm, layer)
         gated, narrow = self._ops.gated(ungated), self._ops.narrowed(ungated, layer)
         return gated if narrow is None else GatedRows(narrow, gated)
 
     def logits(
-        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+        self, x: Stream, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
     ) -> Tensor:
         return self._ops.logits(x, norm, head, out)

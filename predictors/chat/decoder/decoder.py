@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
-from predictors.chat.decoder.operations import Angles, HeadNorms, Operations
+from predictors.chat.decoder.operations import (
+    Angles,
+    HeadNorms,
+    Operations,
+    Stream,
+    values_of,
+)
 from predictors.chat.decoder.rotary import text_table
 
 
@@ -74,13 +80,16 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(shape.hidden, shape.eps)
         self.mlp = GatedMLP(shape.hidden, shape.mlp, bias=False)
 
-    def forward(self, x: Tensor, angles: Angles, cache: Tensor, ops: Operations) -> Tensor:
+    def forward(
+        self, x: Stream, angles: Angles, cache: Tensor, ops: Operations, following: RMSNorm
+    ) -> Stream:
+        """`following` is the norm behind this block."""
         attention = self.attention
         qkv = ops.normed_linear(x, self.norm1, attention.qkv)
         mixed = ops.attend(qkv, angles, cache, attention.head_dim, attention.head_norms)
-        x = ops.added_linear(x, mixed, attention.out)
+        x = ops.added_linear(x, mixed, attention.out, self.norm2)
         wide = ops.gated_linear(x, self.norm2, self.mlp.gate_up)
-        return ops.added_linear(x, wide, self.mlp.down)
+        return ops.added_linear(x, wide, self.mlp.down, following)
 
 
 class Decoder(nn.Module):
@@ -102,18 +111,25 @@ class Decoder(nn.Module):
         self.register_buffer("frequencies", torch.tensor(shape.frequencies), persistent=False)
         self.register_buffer("axes", torch.tensor(shape.axes), persistent=False)
 
+    @property
+    def first(self) -> Block:
+        """The first block."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        return block
+
     def angles(self, positions: Tensor) -> Angles:
         """Rotary tables for `positions` (3, rows) int64."""
         return Angles(*text_table(positions, self.frequencies, self.axes, self.shape.rope_scale))
 
     def forward(
         self,
-        x: Tensor,
+        x: Stream,
         angles: Angles,
         caches: Sequence[Tensor],
         ops: Operations,
         deepstack: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Stream:
         """The stream (rows, hidden) after all blocks, for embeddings `x` (rows, hidden).
 
         `caches` are one per layer and are written in place, so running the same step twice gives
@@ -121,12 +137,13 @@ class Decoder(nn.Module):
         is added after layer i; it is zero for rows that are no picture's.
         """
         added = () if deepstack is None else deepstack.unbind()
-        for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
-            x = block(x, angles, cache, ops)
+        norms = [*(block.norm1 for block in self.blocks), self.norm]
+        for i, (block, cache, norm) in enumerate(zip(self.blocks, caches, norms[1:], strict=True)):
+            x = block(x, angles, cache, ops, norm)
             if i < len(added):
-                x = x + added[i]
+                x = values_of(x) + added[i]
         return x
 
-    def logits(self, stream: Tensor, ops: Operations, out: Tensor | None = None) -> Tensor:
+    def logits(self, stream: Stream, ops: Operations, out: Tensor | None = None) -> Tensor:
         """Logits (rows, vocab) fp32 of rows of the stream, written to `out` if it is given."""
         return ops.logits(stream, self.norm, self.head, out)

@@ -22,7 +22,7 @@ from predictors.chat.decoder.fused_linears import (
     power_of_two,
 )
 from predictors.chat.decoder.layers import RMSNorm
-from predictors.chat.decoder.operations import Layer, Wide
+from predictors.chat.decoder.operations import Layer, Stream, Wide, values_of
 from predictors.compute.kernels.fp8 import Fp8Linear
 
 MOST_ROWS = 64
@@ -53,18 +53,19 @@ class FewRowsLinears(RowsLinears):
     def __init__(self, scratch: SplitScratch) -> None:
         self._split = scratch
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
         if self._takes(layer):
-            return few_rows(self.normed(x, norm), layer, self._split, bias=layer.bias)
+            normed = self.normed(values_of(x), norm)
+            return few_rows(normed, layer, self._split, bias=layer.bias)
         return super().normed_linear(x, norm, layer)
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Stream:
         """Overwrites the stream."""
         if isinstance(x, Tensor) and self._takes(layer):
-            return few_rows(x, layer, self._split, residual=stream)
-        return super().added_linear(stream, x, layer)
+            return few_rows(x, layer, self._split, residual=values_of(stream))
+        return super().added_linear(stream, x, layer, following)
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Wide:
         if isinstance(layer, Fp8Linear):
             return gated(RowsLinears.normed_linear(self, x, norm, layer))
         return super().gated_linear(x, norm, layer)

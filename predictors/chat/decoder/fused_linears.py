@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from predictors.chat.decoder.layers import RMSNorm
-from predictors.chat.decoder.operations import Layer, Wide
+from predictors.chat.decoder.operations import Layer, Stream, Wide, values_of
 from predictors.chat.decoder.row_kernels import gate_kernel, norm_kernel
 from predictors.chat.decoder.skinny_kernels import row_kernel
 from predictors.compute.kernels.attention import HOPPER
@@ -29,35 +29,38 @@ LEAST_FP8_ROWS = 64
 class RowsLinears:
     """Linears over a matrix of rows; the kernel before an fp8 layer quantises its input."""
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
+        values = values_of(x)
         if isinstance(layer, Fp8Linear):
-            return _scaled(_narrow(x, norm), layer, len(x))
+            return _scaled(_narrow(values, norm), layer, len(values))
         bias: Tensor | None = layer.bias
         if bias is None:
-            return torch.mm(_normed(x, norm), layer.weight.t())
-        return torch.addmm(bias, _normed(x, norm), layer.weight.t())
+            return torch.mm(_normed(values, norm), layer.weight.t())
+        return torch.addmm(bias, _normed(values, norm), layer.weight.t())
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Stream:
         """Overwrites the stream."""
+        values = values_of(stream)
         if isinstance(layer, Fp8Linear):
             narrowed = _narrow(x, None) if isinstance(x, Tensor) else x
             assert isinstance(narrowed, RowScaled)
-            return stream.add_(_scaled(narrowed, layer, len(stream)))
+            return values.add_(_scaled(narrowed, layer, len(values)))
         assert isinstance(x, Tensor)
-        return stream.addmm_(x, layer.weight.t())
+        return values.addmm_(x, layer.weight.t())
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Wide:
+        values = values_of(x)
         if isinstance(layer, Fp8Linear):
-            return gated_narrow(_scaled(_narrow(x, norm), layer, len(x)))
-        return gated(torch.mm(_normed(x, norm), layer.weight.t()))
+            return gated_narrow(_scaled(_narrow(values, norm), layer, len(values)))
+        return gated(torch.mm(_normed(values, norm), layer.weight.t()))
 
     def logits(
-        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+        self, x: Stream, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
     ) -> Tensor:
-        normed, weight = _normed(x, norm), head.weight.t()
+        normed, weight = _normed(values_of(x), norm), head.weight.t()
         if out is None:
-            out = torch.empty(len(x), weight.shape[1], device=x.device)
-        if x.is_cuda and x.dtype != torch.float32:  # cuBLAS sums and writes float32
+            out = torch.empty(len(normed), weight.shape[1], device=normed.device)
+        if normed.is_cuda and normed.dtype != torch.float32:  # cuBLAS sums and writes float32
             return torch.mm(normed, weight, out_dtype=torch.float32, out=out)
         return out.copy_(torch.mm(normed, weight))
 
@@ -74,22 +77,23 @@ class RowsLinears:
 class OneRowLinears:
     """Linears over one row, which is not quantised for an fp8 weight."""
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        return skinny(x, layer, norm=norm)
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
+        return skinny(values_of(x), layer, norm=norm)
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Tensor:
         assert isinstance(x, Tensor)
-        return skinny(x, layer, residual=stream)
+        return skinny(x, layer, residual=values_of(stream))
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        return skinny(x, layer, norm=norm, is_gated=True)
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
+        return skinny(values_of(x), layer, norm=norm, is_gated=True)
 
     def logits(
-        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+        self, x: Stream, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
     ) -> Tensor:
+        values = values_of(x)
         if out is None:
-            out = torch.empty(1, len(head.weight), device=x.device)
-        return skinny(x, head, norm=norm, out=out)
+            out = torch.empty(1, len(head.weight), device=values.device)
+        return skinny(values, head, norm=norm, out=out)
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         return _normed(x, norm)

@@ -7,7 +7,7 @@ pass and a decode step on a GPU.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.paged import paged_attention
 from predictors.chat.decoder.rotary import rotate
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
+
+if TYPE_CHECKING:
+    from predictors.compute.kernels.hopper_linear import Weighted  # it needs CUDA
 
 Layer = nn.Linear | Fp8Linear
 
@@ -30,6 +33,25 @@ class GatedRows(NamedTuple):
 
 Wide = Tensor | RowScaled | GatedRows
 """Output of an operation: fp8 if the next operation's weight is."""
+
+
+class WeightedStream(NamedTuple):
+    """A stream with the input of the linear behind `norm`, both from one kernel.
+
+    `weighted` goes with exactly these `values` (rows, hidden). An operation that changes the values
+    returns a tensor, so that the next one computes `weighted` again."""
+
+    values: Tensor
+    norm: RMSNorm
+    weighted: Weighted
+
+
+Stream = Tensor | WeightedStream
+"""The residual stream (rows, hidden) between two operations."""
+
+
+def values_of(stream: Stream) -> Tensor:
+    return stream if isinstance(stream, Tensor) else stream.values
 
 
 class Angles(NamedTuple):
@@ -58,7 +80,7 @@ class CachePlaces(NamedTuple):
 class Operations(Protocol):
     """x and results are (rows, features) in the dtype of the weights."""
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
         """layer(norm(x))."""
 
     def attend(
@@ -69,14 +91,16 @@ class Operations(Protocol):
         q and k go through `norms` and are rotated; k and v are written into `cache` (2, pages,
         page_tokens, kv_heads, head_dim). May overwrite qkv."""
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
-        """stream + layer(x), the layer without bias. May overwrite the stream."""
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Stream:
+        """stream + layer(x), the layer without bias. May overwrite the stream.
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+        `following` is the norm that the sum goes through next, if nothing changes it before."""
+
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Wide:
         """silu(gate) * up of the packed layer's (gate, up) of norm(x)."""
 
     def logits(
-        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+        self, x: Stream, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
     ) -> Tensor:
         """head(norm(x)) in float32, written to `out` (rows, vocab) if it is given."""
 
@@ -88,8 +112,8 @@ class PlainOperations:
     def __init__(self, places: CachePlaces) -> None:
         self._places = places
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        return _linear(norm(x), layer)
+    def normed_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Tensor:
+        return _linear(norm(values_of(x)), layer)
 
     def attend(
         self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
@@ -103,12 +127,12 @@ class PlainOperations:
         mixed: Tensor = paged_attention(q, k, v, cache, *self._places).flatten(1)
         return mixed
 
-    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+    def added_linear(self, stream: Stream, x: Wide, layer: Layer, following: RMSNorm) -> Stream:
         assert isinstance(x, Tensor)
-        return stream + _linear(x, layer)
+        return values_of(stream) + _linear(x, layer)
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
-        return self.gated(_linear(norm(x), layer))
+    def gated_linear(self, x: Stream, norm: RMSNorm, layer: Layer) -> Wide:
+        return self.gated(_linear(norm(values_of(x)), layer))
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         out: Tensor = norm(x)
@@ -123,9 +147,9 @@ class PlainOperations:
         return None
 
     def logits(
-        self, x: Tensor, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
+        self, x: Stream, norm: RMSNorm, head: nn.Linear, out: Tensor | None = None
     ) -> Tensor:
-        found: Tensor = head(norm(x)).to(torch.float32)
+        found: Tensor = head(norm(values_of(x))).to(torch.float32)
         return found if out is None else out.copy_(found)
 
 

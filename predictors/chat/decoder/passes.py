@@ -19,7 +19,13 @@ from predictors.chat.adapters.operations import AdaptedOperations, StepwiseOpera
 from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.decoder import Decoder
-from predictors.chat.decoder.operations import Angles, CachePlaces, Operations, PlainOperations
+from predictors.chat.decoder.operations import (
+    Angles,
+    CachePlaces,
+    Operations,
+    PlainOperations,
+    values_of,
+)
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
@@ -145,7 +151,7 @@ class DecoderPasses:
     ) -> Tensor:
         decoder = self._decoder
         stream = decoder(embedded, decoder.angles(positions), self.caches, ops, deepstack)
-        return decoder.logits(stream.index_select(0, last), ops)
+        return decoder.logits(values_of(stream).index_select(0, last), ops)
 
     # -- fused -----------------------------------------------------------------------------------
     def fused_step(self, ints: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -158,8 +164,9 @@ class DecoderPasses:
 
         slots, lengths, positions, numbers = ints.unbind()
         places = DecodePlaces(slots, lengths, positions, self._state.tables)
-        ops = self._adapted(decode_operations(places, self._scratch), weights)
         decoder = self._decoder
+        linear = decoder.first.attention.qkv
+        ops = self._adapted(decode_operations(places, self._scratch, linear), weights)
         x = embed_newest(self._state, slots, numbers, decoder.embedding.weight)
         assert self._everywhere is not None
         stream = decoder(x, self._everywhere, self.caches, ops)
@@ -194,7 +201,7 @@ class DecoderPasses:
         ops = self._adapted(prompt_operations(tiles, self._scratch), weights)
         decoder = self._decoder
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
-        ended = stream.index_select(0, last)
+        ended = values_of(stream).index_select(0, last)
         return decoder.logits(ended, ops, self.logits[:PACK_PROMPTS])
 
     def _tiles(self, ints: Tensor, rows: int) -> tuple[PromptTiles, Angles, Tensor]:
@@ -227,7 +234,7 @@ class DecoderPasses:
         x = torch.cat((embedded, newest))
         if deepstack is not None:
             deepstack = F.pad(deepstack, (0, 0, 0, count))  # nothing for rows that decode
-        stream = decoder(x, angles, self.caches, ops, deepstack)
+        stream = values_of(decoder(x, angles, self.caches, ops, deepstack))
         told = torch.cat((stream[first:], stream.index_select(0, last)))
         return decoder.logits(told, ops, self.logits[: count + PACK_PROMPTS])
 

@@ -1,4 +1,5 @@
-"""Linears over up to 64 rows in bfloat16 on Hopper, as chained kernels: see hopper_linear.cu.
+"""Linears over up to 64 rows in bfloat16 on Hopper, with the norms between them, as chained
+kernels: see hopper_linear.cu.
 
 cuBLAS starts each kernel when the one before has ended; these have their first weights in shared
 memory by then. Imported on CUDA only.
@@ -19,74 +20,46 @@ from torch import Tensor
 from predictors.compute.kernels.attention import HOPPER
 from predictors.compute.kernels.cuda_code import machine_code
 from predictors.compute.kernels.cuda_driver import CudaKernel, DriverError, tensor_map
+from predictors.compute.kernels.hopper_tiling import (
+    BLOCK_K,
+    BOXES,
+    MOST_FEATURES,
+    SHARED_BYTES,
+    SPLITS,
+    Room,
+    Tiling,
+    box_for,
+    stream_tiles,
+    tile_for,
+)
 
 log = logging.getLogger(__name__)
 
 ARCHITECTURE = "sm_90a"
-MOST_ROWS = 64
-BLOCK_K = 64
-BOXES = (8, 32, 64)
-"""Rows of x that a kernel may be made for."""
-STAGE_BYTES = MOST_ROWS * BLOCK_K * 2
-"""Least bytes of a stage: a wgmma reads so much."""
-SHARED_BYTES = 220 * 1024
-"""Of the 227 KiB that a block may have: a small block of the kernel after fits beside it."""
 THREADS, NORM_THREADS = 160, 256
-MOST_FEATURES = 8192
-"""Of a row that is normed: its values stay in registers."""
-MOST_WIDTH, MOST_SUMS = 256, 320
-"""Features of a wgmma, and sums that a thread has room for, in pairs."""
-SPLITS = 4
-"""Blocks that share a tile of a narrow linear. More of them wait longer for each other, and more
-multiprocessors are left over, since a cluster lies in one part of the card."""
-WIDE = 128
-"""Features per multiprocessor from which on K need not be split."""
+SQUARES_STEP = 16
+"""Sums of squares that a row has room for are a multiple of it."""
 
 
-class Tiling(NamedTuple):
-    """A kernel's macros, but for its epilogue's."""
+class Weighted(NamedTuple):
+    """A stream x (rows, features) after an RMS norm but for the division by each row's root mean
+    square. `values` (rows, features) bfloat16 are x * the norm's weights. `squares` (rows, any)
+    float32 are sums of squares of a row's tiles, as `stream_tiles` cuts them; the rest is not
+    set."""
 
-    box: int
-    width: int
-    parts: int
-    splits: int
-    stages: int
-
-    @property
-    def shared_bytes(self) -> int:
-        stage = self.box * BLOCK_K * 2 + self.parts * self.width * BLOCK_K * 2
-        return self.stages * (stage + 16) + _sums_bytes(self.width, self.splits)
+    values: Tensor
+    squares: Tensor
 
 
-class Room(NamedTuple):
-    """Blocks that the card runs at once: one by one, and clusters of `SPLITS`."""
+class Epilogue(NamedTuple):
+    """The end of a kernel. It adds its sums to a stream, or divides them by the root mean square of
+    each row of one, then adds a bias or writes float32. A row's squares are summed in `tiles`
+    parts."""
 
-    blocks: int
-    clusters: int
-
-
-def tile_for(rows: int, width: int, features: int, parts: int, room: Room) -> Tiling:
-    """For `rows` of x (rows, features) and a weight (parts * width, features): as many tiles as the
-    card runs at once, or a multiple of it, so that no multiprocessor has one more than others."""
-    box = _box_for(rows)
-    is_split = parts == 1 and width < WIDE * room.blocks
-    splits, at_once = (SPLITS, room.clusters) if is_split else (1, room.blocks)
-    most = min(MOST_WIDTH, MOST_SUMS // parts // 8 * 8)
-    waves = -(-width // (at_once * most))
-    least = -(-(STAGE_BYTES // (BLOCK_K * 2) - box) // parts)
-    tile = max(-(-width // (at_once * waves)), least, 8)
-    tile = -(-tile // 8) * 8
-    stage = box * BLOCK_K * 2 + parts * tile * BLOCK_K * 2 + 16
-    fitting = (SHARED_BYTES - _sums_bytes(tile, splits)) // stage
-    return Tiling(box, tile, parts, splits, min(fitting, -(-(features // BLOCK_K) // splits)))
-
-
-def _box_for(rows: int) -> int:
-    return next(size for size in BOXES if rows <= size)
-
-
-def _sums_bytes(width: int, splits: int) -> int:
-    return MOST_ROWS * (width + 4) * 4 if splits > 1 else 0
+    tiles: int
+    is_added: bool = False
+    has_bias: bool = False
+    is_float: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -103,41 +76,75 @@ def is_available() -> bool:
 
 
 def takes(weight: Tensor) -> bool:
-    """True for a weight that `linear` multiplies by."""
+    """True for a weight that the linears here multiply by."""
     width, features = weight.shape
     is_plain = weight.dtype == torch.bfloat16 and weight.is_contiguous()
     is_aligned = weight.data_ptr() % 16 == 0 and features % BLOCK_K == 0 and width % 16 == 0
     return is_plain and is_aligned
 
 
-def linear(
-    x: Tensor,
+def normed_linear(
+    x: Weighted,
+    eps: float,
     weight: Tensor,
     *,
     bias: Tensor | None = None,
-    residual: Tensor | None = None,
     is_gated: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x @ weight.T plus `bias` (width,) or `residual` (rows, width), of which one may be given; or
-    silu(first half) * second half of the product.
+    """The product of the norm of a stream and `weight` (width, features), plus `bias` (width,); or
+    silu(first half) * second half of it.
 
-    x (rows, features) bfloat16 with at most `MOST_ROWS` rows, weight (width, features) as `takes`
-    wants it; both contiguous. The result is written to `out` (rows, width), bfloat16 or float32; it
-    may be the residual."""
-    rows, features = x.shape
+    At most `MOST_ROWS` rows; the weight as `takes` wants it, the stream as `normalizes` does. The
+    result is written to `out` (rows, width), bfloat16 or float32."""
+    rows, features = x.values.shape
     parts = 2 if is_gated else 1
     width = len(weight) // parts
     if out is None:
-        out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    addend = bias if residual is None else residual
-    tile, kernel = _linear_kernel(
-        x.get_device(),
-        _box_for(rows),
-        (width, features, parts),
-        addend is not None,
-        out.dtype == torch.float32,
+        out = torch.empty(rows, width, dtype=weight.dtype, device=weight.device)
+    _, tiles = stream_tiles(features, _room())
+    is_float = out.dtype == torch.float32
+    _launch(
+        x.values,
+        weight,
+        parts,
+        Epilogue(tiles, has_bias=bias is not None, is_float=is_float),
+        (_pointer(bias), _pointer(out), *[_pointer(None)] * 2, _pointer(x.squares)),
+        eps,
     )
+    return out
+
+
+def added_linear(x: Tensor, weight: Tensor, stream: Tensor, norm_weight: Tensor) -> Weighted:
+    """Add x @ weight.T to `stream` (rows, width), and give it `Weighted` for the norm that follows.
+
+    x (rows, features) bfloat16 with at most `MOST_ROWS` rows, the weight as `takes` wants it, the
+    stream as `normalizes` does; all contiguous."""
+    made, tiles = _empty_weighted(stream)
+    _launch(
+        x,
+        weight,
+        1,
+        Epilogue(tiles, is_added=True),
+        (_pointer(None), *(_pointer(each) for each in (stream, norm_weight, *made))),
+        0.0,
+    )
+    return made
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    parts: int,
+    epilogue: Epilogue,
+    pointers: tuple[ctypes.c_void_p, ...],
+    eps: float,
+) -> None:
+    """`pointers` are the kernel's from bias to squares."""
+    rows, features = x.shape
+    width = len(weight) // parts
+    shape = width, features, parts
+    tile, kernel = _linear_kernel(x.get_device(), box_for(rows), shape, epilogue)
     kernel.launch(
         -(-width // tile.width) * tile.splits,
         (
@@ -148,19 +155,39 @@ def linear(
                 (BLOCK_K, tile.width, parts),
             ),
             tensor_map(x.data_ptr(), (features, rows), (features * 2,), (BLOCK_K, tile.box)),
-            _pointer(addend),
-            ctypes.c_int(0 if residual is None else width),
-            _pointer(out),
+            *pointers,
+            ctypes.c_float(eps),
             *(ctypes.c_int(size) for size in (rows, width, features)),
         ),
         torch.cuda.current_stream().cuda_stream,
         tile.splits,
     )
-    return out
+
+
+def weighted(stream: Tensor, norm_weight: Tensor) -> Weighted:
+    """Of a stream that no `added_linear` has written last, with the bits that it would give it."""
+    made, _ = _empty_weighted(stream)
+    _weighted_kernel(stream.get_device(), stream.shape[1]).launch(
+        len(stream),
+        (
+            *(_pointer(each) for each in (stream, norm_weight, *made)),
+            ctypes.c_int(stream.shape[1]),
+        ),
+        torch.cuda.current_stream().cuda_stream,
+    )
+    return made
+
+
+def _empty_weighted(stream: Tensor) -> tuple[Weighted, int]:
+    """And the number of a row's tiles."""
+    _, tiles = stream_tiles(stream.shape[1], _room())
+    pitch = -(-tiles // SQUARES_STEP) * SQUARES_STEP
+    squares = torch.empty(len(stream), pitch, dtype=torch.float32, device=stream.device)
+    return Weighted(torch.empty_like(stream), squares), tiles
 
 
 def normalizes(x: Tensor) -> bool:
-    """True for rows that `norm` takes."""
+    """True for rows that `norm` takes, and for a stream that goes through the linears here."""
     features = x.shape[1]
     return x.dtype == torch.bfloat16 and features % 8 == 0 and features <= MOST_FEATURES
 
@@ -206,34 +233,50 @@ def _norm_kernel(device: int) -> CudaKernel:
 
 
 @cache
+def _weighted_kernel(device: int, features: int) -> CudaKernel:
+    code = weighted_code_for(features, _room())
+    return CudaKernel(code, "hopper_weighted", NORM_THREADS, 0)
+
+
+@cache
 def _linear_kernel(
-    device: int, box: int, shape: tuple[int, int, int], has_addend: bool, is_float: bool
+    device: int, box: int, shape: tuple[int, int, int], epilogue: Epilogue
 ) -> tuple[Tiling, CudaKernel]:
     """The kernel for up to `box` rows of a linear of this width, features and parts."""
-    tile, code = _codes(shape, has_addend, is_float)[box]
+    tile, code = _codes(shape, epilogue)[box]
     return tile, CudaKernel(code, "hopper_linear", THREADS, tile.shared_bytes)
 
 
 @cache
-def _codes(
-    shape: tuple[int, int, int], has_addend: bool, is_float: bool
-) -> dict[int, tuple[Tiling, bytes]]:
+def _codes(shape: tuple[int, int, int], epilogue: Epilogue) -> dict[int, tuple[Tiling, bytes]]:
     """Of every box, compiled side by side: a start wants them all."""
 
     def compiled(box: int) -> tuple[Tiling, bytes]:
         tile = tile_for(box, *shape, _room())
-        return tile, code_for(tile, has_addend=has_addend, is_float=is_float)
+        return tile, code_for(tile, epilogue)
 
     with ThreadPoolExecutor(len(BOXES), thread_name_prefix="nvrtc") as pool:
         return dict(zip(BOXES, pool.map(compiled, BOXES), strict=True))
 
 
-def code_for(tile: Tiling, *, has_addend: bool, is_float: bool) -> bytes:
-    """The kernel's machine code; needs no card. It adds a bias or residual, or writes float32."""
+def code_for(tile: Tiling, epilogue: Epilogue) -> bytes:
+    """A linear's machine code; needs no card."""
     macros = {name.upper(): value for name, value in tile._asdict().items()}
-    macros |= {"HAS_ADDEND": int(has_addend), "OUT_F32": int(is_float)}
+    macros |= {"IS_ADDED": int(epilogue.is_added), "HAS_BIAS": int(epilogue.has_bias)}
+    macros |= {"OUT_F32": int(epilogue.is_float), "TILES": epilogue.tiles}
     source = _source("hopper_linear.cu").replace("// WGMMA", _wgmma(tile.width))
-    return machine_code(source, macros, ARCHITECTURE)
+    return machine_code(_with_stream(source), macros, ARCHITECTURE)
+
+
+def weighted_code_for(features: int, room: Room) -> bytes:
+    """The machine code of `weighted` for a stream of so many features; needs no card."""
+    tile, tiles = stream_tiles(features, room)
+    source = _with_stream(_source("hopper_weighted.cu"))
+    return machine_code(source, {"WIDTH": tile, "TILES": tiles}, ARCHITECTURE)
+
+
+def _with_stream(source: str) -> str:
+    return source.replace("// STREAM", _source("hopper_stream.cu"))
 
 
 def _source(name: str) -> str:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from predictors.chat.decoder.layers import RMSNorm
+from predictors.chat.decoder.operations import values_of
 from predictors.compute.kernels.fp8 import Fp8Linear
 
 pytestmark = [
@@ -41,5 +43,6 @@ def test_every_width_of_a_decode_step_is_near_the_product_in_float64(name: str, 
     assert torch.equal(found, again)
     assert not scratch.arrivals.any()
     assert (found.double() - exact).norm() < 4e-3 * exact.norm()
-    quantised = RowsLinears().added_linear(stream.clone(), x, layer)
+    norm = RMSNorm(width, 1e-6).cuda()
+    quantised = values_of(RowsLinears().added_linear(stream.clone(), x, layer, norm))
     assert (quantised.double() - exact).norm() < 0.04 * exact.norm()

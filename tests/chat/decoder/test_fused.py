@@ -12,7 +12,7 @@ from predictors.chat.choices import Choices, TokenChoice, pack_choices, pack_con
 from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import RMSNorm
-from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
+from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations, values_of
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.decoder.rotary import axes_in_blocks, axes_interleaved, inverse_frequencies
 from predictors.chat.decoder.state import SlotState
@@ -201,12 +201,14 @@ def test_fp8_linears_over_one_row_and_over_many_equal_their_reference(
     rows = ours.normed_linear(stream, block.norm1, qkv)
     assert distance(rows, plain.normed_linear(stream, block.norm1, qkv)) < 2e-3
     mixed = torch.randn(3, SHAPE.hidden)
-    added = ours.added_linear(stream.clone(), mixed, out)
-    assert distance(added, plain.added_linear(stream, mixed, out)) < 2e-3
+    added = values_of(ours.added_linear(stream.clone(), mixed, out, block.norm2))
+    plainly = values_of(plain.added_linear(stream, mixed, out, block.norm2))
+    assert distance(added, plainly) < 2e-3
     gated = ours.gated_linear(stream, block.norm2, mlp.gate_up)
-    both = ours.added_linear(stream.clone(), gated, mlp.down)
+    both = values_of(ours.added_linear(stream.clone(), gated, mlp.down, block.norm1))
     wanted = plain.gated_linear(stream, block.norm2, mlp.gate_up)
-    assert distance(both, plain.added_linear(stream, wanted, mlp.down)) < 2e-3
+    plainly = values_of(plain.added_linear(stream, wanted, mlp.down, block.norm1))
+    assert distance(both, plainly) < 2e-3
     alone = linears.skinny(stream[:1], qkv, norm=block.norm1)
     true = exact.blocks[0].attention.qkv(exact.blocks[0].norm1(stream[:1].double()))
     assert distance(alone, true) < 0.04  # its weight is rounded, its row is not
@@ -335,3 +337,28 @@ def test_controlled_rows_get_the_same_token_in_the_kernels(way: str) -> None:
         found.append(tokens)
     assert torch.equal(*found)
     assert torch.equal(ours.feed, plain.feed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "dtype", "is_hopper", "expected"),
+    [
+        (1, 2048, torch.bfloat16, True, fused.FusedDecodeOne),
+        (1, 3584, torch.bfloat16, True, fused.FusedDecodeHopper),
+        (1, 3584, torch.float32, True, fused.FusedDecodeOne),
+        (1, 3584, torch.bfloat16, False, fused.FusedDecodeOne),
+        (2, 2048, torch.bfloat16, True, fused.FusedDecodeHopper),
+        (64, 3584, torch.bfloat16, False, fused.FusedDecodeFew),
+        (65, 3584, torch.bfloat16, True, fused.FusedDecodeMany),
+    ],
+)
+def test_one_row_goes_through_chained_linears_where_the_stream_is_wide(
+    rows: int, hidden: int, dtype: torch.dtype, is_hopper: bool, expected: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fused, "is_available", lambda: is_hopper)
+    layer = nn.Linear(hidden, 16, dtype=dtype, device="meta")
+    monkeypatch.setattr(fused, "takes", lambda weight: weight.dtype == torch.bfloat16)
+    slots = torch.zeros(rows, dtype=torch.int64)
+    places = fused.DecodePlaces(slots, slots, slots, slots[None])
+    scratch = fused.DecodeScratch.of(rows, 2, 16, torch.device("cpu"))
+    assert type(fused.decode_operations(places, scratch, layer)) is expected
