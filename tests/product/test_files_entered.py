@@ -16,7 +16,7 @@ INWARD = ("base.py", "serving/", "diffusion/", "chat/", "models/", "compute/")
 # one more each than before engines took turns on a card; of the picture's also what runs its
 # pieces; of the chat's the table that rows of a step come from; one each more since tokenizers and
 # templates are read without transformers; then the counts of an engine, and what three wires share
-MOST_FILES = {"picture": 72, "chat": 99}
+MOST_FILES = {"picture": 73, "chat": 100}
 MOST_INWARD = {"picture": 48, "chat": 68}  # from `base.py` on; 14 and 30 were the aim, see the page
 Entered = dict[str, list[str]]
 

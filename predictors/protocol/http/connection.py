@@ -34,6 +34,7 @@ from predictors.protocol.http.parsing import (
     HeadParser,
     SizedBody,
 )
+from predictors.protocol.http.socket_writes import SocketWriter, batch_of
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class HttpConnection(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._writer: SocketWriter = None  # type: ignore[assignment]
         self._handshake = handshake
         self._addresses: tuple[Any, Any] = (None, None)  # local and remote
         self._stage = Stage.HEAD
@@ -98,6 +100,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
+        self._writer = SocketWriter(transport, batch_of(self._loop))
         self._addresses = get_local_addr(transport), get_remote_addr(transport)
         if self._handshake is not None:
             self._limit.remove(self._handshake)
@@ -269,7 +272,7 @@ class HttpConnection(asyncio.Protocol):
 
     # -- `CycleConnection` -----------------------------------------------------------------------
     def write(self, raw: bytes | memoryview) -> None:
-        self._transport.write(raw)
+        self._writer.write(raw)
 
     async def wait_writable(self) -> None:
         await self._writable.wait()
@@ -294,6 +297,7 @@ class HttpConnection(asyncio.Protocol):
         cycle.body = bytearray()
         if self._transport.is_closing():
             return
+        self._writer.flush()
         if not self._transport.get_write_buffer_size():
             # answered: the rest of its body, if any, keeps no place from others
             self._limit.end_request(self)
@@ -310,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
     # -- closing ---------------------------------------------------------------------------------
     def _refuse(self, status: int, message: str, *headers: bytes) -> None:
         """Send an error response and close. No response may be in progress."""
-        self._transport.write(refusal(status, message, *headers))
+        self._writer.write(refusal(status, message, *headers))
         self._limit.end_request(self)
         self._linger()
 
@@ -324,6 +328,7 @@ class HttpConnection(asyncio.Protocol):
         is_started = cycle.is_written
         self._disconnect()
         if is_started:
+            self._writer.flush()
             self._transport.abort()  # a regular end would make the partial response look complete
         else:
             self._refuse(status, message)
@@ -342,7 +347,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _close_now(self, linger_s: float = TLS_CLOSE_S) -> None:
         """Close after everything is written, within the slow reader's timeout."""
-        self._transport.close()
+        self._writer.close()
         self._slow_reader.start()
         if self._handshake is not None:  # the client may never answer the end of TLS
             self._stage = Stage.CLOSING
@@ -356,8 +361,7 @@ class HttpConnection(asyncio.Protocol):
         self._stage, self._body = Stage.CLOSING, SizedBody(0)
         self._unread.clear()
         self._update_reading()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._writer.write_eof()
         self._deadline.set(LINGER_S)
 
     def _deadline_passed(self) -> None:
@@ -365,7 +369,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(408, f"the request's head took longer than {HEAD_TIMEOUT_S:g} s")
         elif self._stage is not Stage.CLOSING:
             self._close_now()
-        elif self._transport.get_write_buffer_size():
+        elif self._writer.unsent:
             self._deadline.set(LINGER_S)  # the client is still reading the response
             self._slow_reader.start()
         else:

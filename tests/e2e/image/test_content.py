@@ -17,12 +17,17 @@ INSTALLED = "/opt/predictors/vision_predictors-*.dist-info"
 # as Triton asks
 PRINT_HEADERS = 'import sysconfig as s; print(s.get_paths("posix_prefix")["include"])'
 
-# both kinds of linears of a decode step of 3B, for a card of 132 multiprocessors
+# both kinds of linears of a decode step of 3B and what comes before the first, for a card of 132
+# multiprocessors
 COMPILE = """
-from predictors.compute.kernels.hopper_linear import Room, code_for, tile_for
+from predictors.compute.kernels.hopper_linear import Epilogue, code_for, weighted_code_for
+from predictors.compute.kernels.hopper_tiling import Room, stream_tiles, tile_for
+room = Room(132, 30)
+_, tiles = stream_tiles(2048, room)
 for width, features, parts in ((2048, 11008, 1), (11008, 2048, 2)):
-    tile = tile_for(64, width, features, parts, Room(132, 30))
-    print(code_for(tile, has_addend=parts == 1, is_float=False)[:4])
+    tile = tile_for(64, width, features, parts, room)
+    print(code_for(tile, Epilogue(tiles, is_added=parts == 1))[:4])
+print(weighted_code_for(2048, room)[:4])
 """
 
 Inside = Callable[[str], str]
@@ -96,6 +101,14 @@ def test_the_product_is_complete_and_compiled(inside: Inside, tree: Path) -> Non
         assert list((source.parent / "__pycache__").glob(f"{source.stem}.*.pyc")), source
 
 
+def test_writes_to_many_sockets_are_compiled(inside: Inside) -> None:
+    said = inside(
+        "python -c 'import socket; from predictors.protocol.http.socket_writes import send_each;"
+        ' a, b = socket.socketpair(); print(send_each(((a.fileno(), b"1234"),)), b.recv(9))\''
+    )
+    assert said.strip() == "[4] b'1234'"
+
+
 def test_torch_and_its_libraries_are_imported(inside: Inside) -> None:
     said = inside(
         "python -c 'import torch, json; print(json.dumps([torch.__version__,"
@@ -139,4 +152,4 @@ def test_it_has_the_packages_of_sbom_txt_and_no_other(inside: Inside) -> None:
 
 def test_nvrtc_compiles_the_kernels_of_a_decode_step_without_a_card(inside: Inside) -> None:
     printed = inside(f"python -c '{COMPILE}'")
-    assert printed.splitlines() == [repr(b"\x7fELF")] * 2
+    assert printed.splitlines() == [repr(b"\x7fELF")] * 3
