@@ -5,6 +5,7 @@ It connects codec, preparer, engine and reader; the order of a request is `base`
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -195,8 +196,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._preparer.prepare(request)
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
-        """`prepare` off the event loop. Workers, if there are any, decode the pictures one after
-        the other."""
+        """`prepare` off the event loop, but for short prompts, which take less time than the way to
+        a thread and back. Workers, if there are any, decode the pictures one after the other."""
+        if request.is_short:
+            await asyncio.sleep(0)  # between the rows of one call others have their turn
+            return self._preparer.assemble(request, [])
         if self.workers is None:
             is_large = request.num_chars > INLINE_BYTES or request.has_large_format
             return await self.off_loop(self.prepare, request, is_large=is_large)

@@ -17,6 +17,7 @@ from predictors.protocol.openai.tool_fields import OfferedTools
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 CHARS_PER_TOKEN = 4  # of English text, about
 LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
+SHORT_CHARS, SHORT_PARTS = 1024, 16  # of a conversation that is assembled in less than 1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,20 @@ class ChatRequest:
         if self.answer_format is not None:
             chars += len(self.answer_format.text)
         return chars > LARGE_FORMAT
+
+    @property
+    def is_short(self) -> bool:
+        """Its prompt takes less than a millisecond to assemble: a few messages of little text."""
+        messages, is_usual = self.messages, self.prompt.variables == USUAL_PROMPT.variables
+        if self.is_constrained or not is_usual or self.num_chars > SHORT_CHARS:
+            return False
+        if self.raw_prompt is not None:
+            return True
+        if len(messages) > SHORT_PARTS or sum(len(m.parts) for m in messages) > SHORT_PARTS:
+            return False
+        are_texts = all(isinstance(part, str) for m in messages for part in m.parts)
+        has_calls = any(m.calls or m.call_id is not None for m in messages)
+        return are_texts and not has_calls
 
     @property
     def is_open(self) -> bool:

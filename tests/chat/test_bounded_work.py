@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from contextlib import suppress
 
@@ -41,6 +42,25 @@ def test_text_that_doubles_is_stopped_before_it_fills_the_memory() -> None:
 
     with pytest.raises(TooMuchWork), limited_work():
         double()
+
+
+def test_memory_that_the_process_once_held_hides_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_work, "MOST_MEMORY_KIB", 64 * 1024)
+    held = bytearray(512 * 2**20)
+    held[:: resource.getpagesize()] = bytes(len(held[:: resource.getpagesize()]))
+    del held
+    longest = 0
+
+    def double() -> None:
+        nonlocal longest
+        text = "x"
+        while True:
+            text += text
+            longest = len(text)
+
+    with pytest.raises(TooMuchWork), limited_work():
+        double()
+    assert longest <= 256 * 2**20
 
 
 def test_work_within_the_limits_is_done() -> None:

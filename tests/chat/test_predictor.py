@@ -239,3 +239,22 @@ async def test_tools_beyond_the_context_are_refused_before_their_format_is_made(
     asked = body(tools=[{"type": "function", "function": function}], ignore_eos=False)
     with pytest.raises(PromptTooLong):
         await predictor.chat(asked, CALL)
+
+
+async def test_a_short_prompt_is_assembled_on_the_event_loop_and_a_longer_one_is_not(
+    predictor: ChatPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assemble, threads = inputs.ChatPreparer.assemble, []
+
+    def noted(self: inputs.ChatPreparer, *given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return assemble(self, *given)
+
+    monkeypatch.setattr(inputs.ChatPreparer, "assemble", noted)
+    short, long = chat("hello"), chat("hello " * 200)
+    assert (short.is_short, long.is_short) == (True, False)
+    made = [await predictor.prepare_row(each) for each in (short, long)]
+    assert threads[0] is threading.current_thread()
+    assert threads[1] is not threads[0]
+    for work, asked in zip(made, (short, long), strict=True):
+        assert work.tokens.equal(predictor.prepare(asked).tokens)
