@@ -94,6 +94,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         kserve_histograms = (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME)
         self._kserve_timers = [series.labels(model_name=name) for series in kserve_histograms]
+        self._receive_seconds = metrics.stage_seconds.labels(name, "receive")
         self._prepare_seconds = metrics.stage_seconds.labels(name, "prepare")
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
@@ -220,12 +221,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         least_costs = None if call.deadline is None else self.least_costs(requests)
         self.host.reserve(len(requests), caller, self.costs(requests), call.deadline, least_costs)
         try:
-            started = time.monotonic()
+            started, exemplar = time.monotonic(), tracing.exemplar()
+            self._receive_seconds.observe(started - call.began_at, exemplar)
             with tracing.stage(call.trace, "prepare"):
                 works = await self._prepare_all(requests, call)
             call.log_fields.update(merge_rows([self.log_fields(work, None) for work in works]))
-            seconds = time.monotonic() - started
-            self._prepare_seconds.observe(seconds, tracing.exemplar())
+            self._prepare_seconds.observe(time.monotonic() - started, exemplar)
             jobs = self.host.submit(
                 works,
                 request_id=call.request_id,

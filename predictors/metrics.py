@@ -148,6 +148,7 @@ keys_reload_success = Gauge(f"{P}_keys_reload_success", "1 if the keys file was 
 keys_reload_timestamp_seconds = Gauge(f"{P}_keys_reload_timestamp_seconds", "Unix time at which the keys in use were read.")
 overload_pressure = Gauge(f"{P}_overload_pressure", "Reading of a monitor as a share of its limit, 0 to 1; 0 for one without a limit.", ["monitor"])
 overload_active = Gauge(f"{P}_overload_active", "1 while the action is on: each response closes its connection, or new requests are refused.", ["action"])
+event_loop_lag_seconds = Histogram(f"{P}_event_loop_lag_seconds", "How late the event loop ran a timer of each 100 ms: the wait of all it had to do then.", buckets=STAGE)
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines dropped because stderr was read too slowly.")
 activator_requests_total = Counter(f"{P}_activator_requests_total", "Requests to an activator; the model answered those that are `proxied`.", ["model", "protocol", "outcome"])

@@ -125,6 +125,21 @@ def test_each_request_is_timed_once_by_kserves_histograms(
     assert counts() == [(count or 0) + 1 for count in before]
 
 
+def test_a_request_is_received_from_its_head_until_it_is_prepared(ready: EchoPredictor) -> None:
+    def seen() -> tuple[float, ...]:
+        name, labels = "predictors_stage_duration_seconds", {"model": "echo", "stage": "receive"}
+        return tuple(
+            REGISTRY.get_sample_value(f"{name}_{kind}", labels) or 0.0 for kind in ("count", "sum")
+        )
+
+    count, total = seen()
+    late = call()
+    late.began_at -= 3600.0
+    asyncio.run(ready.infer(v2("a"), late))
+    assert seen()[0] == count + 1
+    assert seen()[1] >= total + 3600.0
+
+
 def test_rows_come_back_in_their_order(ready: EchoPredictor) -> None:
     response = asyncio.run(ready.infer(v2("a", "b", "c"), call()))
     assert list(response.outputs[0].data) == [b"a", b"b", b"c"]

@@ -3,10 +3,11 @@ its server with streaming clients, with random weights of full size. Prints tabl
 
 `python -m benchmarks.qwen_vl` on a GPU runs every part in a process of its own; `--only` and
 `--cases` take some, `--set NAME=VALUE` changes a setting of our server
-(`QWEN_VL_PREFILL_CHUNK=2048`), `--keep` adds to the figures of an earlier run. `--toy` runs the
-same code at about the embedded checkpoint's size, also on a CPU: its numbers mean nothing. The
-checkpoint is made once, on a memory disk where there is one (7.5 or 16.6 GB); nothing is
-downloaded.
+(`QWEN_VL_PREFILL_CHUNK=2048`), `--keep` adds to the figures of an earlier run. `--probe` times the
+phases of our server's steps, which costs some of what it measures: such a run is not for docs/.
+`--toy` runs the same code at about the embedded checkpoint's size, also on a CPU: its numbers mean
+nothing. The checkpoint is made once, on a memory disk where there is one (7.5 or 16.6 GB); nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from benchmarks.common.journal import as_text
 from benchmarks.common.run import BenchmarkRun, read_arguments, rounded, run_parser
-from benchmarks.qwen_vl import goals, part, tables
+from benchmarks.qwen_vl import goals, host_tables, part, tables
 from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.sizes import SIZES, THREE
 
@@ -66,6 +67,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of our server")
     add("--slots", type=int, help="sequences that decode together")
     add("--folder", type=Path, help="where the checkpoint is, or is put")
+    add("--probe", action="store_true", help="time the phases of our server's steps")
     add("--keep", action="store_true", help="keep the file's other sections")
     size = SIZES[parser.parse_args(arguments).size]
     paths = (size.results(is_toy=is_toy) for is_toy in (False, True))
@@ -78,6 +80,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         settings=dict(each.split("=", 1) for each in asked.set),
         cases=asked.cases,
         size=size.name,
+        has_probe=asked.probe,
     )
     return asked
 
@@ -102,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         run.keep(json.loads(asked.out.read_text()))
     run_parts(run, asked.options, ["make", *asked.names])
     run.save()
-    print(f"\n{as_text(tables.TABLES, run.results())}")
+    print(f"\n{as_text({**tables.TABLES, **host_tables.TABLES}, run.results())}")
     if reason := run.found.get("vllm", {}).get("was not"):
         print(f"\nvLLM was not measured: {reason}")
     for name in run.found["left_out"]:

@@ -29,6 +29,8 @@ class Answered:
     is_constrained: bool = False
     """Held to a grammar."""
     error: str | None = None
+    id: str = ""
+    """The server's id of the answer; empty without one."""
 
     @property
     def ttft_ms(self) -> float:
@@ -108,4 +110,8 @@ def _constrained(answers: Sequence[Answered]) -> dict[str, Any]:
 
 def _ttft(name: str, answers: Sequence[Answered]) -> dict[str, Any]:
     times = [a.ttft_ms for a in answers]
-    return {f"{name}_ms_p50": quantile(times, 0.50), f"{name}_ms_p99": quantile(times, 0.99)}
+    return {
+        f"{name}_ms_mean": statistics.fmean(times),
+        f"{name}_ms_p50": quantile(times, 0.50),
+        f"{name}_ms_p99": quantile(times, 0.99),
+    }

@@ -153,6 +153,7 @@ class Client(asyncio.Protocol):
     def _read(self, event: dict[str, Any], now: float) -> None:
         if "error" in event:
             self._seen.error = str(event["error"])[:200]
+        self._seen.id = event.get("id", self._seen.id)
         if usage := event.get("usage"):
             self._seen.tokens = usage["completion_tokens"]
             self._seen.prompt_tokens = usage["prompt_tokens"]

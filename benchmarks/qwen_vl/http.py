@@ -5,7 +5,6 @@ are the clients'.
 from __future__ import annotations
 
 import json
-import urllib.request
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,15 @@ from typing import Any
 
 from benchmarks.common import server as servers
 from benchmarks.common.energy import first_card, joules_of
+from benchmarks.common.host_time import HostWatch, host_figures
 from benchmarks.common.run import PartialResults
 from benchmarks.common.server import MODEL, Server
 from benchmarks.qwen_vl import client
-from benchmarks.qwen_vl.answers import energy_of, summed_up
+from benchmarks.qwen_vl.answers import Answered, energy_of, summed_up
 from benchmarks.qwen_vl.cases import Case
 from benchmarks.qwen_vl.options import QwenVLOptions
+from benchmarks.serving.step_probe import probed
+from benchmarks.serving.step_report import probe_figures
 from predictors.cli.child import free_ports
 
 CASES = (
@@ -74,22 +76,24 @@ def chosen(options: QwenVLOptions) -> list[Case]:
 def http(options: QwenVLOptions, results: PartialResults) -> None:
     port, admin_port = free_ports(2)
     settings = options.server_settings() | {"SERVER_ADMIN_PORT": str(admin_port)}
-    start = servers.ours(port, Path(options.folder), settings)
-    with servers.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
+    command, env = servers.ours(port, Path(options.folder), settings)
+    log = _log(options, "ours")
+    timed = log.with_suffix(".steps.json")
+    if options.has_probe:
+        command = probed(command, timed)
+    with servers.running(command, env, port, log, READY["ours"]) as server:
+        host = HostWatch(server, admin_port)
         results.add("ready_s", server.ready_s)
-        results.add("step_budget", step_budget(admin_port))
+        # with `prefill_steps` the times of passes that the server's start has measured
+        results.add("step_budget", host.debug()["models"][MODEL]["step_budget"])
         before = server.counters()
-        measure(options, server, results)
+        answered = measure(options, server, results, host)
         results.add("counters", {"at ready": before, "at the end": server.counters()})
         results.add("host_gib", server.host_bytes() / 2**30)
-
-
-def step_budget(admin_port: int) -> dict[str, Any] | None:
-    """With `prefill_steps` the times of passes that the server's start has measured."""
-    url = f"http://127.0.0.1:{admin_port}/debug/engine"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        found: dict[str, Any] | None = json.load(answer)["models"][MODEL]["step_budget"]
-    return found
+    if options.has_probe:
+        found = json.loads(timed.read_text())
+        probes = {case: probe_figures(found, answers) for case, answers in answered.items()}
+        results.add("probe", probes)
 
 
 def vllm(options: QwenVLOptions, results: PartialResults) -> None:
@@ -105,24 +109,37 @@ def vllm(options: QwenVLOptions, results: PartialResults) -> None:
         measure(options, server, results)
 
 
-def measure(options: QwenVLOptions, server: Server, results: PartialResults) -> None:
-    for number, case in enumerate(chosen(options), start=1):
-        one_case(case, APART * number, server, results)
+def measure(
+    options: QwenVLOptions, server: Server, results: PartialResults, host: HostWatch | None = None
+) -> dict[str, list[Answered]]:
+    """Every case; returns the answers of those that were measured."""
+    cases = enumerate(chosen(options), start=1)
+    found = {
+        str(case): one_case(case, APART * number, server, results, host) for number, case in cases
+    }
+    return {name: answers for name, answers in found.items() if answers}
 
 
-def one_case(case: Case, first: int, server: Server, results: PartialResults) -> None:
-    """Warm up with other pictures, then measure. A failure is recorded; the next cases run."""
+def one_case(
+    case: Case, first: int, server: Server, results: PartialResults, host: HostWatch | None
+) -> list[Answered]:
+    """Warm up with other pictures, then measure; with `host` also the host's time. A failure is
+    recorded; the next cases run. Returns the answers."""
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
         client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
+        before = None if host is None else host.read()
         joules, answers = joules_of(
             lambda: client.measure(case, server.port, MODEL, first, CASE_S), first_card()
         )
     except Exception as error:  # noqa: BLE001 - the next case may still work
         results.add(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
-        return
+        return []
     figures = {"case": asdict(case), **summed_up(answers)}
+    if host is not None and before is not None and "ttft_ms_mean" in figures:
+        figures["host"] = host_figures(before, host.read(), figures["ttft_ms_mean"])
     results.add(str(case), {**figures, **energy_of(answers, joules)})
+    return answers
 
 
 def soak(options: QwenVLOptions, results: PartialResults) -> None:

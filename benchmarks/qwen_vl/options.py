@@ -22,6 +22,8 @@ class QwenVLOptions:
     """Of the clients' cases, comma-separated; all if empty."""
     size: str = THREE.name
     """Of the model, by its name in `sizes.SIZES`."""
+    has_probe: bool = False
+    """True to time the phases of our server's steps."""
 
     @property
     def config(self) -> Config:

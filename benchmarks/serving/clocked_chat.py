@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.clocked_chat [--clients 64] [--requests 768] [--rounds 5] [--write]
 
-Times are the clients', in processes of their own; CPU time is per step of all clients' tokens, from
-/proc, of the event loop's thread and of the other threads of the server. `--set` passes settings as
+Times are the clients', in processes of their own; the rest is the server's own account of the last
+round. `--probe` times the phases of its steps. `--set` passes settings as
 `QWEN_VL_PREFILL_STEPS=1.4`. See `benchmarks.serving.clocked_server` for what is not in it.
 """
 
@@ -16,15 +16,19 @@ import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import paths
-from benchmarks.common.server import MODEL, Server, running
-from benchmarks.qwen_vl import client
-from benchmarks.qwen_vl.answers import summed_up
+from benchmarks.common.host_time import HostWatch, host_figures
+from benchmarks.common.journal import as_text
+from benchmarks.common.server import MODEL, running
+from benchmarks.qwen_vl import client, host_tables
+from benchmarks.qwen_vl.answers import Answered, summed_up
 from benchmarks.qwen_vl.cases import NUM_TOKENS, Case
+from benchmarks.serving.step_report import probe_figures
 from predictors.cli.child import free_ports
 
 RESULT = paths.RESULTS / "clocked_chat.json"
@@ -39,24 +43,24 @@ FIGURES = (
 )  # fmt: skip
 
 
-def cpu_seconds(pid: int) -> dict[str, float]:
-    """Of a process: the thread that began it, which runs the event loop, and all others."""
-    found = {"loop": 0.0, "others": 0.0}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        found["loop" if int(task.name) == pid else "others"] += ticks / os.sysconf("SC_CLK_TCK")
-    return found
+def one_round(case: Case, host: HostWatch, first: int) -> tuple[dict[str, Any], list[Answered]]:
+    """One run of all clients: its figures and answers. `first` numbers its conversations."""
+    before = host.read()
+    answers = client.measure(case, host.server.port, MODEL, first, CASE_S)
+    found = summed_up(answers)
+    return found | {"host": host_figures(before, host.read(), found["ttft_ms_mean"])}, answers
 
 
-def one_round(case: Case, server: Server, first: int) -> dict[str, Any]:
-    """The figures of one run of all clients; `first` numbers its conversations."""
-    before = cpu_seconds(server.process.pid)
-    found = summed_up(client.measure(case, server.port, MODEL, first, CASE_S))
-    after = cpu_seconds(server.process.pid)
-    steps = case.requests * case.tokens / case.clients
-    cpu = {f"{name}_ms_per_step": 1e3 * (after[name] - before[name]) / steps for name in after}
-    return {"failed": found["failed"], **{name: found[name] for name in FIGURES}, **cpu}
+def medians_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of the clients' figures and of the threads' processor time."""
+
+    def figures(row: Mapping[str, Any]) -> dict[str, float]:
+        threads = row["host"]["processor_ms_per_step"].items()
+        own = {f"{name}, ms per step": value for name, value in threads}
+        return {"failed": row["failed"], **{name: row[name] for name in FIGURES}, **own}
+
+    rows = [figures(row) for row in rounds]
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def main() -> None:
@@ -65,20 +69,30 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--probe", action="store_true", help="time the phases of the steps")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     args = parser.parse_args()
-    (port,) = free_ports(1)
+    port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "benchmarks.serving.clocked_server", str(port)]
     command.append(str(paths.SHAPES_QWEN_VL))
     own = SETTINGS | dict(each.split("=", 1) for each in args.set)
-    env = {f"PREDICTORS_{name}": value for name, value in own.items()} | {"OMP_NUM_THREADS": "1"}
+    env = {f"PREDICTORS_{name}": value for name, value in own.items()} | {
+        "OMP_NUM_THREADS": "1", "PREDICTORS_SERVER_ADMIN_PORT": str(admin_port),
+    }  # fmt: skip
     case = Case(args.clients, "text", args.requests, NUM_TOKENS)
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
+        log, timed = Path(folder) / "server.log", Path(folder) / "steps.json"
+        command += [str(timed)] if args.probe else []
         with running(command, env, port, log, "/v2/health/ready") as server:
-            one_round(Case(args.clients, "text", args.clients, 16), server, 0)
-            rounds = [one_round(case, server, 10**6 * (i + 1)) for i in range(args.rounds)]
-    medians = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+            host = HostWatch(server, admin_port)
+            one_round(Case(args.clients, "text", args.clients, 16), host, 0)
+            runs = [one_round(case, host, 10**6 * (i + 1)) for i in range(args.rounds)]
+        rounds = [figures for figures, _ in runs]
+        shown: dict[str, Any] = {str(case): rounds[-1]}
+        if args.probe:
+            shown["probe"] = {str(case): probe_figures(json.loads(timed.read_text()), runs[-1][1])}
+    medians = medians_of(rounds)
+    print(f"{as_text(host_tables.TABLES, {'http': shown})}\n")
     print(json.dumps({name: round(value, 2) for name, value in medians.items()}))
     if args.write:
         machine = {"cores": os.cpu_count(), "python": platform.python_version()}

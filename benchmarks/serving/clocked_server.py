@@ -1,11 +1,12 @@
 """The server of chats over a device that is a clock: every pass of the decoder takes the time it
 took on an H200 with Qwen2.5-VL-3B, and computes nothing. All that the host does is real.
 
-    python -m benchmarks.serving.clocked_server PORT FOLDER
+    python -m benchmarks.serving.clocked_server PORT FOLDER [OUT]
 
 It starts `predictors serve` with the runner of a GPU, whose graphs, copies and events are replaced:
 a graph's replay moves the time at which the device is done, an event waits for that time, and
-pinned memory is memory. What a launch costs the host under CUDA is not in it.
+pinned memory is memory. What a launch costs the host under CUDA is not in it. With OUT the
+phases of the steps are timed, as by `benchmarks.serving.step_probe`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.prefill_steps import pass_times
+from benchmarks.serving.step_probe import install
 from predictors.chat import choosing, rehearsal, step_inputs
 from predictors.chat import engine as engines
 from predictors.chat.limits import EngineLimits, decode_widths, packed_widths
@@ -153,11 +156,15 @@ def replace_device() -> None:
 
 
 def main() -> int:
-    port, folder = sys.argv[1:]
+    port, folder, *out = sys.argv[1:]
     from predictors.__main__ import main as run
 
     replace_device()
-    return run(["serve", "--port", port, "--grpc-port", "-1", "--model", f"qwen-vl={folder}"])
+    write = install(ClockedRunner, ClockedPass) if out else None
+    status = run(["serve", "--port", port, "--grpc-port", "-1", "--model", f"qwen-vl={folder}"])
+    if write is not None:
+        write(Path(out[0]))
+    return status
 
 
 if __name__ == "__main__":

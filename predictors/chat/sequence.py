@@ -28,7 +28,7 @@ ChatJob = Job[ChatWork, ChatDelta]
 SERIES = metrics.ModelSeries(
     operations=("infer", "chat", "responses", "completions", "tokenize", "detokenize"),
     anthropic=("messages", "count_tokens"),
-    stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
+    stages=("receive", "prepare", "vision_encode", "prefill", "decode", "detokenize"),
     caches=("vision_embedding", "prefix"),
     own={
         metrics.ttft_seconds: ((),),

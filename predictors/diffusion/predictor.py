@@ -52,6 +52,7 @@ T = TypeVar("T")
 SERIES = metrics.ModelSeries(
     operations=("infer", "images", "edits"),
     stages=(
+        "receive",
         "prepare",
         "text_encode",
         "vae_encode",

@@ -26,6 +26,7 @@ from predictors.errors import (
     NotSupported,
     Overloaded,
 )
+from predictors.observe.thread_times import seconds_by_thread
 from predictors.operators.lora_routes import lora_routes
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import PlainEndpoint
@@ -92,7 +93,8 @@ class _Admin:
             name: model.describe() for name, model in models if isinstance(model, BasePredictor)
         }
         requests = {"in_flight": self._registry.in_flight, "draining": self._registry.is_draining}
-        return json_response({**requests, "models": shown})
+        threads = await asyncio.to_thread(seconds_by_thread)  # reads a file of each thread
+        return json_response({**requests, "threads": threads, "models": shown})
 
     async def trace(self, request: Request) -> Response:
         if self._last is None or self._last[0] != request.path_params["id"]:

@@ -88,6 +88,8 @@ class Call(dict[str, str]):
         super().__init__(headers)
         self.protocol = protocol
         """Metric label."""
+        self.began_at = time.monotonic()
+        """When its head had come; over gRPC its whole message."""
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
         self.address = ""
         """Where the request comes from; behind trusted proxies, as they say. Empty if unknown."""

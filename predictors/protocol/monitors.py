@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from predictors import metrics
 from predictors.protocol.http.connection_limits import ConnectionLimit
 from predictors.protocol.overload import CLOSE, REFUSE, REFUSE_LARGE, Monitor
 from predictors.protocol.registry import Registry
@@ -98,7 +99,9 @@ class LoopLag:
 
     def tick(self) -> None:
         """Count one reading, and call `on_tick`."""
-        late_s = min(self.overdue_s(), MAX_LAG * self._limit_s)
+        overdue_s = self.overdue_s()
+        metrics.event_loop_lag_seconds.observe(overdue_s)
+        late_s = min(overdue_s, MAX_LAG * self._limit_s)
         self.average_s += LAG_WEIGHT * (late_s - self.average_s)
         self._due = self._clock() + INTERVAL_S
         self._on_tick()

@@ -13,10 +13,14 @@ from benchmarks.serving import clocked_chat
 def test_every_answer_is_whole_and_no_token_comes_before_its_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["x", "--clients=2", "--requests=6", "--rounds=1"])
+    asked = ["x", "--clients=2", "--requests=6", "--rounds=1", "--probe"]
+    monkeypatch.setattr("sys.argv", asked)
     clocked_chat.main()
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr().out
+    figures = json.loads(printed.splitlines()[-1])
     step_ms = 1e3 * pass_times("mixed").decode_s(1)
     assert figures["failed"] == 0
     assert figures["tpot_ms_mean"] > step_ms
-    assert figures["loop_ms_per_step"] > 0
+    assert figures["event loop, ms per step"] > 0
+    assert "2 x text: without prompts" in printed
+    assert "token to event loop" in printed

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.common import host_time
 from benchmarks.common.distances import distance
 from benchmarks.common.run import PartialResults
 from benchmarks.qwen_vl import accuracy, fp8, http, ours, peer, random_weights, warm
@@ -95,7 +96,8 @@ def test_logits_are_told_apart_by_prompt_and_a_wrong_model_is_seen(
 
 
 def test_clients_measure_a_real_server(options: QwenVLOptions, tmp_path: Path) -> None:
-    found = results_of(http.http, options, tmp_path)
+    probed = replace(options, has_probe=True)
+    found = results_of(http.http, probed if options.size == "7b" else options, tmp_path)
     rows = cases({"http": found}, "http")
     assert set(rows) == {str(case) for case in http.TOY_CASES}
     for case in http.TOY_CASES:
@@ -104,10 +106,25 @@ def test_clients_measure_a_real_server(options: QwenVLOptions, tmp_path: Path) -
         one_ms = row["ttft_ms_p50"] + (case.tokens - 1) * row["tpot_ms_mean"]
         assert 0 < row["tpot_ms_mean"] < one_ms < 2e3 * row["seconds"], "the same unit"
         assert row["requests_per_s"] > 0
+        stages = row["host"]["stages"]
+        counts = {stages[name]["count"] for name in host_time.FIRST_TOKEN}
+        assert counts == {case.requests}, "the warm-up of the case is not in it"
+        inside = sum(stages[name]["mean_ms"] for name in host_time.FIRST_TOKEN)
+        assert 0 < inside < row["ttft_ms_mean"]
+        assert row["host"]["steps"] >= case.tokens
     assert rows["2 x turns 64x64"]["prompt_tokens_mean"] > rows["4 x 64x64"]["prompt_tokens_mean"]
     assert found["step_budget"] is None, "nothing is bounded on the CPU"
     ended = found["counters"]["at the end"]
     assert ended['recompilations_total{model="qwen-vl"}'] == 0
+    assert ("probe" in found) == (options.size == "7b")
+    for name, probe in found.get("probe", {}).items():
+        parts = probe["steps"].values()
+        assert max(part["rows"] for part in parts) <= options.slots
+        means = [wait["mean_ms"] for wait in probe["requests"].values()]
+        assert min(means) >= 0
+        assert sum(means) == pytest.approx(rows[name]["ttft_ms_mean"], rel=0.01)
+        counts = [probe["steps"][kind]["count"] for kind in ("without prompts", "with prompts")]
+        assert abs(rows[name]["host"]["steps"] - sum(counts)) <= 1, "the last one may be late"
 
 
 def test_fp8_is_compared_with_base_weights_over_scenes(tmp_path: Path) -> None:

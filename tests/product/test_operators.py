@@ -124,6 +124,9 @@ def test_the_view_shows_what_runs_and_never_what_was_asked(watched: Running) -> 
         drawing.result()
     assert reply.status_code == 200
     assert "yellow" not in reply.text
+    seconds = reply.json()["threads"]
+    assert {"MainThread", f"{FLUX}-engine", f"{QWEN_VL}-engine"} <= set(seconds)
+    assert seconds[f"{FLUX}-engine"] > 0
     models = reply.json()["models"]
     flux, qwen = models[FLUX], models[QWEN_VL]
     job = flux["running"][0]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.errors import ServerOverloaded
@@ -167,6 +168,20 @@ def test_the_pressure_is_gone_soon_after_the_last_delay() -> None:
     loop = Loop(0.5)
     loop.fire(late_s=5.0, times=50)
     assert loop.fire(times=10) < 0.25
+
+
+def test_the_whole_lag_is_in_the_histogram_however_little_counts() -> None:
+    def seen() -> tuple[float, ...]:
+        name = "predictors_event_loop_lag_seconds"
+        return tuple(
+            REGISTRY.get_sample_value(f"{name}_{kind}") or 0.0 for kind in ("count", "sum")
+        )
+
+    count, total = seen()
+    Loop(0.5).fire(late_s=30.0, times=2)
+    found = seen()  # servers of other tests in this process observe theirs, too
+    assert found[0] >= count + 2
+    assert found[1] >= total + 60.0
 
 
 def test_another_thread_sees_how_long_the_loop_has_not_run() -> None:
