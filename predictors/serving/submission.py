@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
@@ -38,6 +39,14 @@ class Submission(Generic[W, C]):
     def work(self) -> W:
         return self._job.work
 
+    async def collect(self) -> list[C]:
+        """All chunks of the row, once it is answered; raises its failure. The job is cancelled
+        however this ends."""
+        found: list[C] = []
+        async for chunks in self.batches():
+            found += chunks
+        return found
+
     async def chunks(self) -> AsyncIterator[C]:
         """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
         async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
@@ -48,27 +57,49 @@ class Submission(Generic[W, C]):
     async def batches(self) -> AsyncIterator[Sequence[C]]:
         """The row's chunks in non-empty batches: all that came since the previous read. Raises the
         row's failure; cancels the job however the iteration ends."""
-        reader = self._reader
+        news = asyncio.Event()
+        self._job.attach(news.set)
         try:
-            async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]
-                async for chunks in batches:
-                    passed = self._read(chunks)
-                    if passed:
-                        yield passed
-                    if reader is not None and reader.done:
-                        return
+            while (chunks := self.take()) is not None:
+                if chunks:
+                    yield chunks
+                else:
+                    await news.wait()
+                    news.clear()
         finally:
-            self._job.cancel()
+            self.cancel()
 
-    def _read(self, chunks: Sequence[C]) -> Sequence[C]:
-        if self._reader is None:
-            self.last = chunks[-1]
-            return chunks
+    def attach(self, on_news: Callable[[], None]) -> None:
+        """As `Job.attach`."""
+        self._job.attach(on_news)
+
+    def take(self) -> Sequence[C] | None:
+        """As `Job.take`, what the reader passes on. None also once the reader has all it asked for:
+        the job is cancelled then."""
+        reader = self._reader
+        while reader is None or not reader.done:
+            chunks = self._job.take()
+            if not chunks:
+                return chunks
+            if reader is None:
+                self.last = chunks[-1]
+                return chunks
+            if passed := self._read(chunks, reader):
+                return passed
+        self.cancel()
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """No more chunks will come behind those that `take` has not given yet."""
+        return self._job.done or (self._reader is not None and self._reader.done)
+
+    def _read(self, chunks: Sequence[C], reader: Reader[C]) -> Sequence[C]:
         passed: list[C] = []
         for chunk in chunks:
             self.last = chunk
-            passed += self._reader.feed(chunk)
-            if self._reader.done:
+            passed += reader.feed(chunk)
+            if reader.done:
                 break
         return passed
 
