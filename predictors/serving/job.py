@@ -73,6 +73,7 @@ class Job(Generic[W, C]):
         self._loop_waker: LoopWaker | None = None
         self.wake: Callable[[], None] = lambda: None
         """Tells the reader that there is news. Its loop only; set by `attach`."""
+        self._least = 1  # chunks that the reader is told of
         self._is_waiting = False  # the reader was not told of any chunk that it has not taken
         self.arrival_number = 0
         """Order of acceptance, unique per host; set by `JobTable`."""
@@ -114,7 +115,7 @@ class Job(Generic[W, C]):
             if self._done:
                 return
             self._chunks.append(chunk)
-            waker = self._pop_waker()
+            waker = self._pop_waker() if len(self._chunks) >= self._least else None
         if waker is not None:
             waker.notify(self)
 
@@ -162,10 +163,10 @@ class Job(Generic[W, C]):
         if on_cancel is not None:  # outside the lock: the job table takes its own
             on_cancel(self)
 
-    def attach(self, on_news: Callable[[], None]) -> None:
-        """Have `on_news` called on the running loop, once after each `take`, when there is more to
-        take. One reader per job."""
-        self._loop_waker = LoopWaker.of(asyncio.get_running_loop())
+    def attach(self, on_news: Callable[[], None], at_least: int = 1) -> None:
+        """Have `on_news` called on the running loop, once after each `take`, when there are
+        `at_least` so many chunks or the last ones to take. One reader per job, before it takes."""
+        self._loop_waker, self._least = LoopWaker.of(asyncio.get_running_loop()), at_least
         self.wake = on_news
 
     def take(self) -> list[C] | None:

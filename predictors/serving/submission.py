@@ -11,6 +11,9 @@ from typing import Generic, Protocol, TypeVar
 from predictors.observe import tracing
 from predictors.serving.job import Job
 
+TOGETHER = 32
+"""Chunks of an answer that is not streamed, read at a time: some 0.1 ms of the event loop."""
+
 W = TypeVar("W")
 C = TypeVar("C")
 
@@ -21,6 +24,10 @@ class Reader(Protocol[C]):
     @property
     def done(self) -> bool:
         """True once the caller has all it asked for: the job is cancelled then."""
+
+    @property
+    def may_end_early(self) -> bool:
+        """`done` may become true before the engine ends the job."""
 
     def feed(self, chunk: C) -> Sequence[C]:
         """The chunks to pass on for this one: none, one or several."""
@@ -42,8 +49,9 @@ class Submission(Generic[W, C]):
     async def collect(self) -> list[C]:
         """All chunks of the row, once it is answered; raises its failure. The job is cancelled
         however this ends."""
-        found: list[C] = []
-        async for chunks in self.batches():
+        reader, found = self._reader, list[C]()
+        at_least = 1 if reader is not None and reader.may_end_early else TOGETHER
+        async for chunks in self.batches(at_least):
             found += chunks
         return found
 
@@ -54,11 +62,12 @@ class Submission(Generic[W, C]):
                 for chunk in chunks:
                     yield chunk
 
-    async def batches(self) -> AsyncIterator[Sequence[C]]:
-        """The row's chunks in non-empty batches: all that came since the previous read. Raises the
-        row's failure; cancels the job however the iteration ends."""
+    async def batches(self, at_least: int = 1) -> AsyncIterator[Sequence[C]]:
+        """The row's chunks in non-empty batches: all that came since the previous read, once there
+        are `at_least` so many or the last ones. Raises the row's failure; cancels the job however
+        the iteration ends."""
         news = asyncio.Event()
-        self._job.attach(news.set)
+        self._job.attach(news.set, at_least)
         try:
             while (chunks := self.take()) is not None:
                 if chunks:
