@@ -193,10 +193,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         submissions = await self.submit(requests, call)
         try:
             if len(submissions) == 1:
-                chunks = [[c async for c in submissions[0].chunks()]]
+                chunks = [await submissions[0].collect()]
             else:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(_collect(row)) for row in submissions]
+                    tasks = [group.create_task(row.collect()) for row in submissions]
                 chunks = [task.result() for task in tasks]
         except ExceptionGroup as failures:
             raise _first_failure(failures) from failures
@@ -371,10 +371,6 @@ def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:
         return dict(rows[0])
     columns = {name: [row.get(name) for row in rows] for name in rows[0]}
     return {name: x if len(set(x)) > 1 else x[0] for name, x in columns.items()}
-
-
-async def _collect(submission: Submission[W, C]) -> list[C]:
-    return [chunk async for chunk in submission.chunks()]
 
 
 def _first_failure(failures: BaseExceptionGroup[Exception]) -> Exception:

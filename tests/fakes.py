@@ -12,7 +12,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -326,10 +325,14 @@ def wait_idle(host: EngineHost[Any, Any], patience_s: float = PATIENCE_S) -> Non
 
 async def stream(job: Job[Any, C]) -> AsyncIterator[C]:
     """The chunks of `job`, one by one; raises its failure."""
-    async with aclosing(job.batches()) as batches:  # type: ignore[type-var]
-        async for chunks in batches:
-            for chunk in chunks:
-                yield chunk
+    news = asyncio.Event()
+    job.attach(news.set)
+    while (chunks := job.take()) is not None:
+        for chunk in chunks:
+            yield chunk
+        if not chunks:
+            await news.wait()
+            news.clear()
 
 
 async def read(job: Job[Any, C]) -> list[C]:

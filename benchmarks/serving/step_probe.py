@@ -131,12 +131,12 @@ class FirstTokenMarks:
         """`Submission._read`. Event loop."""
 
         @wraps(read)
-        def noting(submission: Any, chunks: Any) -> Any:
+        def noting(submission: Any, chunks: Any, reader: Any) -> Any:
             job = submission._job
             marks, name = self._marks.pop(job, None), job.id.partition("/")[0]
             if marks is not None and name in self._heads:
                 self.requests[name] = [self._heads.pop(name), *marks, job.clock()]
-            return read(submission, chunks)
+            return read(submission, chunks, reader)
 
         return noting
 

@@ -122,6 +122,8 @@ class AnswerReader:
         self._bytes_of = vocabulary.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopFinder(stops)
+        self.may_end_early = bool(stops)
+        """A stop string may end the answer before the engine does."""
         self._observe = observe
         self._seconds = 0.0
         self._unsent: tuple[int, ...] = ()

@@ -23,7 +23,6 @@ from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
 from predictors.chat.inputs import ChatPreparer
-from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
 from predictors.chat.log_fields import fields_of, prompt_of
 from predictors.chat.logprobs import LogprobWriters
@@ -36,6 +35,7 @@ from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
 )
+from predictors.chat.row_events import RowEvents
 from predictors.chat.row_preparation import RowPreparation
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
@@ -271,22 +271,28 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows, after an item once the jobs are accepted, which may be empty.
-        Closing the iterator cancels the jobs."""
+        Closing the iterator cancels the jobs. While the call's writer is open, events go there."""
         requests = await self._decode_text(body, call)
         submissions = await self.submit(requests, call)
         encoder = self._encoder(body, call, requests)
         timings = partial(slowest, submissions)
         opening = encoder.opening()
+
+        def encode(index: int, deltas: Sequence[ChatDelta]) -> bytes:
+            nonlocal opening
+            before, opening = opening, b""
+            return before + encoder.deltas(index, deltas, timings)
+
         try:
             if encoder.opens_at_once:
-                yield opening
-                opening = b""
+                first, opening = opening, b""
+                yield first
             else:
                 yield b""
-            async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
-                async for index, deltas in batches:
-                    yield opening + encoder.deltas(index, deltas, timings)
-                    opening = b""
+            rows = RowEvents(submissions, encode, call)
+            async with aclosing(rows.items()) as items:  # type: ignore[type-var]
+                async for events in items:
+                    yield events
         finally:
             self.finish_call(submissions, call)
 

@@ -74,6 +74,17 @@ class CallerUsage(Protocol):
     def end_request(self, reason: str, jobs: int, seconds: float) -> None: ...
 
 
+class EventWriter(Protocol):
+    """Writes events of one response past the coroutines of its request. Event loop only."""
+
+    @property
+    def is_open(self) -> bool:
+        """An event may be written now: the stream waits for its next one, and the client reads."""
+
+    def write(self, event: bytes) -> None:
+        """Write whole events. Only while `is_open`."""
+
+
 class Call(dict[str, str]):
     """Headers by lower-case name, and what was read from them. Event loop."""
 
@@ -119,6 +130,8 @@ class Call(dict[str, str]):
         self.log_fields: dict[str, object] = {}
         """Fields of the line that logs the request's outcome."""
         self.trace: Trace | None = None
+        self.writer: EventWriter | None = None
+        """Set once the first item of a streamed answer was sent, if others may be written so."""
 
     @classmethod
     def of(

@@ -1,8 +1,8 @@
 """A job: one piece of work in flight, and the way of its chunks back to the caller.
 
 The job is the only object that the event loop and the engine thread share. The engine thread calls
-`emit`, `finish` and `fail`; the loop reads `batches` and may `cancel`. Only the first call of
-`finish` or `fail` takes effect, so a job is answered exactly once.
+`emit`, `finish` and `fail`; the loop calls `take` and may `cancel`. Only the first call of `finish`
+or `fail` takes effect, so a job is answered exactly once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from predictors.errors import Cancelled, ServingError
@@ -71,8 +71,10 @@ class Job(Generic[W, C]):
         self._done = False
         self._cancelled = False
         self._loop_waker: LoopWaker | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_waiting = False  # the reader has read all chunks and was not notified of more
+        self.wake: Callable[[], None] = lambda: None
+        """Tells the reader that there is news. Its loop only; set by `attach`."""
+        self._least = 1  # chunks that the reader is told of
+        self._is_waiting = False  # the reader was not told of any chunk that it has not taken
         self.arrival_number = 0
         """Order of acceptance, unique per host; set by `JobTable`."""
         self.on_cancel: Callable[[Job[W, C]], None] | None = None
@@ -113,7 +115,7 @@ class Job(Generic[W, C]):
             if self._done:
                 return
             self._chunks.append(chunk)
-            waker = self._pop_waker()
+            waker = self._pop_waker() if len(self._chunks) >= self._least else None
         if waker is not None:
             waker.notify(self)
 
@@ -161,38 +163,31 @@ class Job(Generic[W, C]):
         if on_cancel is not None:  # outside the lock: the job table takes its own
             on_cancel(self)
 
-    def wake(self) -> None:
-        """Have the reader look for news. Its loop only."""
-        if self._waiter is not None and not self._waiter.done():  # done: the reader was cancelled
-            self._waiter.set_result(None)
+    def attach(self, on_news: Callable[[], None], at_least: int = 1) -> None:
+        """Have `on_news` called on the running loop, once after each `take`, when there are
+        `at_least` so many chunks or the last ones to take. One reader per job, before it takes."""
+        self._loop_waker, self._least = LoopWaker.of(asyncio.get_running_loop()), at_least
+        self.wake = on_news
+
+    def take(self) -> list[C] | None:
+        """All chunks since the last call, an empty list if there are none yet, None after the last.
+        Raises the job's failure after the last chunk.
+
+        A reader that stops taking does not cancel the job: the reader's owner does.
+        """
+        with self._lock:
+            chunks, self._chunks = self._chunks, []
+            is_over = self._done
+            self._is_waiting = not is_over
+        if chunks or not is_over:
+            return chunks
+        if self._error is not None:
+            raise self._error
+        return None
 
     def on_loop_closed(self) -> None:
         """The reader's loop is closed: the caller has left. Any thread."""
         self._cancelled = True
-
-    async def batches(self) -> AsyncIterator[list[C]]:
-        """Yield non-empty batches: all chunks since the previous read. Raises the job's failure
-        after the last chunk. One reader per job.
-
-        Leaving early does not cancel the job: the reader's owner does.
-        """
-        loop = asyncio.get_running_loop()
-        self._loop_waker = LoopWaker.of(loop)
-        while True:
-            with self._lock:
-                chunks, self._chunks = self._chunks, []
-                done, error = self._done, self._error
-                if not chunks and not done:
-                    self._waiter = loop.create_future()
-                    self._is_waiting = True
-            if chunks:
-                yield chunks
-            if done:
-                if error is not None:
-                    raise error
-                return
-            if not chunks:
-                await self._waiter  # type: ignore[misc]
 
 
 class LoopReader(Protocol):

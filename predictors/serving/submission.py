@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 from predictors.observe import tracing
 from predictors.serving.job import Job
+
+TOGETHER = 32
+"""Chunks of an answer that is not streamed, read at a time: some 0.1 ms of the event loop."""
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -20,6 +24,10 @@ class Reader(Protocol[C]):
     @property
     def done(self) -> bool:
         """True once the caller has all it asked for: the job is cancelled then."""
+
+    @property
+    def may_end_early(self) -> bool:
+        """`done` may become true before the engine ends the job."""
 
     def feed(self, chunk: C) -> Sequence[C]:
         """The chunks to pass on for this one: none, one or several."""
@@ -38,6 +46,15 @@ class Submission(Generic[W, C]):
     def work(self) -> W:
         return self._job.work
 
+    async def collect(self) -> list[C]:
+        """All chunks of the row, once it is answered; raises its failure. The job is cancelled
+        however this ends."""
+        reader, found = self._reader, list[C]()
+        at_least = 1 if reader is not None and reader.may_end_early else TOGETHER
+        async for chunks in self.batches(at_least):
+            found += chunks
+        return found
+
     async def chunks(self) -> AsyncIterator[C]:
         """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
         async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
@@ -45,30 +62,53 @@ class Submission(Generic[W, C]):
                 for chunk in chunks:
                     yield chunk
 
-    async def batches(self) -> AsyncIterator[Sequence[C]]:
-        """The row's chunks in non-empty batches: all that came since the previous read. Raises the
-        row's failure; cancels the job however the iteration ends."""
-        reader = self._reader
+    async def batches(self, at_least: int = 1) -> AsyncIterator[Sequence[C]]:
+        """The row's chunks in non-empty batches: all that came since the previous read, once there
+        are `at_least` so many or the last ones. Raises the row's failure; cancels the job however
+        the iteration ends."""
+        news = asyncio.Event()
+        self._job.attach(news.set, at_least)
         try:
-            async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]
-                async for chunks in batches:
-                    passed = self._read(chunks)
-                    if passed:
-                        yield passed
-                    if reader is not None and reader.done:
-                        return
+            while (chunks := self.take()) is not None:
+                if chunks:
+                    yield chunks
+                else:
+                    await news.wait()
+                    news.clear()
         finally:
-            self._job.cancel()
+            self.cancel()
 
-    def _read(self, chunks: Sequence[C]) -> Sequence[C]:
-        if self._reader is None:
-            self.last = chunks[-1]
-            return chunks
+    def attach(self, on_news: Callable[[], None]) -> None:
+        """As `Job.attach`."""
+        self._job.attach(on_news)
+
+    def take(self) -> Sequence[C] | None:
+        """As `Job.take`, what the reader passes on. None also once the reader has all it asked for:
+        the job is cancelled then."""
+        reader = self._reader
+        while reader is None or not reader.done:
+            chunks = self._job.take()
+            if not chunks:
+                return chunks
+            if reader is None:
+                self.last = chunks[-1]
+                return chunks
+            if passed := self._read(chunks, reader):
+                return passed
+        self.cancel()
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """No more chunks will come behind those that `take` has not given yet."""
+        return self._job.done or (self._reader is not None and self._reader.done)
+
+    def _read(self, chunks: Sequence[C], reader: Reader[C]) -> Sequence[C]:
         passed: list[C] = []
         for chunk in chunks:
             self.last = chunk
-            passed += self._reader.feed(chunk)
-            if self._reader.done:
+            passed += reader.feed(chunk)
+            if reader.done:
                 break
         return passed
 

@@ -82,16 +82,16 @@ def test_a_first_token_is_marked_on_its_way_and_later_ones_are_not() -> None:
     marks, job = FirstTokenMarks(), Job()
     submit = marks.note_head(lambda *_: "submitted")
     reset, token = marks.note_launch(lambda *_: None), marks.note_token(lambda *_: None)
-    read = marks.note_read(lambda _, chunks: chunks)
+    read = marks.note_read(lambda _, chunks, reader: chunks)
     sequence, submission = SimpleNamespace(job=job, num_launched=0), SimpleNamespace(_job=job)
     assert submit(None, [], SimpleNamespace(request_id="x", began_at=9.0)) == "submitted"
     reset(None, [sequence])
     token(None, sequence, 16.0)
     job.now = 20.0
-    assert read(submission, ["a"]) == ["a"]
+    assert read(submission, ["a"], None) == ["a"]
     sequence.num_launched = 1
     reset(None, [sequence])  # read again after a preemption
-    read(submission, ["b"])
+    read(submission, ["b"], None)
     assert marks.requests == {"x": [9.0, 10.0, 11.0, 13.0, 16.0, 20.0]}
     assert not marks._marks
 

@@ -36,6 +36,10 @@ class BoxReader:
         """True once a stop string ended the answer."""
         return self._reader.done
 
+    @property
+    def may_end_early(self) -> bool:
+        return self._reader.may_end_early
+
     def feed(self, chunk: ChatDelta) -> list[ChatDelta]:
         """As `AnswerReader.feed`."""
         self._spelled += map(self._written, chunk.tokens)

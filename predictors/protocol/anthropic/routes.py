@@ -35,7 +35,7 @@ def _error_event(fault: Fault) -> bytes:
 
 
 def _as_stream(body: MessagesBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
-    return EventStream(events, encode_error=_error_event, headers=STREAM_HEADERS)
+    return EventStream(events, _error_event, headers=STREAM_HEADERS, is_direct=True)
 
 
 async def _reply_count(model: ServesTokens, body: TokenizeBody, call: Call) -> Response:

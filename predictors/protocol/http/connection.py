@@ -25,7 +25,7 @@ from predictors.protocol.http.connection_limits import (
     ConnectionLimit,
     SlowReaderTimeout,
 )
-from predictors.protocol.http.cycle import RequestCycle, refusal, scope_of
+from predictors.protocol.http.cycle import WRITER, RequestCycle, refusal, scope_of
 from predictors.protocol.http.parsing import (
     BadChunk,
     BadHead,
@@ -250,6 +250,7 @@ class HttpConnection(asyncio.Protocol):
             cycle.more_body = cycle.is_asked_to_continue = False
             cycle.event.set()
         scope = scope_of(head, *self._addresses, self._app_state.copy())
+        scope["extensions"] = {WRITER: cycle}
         if self._handshake is not None:
             scope["scheme"] = "https"
         task = self._loop.create_task(self._app(scope, cycle.receive, cycle.send))

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 import orjson
 
-from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
+from predictors.protocol.call import REQUEST_ID_HEADER, EventWriter, clean_request_id
 from predictors.protocol.http.parsing import Head
 
 WRITE_BYTES = 256 * 1024  # per write; bounds what a client that does not read can hold in memory
 NO_BODY = frozenset({204, 304})
 BODY = "http.response.body"
+WRITER = "predictors.writer"  # ASGI extension: the `EventWriter` of the request's connection
 COMMENT = b": still working\n\n"  # of an event stream; readers skip it
 
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -163,6 +164,17 @@ class RequestCycle:
         if not more and not self.is_disconnected:
             self._finish()
 
+    # -- `EventWriter` ---------------------------------------------------------------------------
+    @property
+    def is_open(self) -> bool:
+        """A chunk of the body may be written now."""
+        is_ready = self._chunks and not self._head and not self.is_complete
+        return is_ready and not (self._connection.is_write_paused or self.is_disconnected)
+
+    def write(self, event: bytes) -> None:
+        """Write a chunk of the body. Only while `is_open`."""
+        self._connection.write(b"%x\r\n%b\r\n" % (len(event), event))
+
     # -- the response ----------------------------------------------------------------------------
     def _start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.keeps_alive = self.keeps_alive and self._connection.can_keep_alive()
@@ -238,13 +250,33 @@ class StreamBody:
     nothing was sent. `interval_s` of 0 sends no comments.
     """
 
-    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+        writer: EventWriter | None = None,
+    ) -> None:
+        """`writer` writes parts of the same response as `send`."""
         self._send = send
+        self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._sent_at = math.inf  # seconds of the loop's clock; inf while something is being sent
         self._comment: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    # -- `EventWriter` ---------------------------------------------------------------------------
+    @property
+    def is_open(self) -> bool:
+        """The response's next event is awaited, and may be written at once."""
+        is_idle = self._sent_at < math.inf and self._comment is None
+        return is_idle and self._writer is not None and self._writer.is_open
+
+    def write(self, event: bytes) -> None:
+        """Write an event instead of sending it. Only while `is_open`."""
+        assert self._writer is not None
+        self._writer.write(event)
+        self._sent_at = self._loop.time()
+
+    # -- sending ---------------------------------------------------------------------------------
     async def send_all(self, events: AsyncIterator[bytes], interval_s: float) -> None:
         """Send all events; raises what `events` raises."""
         self._sent_at = self._loop.time()
@@ -264,6 +296,7 @@ class StreamBody:
                 self._comment = None
             raise
         finally:
+            self._sent_at = math.inf  # closed for good
             if self._timer is not None:
                 self._timer.cancel()
             if self._comment is not None:

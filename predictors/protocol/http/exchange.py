@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.bytes_in_flight import Charge
-from predictors.protocol.call import PRIORITY_HEADER, Call
+from predictors.protocol.call import PRIORITY_HEADER, Call, EventWriter
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.bodies import (
     INLINE_BYTES,
@@ -40,7 +40,7 @@ from predictors.protocol.http.bodies import (
     receive_body,
     slow_body_message,
 )
-from predictors.protocol.http.cycle import StreamBody
+from predictors.protocol.http.cycle import WRITER, StreamBody
 from predictors.protocol.http.inflating import INLINE_BYTES as INFLATE_INLINE_BYTES
 from predictors.protocol.http.inflating import INLINE_PIECES, Inflation, codings_of
 from predictors.protocol.http.responses import (
@@ -81,6 +81,8 @@ class Exchange:
         self._watcher: asyncio.Task[None] | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self.is_disconnected = False
+        self.writer: EventWriter | None = scope.get("extensions", {}).get(WRITER)
+        """Writes parts of the response; None on a server of another kind."""
 
     # -- for handlers ------------------------------------------------------------------------------
     async def read_body(self, media: Collection[str] = JSON_MEDIA) -> Body:
@@ -310,7 +312,10 @@ class Endpoint:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         interval_s = self.registry.settings.server.stream_comment_s
-        failure = await result_or_error(StreamBody(send).send_all(stream.events, interval_s))
+        body = StreamBody(send, exchange.writer)
+        if stream.is_direct:
+            exchange.call.writer = body
+        failure = await result_or_error(body.send_all(stream.events, interval_s))
         reason, last = "ok", stream.last_event
         if failure is not None:  # the status is already sent: report it in the stream
             fault = self.fault(failure, exchange.call)

@@ -31,7 +31,8 @@ class EventStream:
 
     An exception before the first item becomes an ordinary error response. The head is sent with
     the first item, at once even if that is empty. A later exception is sent as
-    `encode_error(fault)` in place of `last_event`. `events` is always closed.
+    `encode_error(fault)` in place of `last_event`. `events` is always closed. With
+    `is_direct` their source may write to the call's `writer` while the next item is awaited.
     """
 
     events: AsyncIterator[bytes]
@@ -43,6 +44,7 @@ class EventStream:
             ("cache-control", "no-store"),
         )
     )
+    is_direct: bool = False
 
 
 def json_response(value: object, status: int = 200) -> Response:

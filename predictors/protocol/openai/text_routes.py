@@ -63,7 +63,7 @@ def _encode_error(fault: Fault) -> bytes:
 
 def _unnamed(body: TextBody, call: Call, events: AsyncIterator[bytes]) -> EventStream:
     """As OpenAI's chats and completions."""
-    return EventStream(events, encode_error=_encode_error, last_event=DONE, headers=STREAM_HEADERS)
+    return EventStream(events, _encode_error, DONE, STREAM_HEADERS, is_direct=True)
 
 
 CHAT = chat_operation("chat", "/chat/completions", decode_chat_body, _unnamed)
@@ -91,6 +91,7 @@ def _numbered(body: ResponsesBody, call: Call, events: AsyncIterator[bytes]) -> 
     def encode_error(fault: Fault) -> bytes:
         return failure_events(body, call, fault, numbered.count)
 
+    # not direct: all events are counted on their way
     return EventStream(numbered.items(), encode_error=encode_error, headers=STREAM_HEADERS)
 
 

@@ -102,12 +102,13 @@ class SeenRequest:
 class ConnectionUnderTest:
     """One connection with its application; created inside a running loop."""
 
-    def __init__(self, limit: ConnectionLimit | None = None) -> None:
+    def __init__(self, limit: ConnectionLimit | None = None, app: Any = None) -> None:
+        """`app` is an ASGI application in the place of `answer`."""
         self.seen: list[SeenRequest] = []
         self.state = ServerState()
         self.transport = MemoryTransport()
         config = uvicorn.Config(
-            self.answer, interface="asgi3", proxy_headers=False, log_config=None
+            app or self.answer, interface="asgi3", proxy_headers=False, log_config=None
         )
         config.load()
         loop = asyncio.get_running_loop()

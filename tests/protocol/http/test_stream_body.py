@@ -92,12 +92,27 @@ class Source:
             yield event
 
 
+class Writer:
+    """Writes to the same connection as `Sent`."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+
+    @property
+    def is_open(self) -> bool:
+        return self._sent.gate.is_set()
+
+    def write(self, event: bytes) -> None:
+        assert self._sent.inside == 0, "two senders at once"
+        self._sent.parts.append(event)
+
+
 class Stream:
     def __init__(self, interval_s: float = 15.0) -> None:
         self.clock, self.sent, self.source = Clock(), Sent(), Source()
-        body = StreamBody(self.sent)
-        body._loop = self.clock  # type: ignore[assignment]
-        self.task = asyncio.ensure_future(body.send_all(self.source.events(), interval_s))
+        self.body = StreamBody(self.sent, Writer(self.sent))
+        self.body._loop = self.clock  # type: ignore[assignment]
+        self.task = asyncio.ensure_future(self.body.send_all(self.source.events(), interval_s))
 
 
 async def started(interval_s: float = 15.0) -> Stream:
@@ -177,3 +192,55 @@ async def test_a_caller_who_leaves_during_a_comment_ends_everything() -> None:
         await stream.task
     assert stream.clock.waiting == 0
     assert stream.sent.parts == []
+
+
+async def test_events_are_written_at_once_only_while_the_next_one_is_awaited() -> None:
+    stream = Stream()
+    assert not stream.body.is_open  # the head and the first event are on their way
+    await stream.source.put(b"a")
+    assert stream.body.is_open
+    stream.body.write(b"b")
+    stream.sent.gate.clear()
+    await stream.source.put(b"c")
+    assert not stream.body.is_open  # the client does not read
+    stream.sent.gate.set()
+    await stream.source.put(None)
+    await stream.task
+    assert not stream.body.is_open
+    assert stream.sent.parts == [b"a", b"b", b"c"]
+
+
+async def test_an_event_that_was_written_delays_the_next_comment() -> None:
+    stream = await started()
+    await stream.source.put(b"a")
+    await stream.clock.advance(14.0)
+    stream.body.write(b"b")
+    await stream.clock.advance(14.0)
+    assert stream.sent.parts == [b"a", b"b"]
+    await stream.clock.advance(1.0)
+    assert stream.sent.parts == [b"a", b"b", COMMENT]
+    await stream.source.put(None)
+    await stream.task
+
+
+async def test_nothing_is_written_past_a_comment_that_is_on_its_way() -> None:
+    stream = await started()
+    stream.sent.gate.clear()
+    await stream.clock.advance(15.0)
+    stream.sent.gate.set()
+    assert not stream.body.is_open
+    await stream.source.put(b"a")
+    assert stream.sent.parts == [COMMENT, b"a"]
+    assert stream.body.is_open
+    await stream.source.put(None)
+    await stream.task
+
+
+async def test_without_a_writer_nothing_is_written_at_once() -> None:
+    sent, source = Sent(), Source()
+    body = StreamBody(sent)
+    task = asyncio.ensure_future(body.send_all(source.events(), 0.0))
+    await source.put(b"a")
+    assert not body.is_open
+    await source.put(None)
+    await task

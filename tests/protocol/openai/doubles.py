@@ -137,6 +137,8 @@ class Chatter(Model):
         self.fail_at = -1
         self.late_error: BaseException = RuntimeError("secret /mnt/models at 0x7f00")
         self.hold_at = -1
+        self.num_written = 0
+        """Words that went to the call's writer."""
         self.holding = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -160,7 +162,12 @@ class Chatter(Model):
                 if i == self.hold_at:
                     self.holding.set()
                     await asyncio.Event().wait()
-                yield event(self._chunk(call, {"content": word}))
+                made = event(self._chunk(call, {"content": word}))
+                if call.writer is not None and call.writer.is_open:
+                    call.writer.write(made)
+                    self.num_written += 1
+                else:
+                    yield made
             yield event(self._chunk(call, {}, finish_reason="stop"))
             if body.stream_options.include_usage:
                 usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from predictors.errors import StepFailed
 from predictors.protocol.openai.events import DONE, TextEvents, event
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
+from tests.protocol.http.doubles import ConnectionUnderTest
 from tests.protocol.openai.doubles import (
     CHAT,
     CIRCLE,
@@ -32,6 +34,37 @@ async def test_a_stream_matches_the_golden_file() -> None:
     app = application(Chatter())
     body = HELLO | {"stream": True, "stream_options": {"include_usage": True}}
     same_as_golden("chat_stream.http", await post(CHAT, body, x_request_id="r1").run(app))
+
+
+@pytest.mark.parametrize("fail_at", [-1, 2])
+async def test_events_of_the_writer_and_of_the_iterator_make_one_stream(fail_at: int) -> None:
+    body = orjson.dumps(HELLO | {"stream": True, "stream_options": {"include_usage": True}})
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: r1\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    streams: list[bytes] = []
+    for version in (b"1.0", b"1.1"):  # without chunks, and so without the writer, and with it
+        chatter = Chatter()
+        chatter.fail_at, chatter.late_error = fail_at, StepFailed("the engine raised")
+        connection = ConnectionUnderTest(app=application(chatter))
+        await connection.feed([head.encode().replace(b"1.1", version) + body])
+        sent = len(chatter.words) if fail_at < 0 else fail_at
+        assert chatter.num_written == (0 if version == b"1.0" else sent)
+        connection.close()
+        raw = bytes(connection.transport.written).partition(b"\r\n\r\n")[2]
+        streams.append(raw if version == b"1.0" else joined_chunks(raw))
+    assert streams[0] == streams[1]
+    assert streams[1].count(b"data: ") == (6 if fail_at < 0 else 3)
+
+
+def joined_chunks(raw: bytes) -> bytes:
+    """The content of a body in chunks."""
+    content = b""
+    while True:
+        size, _, rest = raw.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            return content
+        content, raw = content + rest[:length], rest[length + 2 :]
 
 
 async def test_a_stream_that_fails_ends_with_the_error_and_without_done() -> None:
