@@ -241,13 +241,16 @@ class ChatCodec:
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
         messages = tuple(message_of(turn, body, self.pixels, common) for turn in body.messages)
-        count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
+        media = [part for m in messages for part in m.parts if not isinstance(part, str)]
+        if not media:
+            return messages
+        count = len([part for part in media if isinstance(part, Picture)])
         if count > self.max_images:
             raise TooLarge(
                 f"the conversation holds {count} pictures; at most {self.max_images} are taken",
                 param="messages",
             )
-        films = [part for m in messages for part in m.parts if isinstance(part, Film)]
+        films = [part for part in media if isinstance(part, Film)]
         if films and self.no_films:
             raise InvalidRequest(f"films are not taken: {self.no_films}", param=films[0].where)
         if len(films) > self.max_films:
