@@ -56,6 +56,7 @@ T = TypeVar("T")
 INLINE_BYTES = 16 * 1024
 START_PATIENCE_S = 3.0  # how long `stop` waits for a load or a warm-up to notice
 caller_of = lru_cache(1024)(Caller)  # most requests come from few callers
+LATE = "the deadline passed before this was prepared"
 MAX_LOGGED = 2000  # characters of a prompt in the log, where `server.log_prompts` is on
 
 
@@ -258,17 +259,18 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         works = []
         for row, request in enumerate(requests):
             try:
-                async with fail_at(call.deadline, "the deadline passed before this was prepared"):
-                    works.append(await self.prepare_row(request))
+                works.append(await self.prepare_row(request, call.deadline))
             except InvalidRequest as error:
                 if call.protocol != "openai" and len(requests) > 1 and error.row is None:
                     raise type(error)(error.message, param=error.param, row=row) from error
                 raise
         return works
 
-    async def prepare_row(self, request: R) -> W:
-        """`prepare` in the pool; a subclass with more to wait for overrides this."""
-        return await self.off_loop(self.prepare, request)
+    async def prepare_row(self, request: R, deadline: float | None = None) -> W:
+        """`prepare` in the pool; a subclass with more to wait for overrides this. Raises
+        `DeadlineExceeded` at `deadline`, in seconds of `time.monotonic()`."""
+        async with fail_at(deadline, LATE):
+            return await self.off_loop(self.prepare, request)
 
     async def off_loop(self, work: Callable[..., T], *args: Any, is_large: bool = False) -> T:
         """Run `work` on a thread of this predictor, with the request's context variables. Work that

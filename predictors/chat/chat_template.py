@@ -31,6 +31,10 @@ class ChatTemplate:
         self.text, self._special, self._kind = text, special, kind
 
     @cached_property
+    def _globals(self) -> dict[str, Any]:
+        return dict(self._compiled.globals)
+
+    @cached_property
     def _compiled(self) -> Template:
         if self.text is None:
             raise TemplateError("the checkpoint has no chat template")
@@ -56,13 +60,17 @@ class ChatTemplate:
         if continue_final_message:
             messages = copy.deepcopy(list(messages))
             final = _mark_end(messages[-1], self.text or "")
-        rendered = compiled.render(
-            messages=messages,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            **{**self._special, **variables},
-        )
+        values = {
+            **self._globals,
+            "messages": messages,
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special,
+            **variables,
+        }
+        # `compiled.render` would copy the globals, name by name, each time
+        rendered = "".join(compiled.root_render_func(compiled.new_context(values, shared=True)))
         return _cut_at_mark(rendered, final) if continue_final_message else rendered
 
 

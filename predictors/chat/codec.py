@@ -46,7 +46,7 @@ from predictors.protocol.openai.pixel_fields import DETAILS
 from predictors.protocol.openai.reasoning_fields import always_reasons
 from predictors.protocol.openai.template_fields import AS_USUAL
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED
-from predictors.protocol.seeds import row_seeds
+from predictors.protocol.seeds import drawn_seed, row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
@@ -221,33 +221,36 @@ class ChatCodec:
         if body.less_reasoning and self.opens_thinking:
             raise always_reasons(body.less_reasoning)
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
+        seed = drawn_seed(body.n) if body.seed is None else body.seed
         request = ChatRequest(
             messages=self._messages(body),
             sampling=self._sampling(given),
-            seed=0,
+            seed=seed,  # the first row's, which is often the only one
             max_tokens=body.max_tokens,
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
             answer_format=body.answer_format,
+            tools=body.tools,
             coordinates=asked_coordinates(body.coordinates),
         )
         if body.tokens is not UNASKED or body.template is not AS_USUAL:
             request = with_options(request, body.tokens, body.template, self)
-        if body.tools is not None:
-            request = replace(request, tools=body.tools)
-        return with_row_seeds([request] * body.n, body.seed)
+        return with_row_seeds([request] * body.n, seed)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
         messages = tuple(message_of(turn, body, self.pixels, common) for turn in body.messages)
-        count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
+        media = [part for m in messages for part in m.parts if not isinstance(part, str)]
+        if not media:
+            return messages
+        count = len([part for part in media if isinstance(part, Picture)])
         if count > self.max_images:
             raise TooLarge(
                 f"the conversation holds {count} pictures; at most {self.max_images} are taken",
                 param="messages",
             )
-        films = [part for m in messages for part in m.parts if isinstance(part, Film)]
+        films = [part for part in media if isinstance(part, Film)]
         if films and self.no_films:
             raise InvalidRequest(f"films are not taken: {self.no_films}", param=films[0].where)
         if len(films) > self.max_films:
@@ -261,7 +264,9 @@ class ChatCodec:
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:
     """`requests` with the seeds of `row_seeds`, one each."""
     seeds = row_seeds(seed, len(requests))
-    return [replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)]
+    return [
+        x if x.seed == own else replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)
+    ]
 
 
 def _picture(raw: bytes, row: int, bounds: PixelBounds | None) -> Picture:

@@ -180,11 +180,13 @@ class ChatPreparer:
     def _estimate(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and the estimated cost of the prompt."""
         tokens = request.num_chars / CHARS_PER_TOKEN
-        for picture in request.pictures:
-            most = self._bounds(picture).max_pixels
-            tokens += min(most, len(picture.raw) * PIXELS_PER_BYTE) / self.pixels.token_pixels
-        if self.films is not None:
-            tokens += sum(map(self.films.expected_tokens, request.films))
+        for message in request.messages:
+            for part in message.parts:
+                if isinstance(part, Picture):
+                    most = min(self._bounds(part).max_pixels, len(part.raw) * PIXELS_PER_BYTE)
+                    tokens += most / self.pixels.token_pixels
+                elif self.films is not None and not isinstance(part, str):
+                    tokens += self.films.expected_tokens(part)
         context, wanted = self._max_context(), request.max_tokens
         tokens = min(tokens, context)  # more are refused later
         if wanted is None or wanted == NO_LIMIT:

@@ -13,7 +13,7 @@ def fields_of(work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]
     fields: dict[str, int | str] = {
         "prompt_tokens": work.num_prompt_tokens,
         "completion_tokens": 0 if last is None else last.completion_tokens,
-        "pictures": sum(picture.prepared.frames == 1 for picture in work.pictures),
+        "pictures": len([each for each in work.pictures if each.prepared.frames == 1]),
         "max_tokens": work.max_tokens,
     }
     if work.films:

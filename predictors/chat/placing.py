@@ -50,6 +50,8 @@ def placed_prompt(
         raise InvalidRequest(message, param="messages")
     if films and tokens.count(model.video_token) != given:
         raise InvalidRequest("the chat template has no place for these films", param="messages")
+    if not wanted and not films:
+        return PlacedPrompt(list(tokens))
     prompt, stills, spans = PlacedPrompt(), iter(pictures), _spans(films)
     for token in tokens:
         if token == model.image_token:

@@ -6,6 +6,7 @@ It connects codec, preparer, engine and reader; the order of a request is `base`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.base import INLINE_BYTES, LATE, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, ChatCodec
@@ -49,8 +50,10 @@ from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.compute.device.sharing import SharedCard
+from predictors.errors import DeadlineExceeded
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.text_body import TextBody
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -195,16 +198,19 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """Tokens, positions and prepared pictures, all made on this thread."""
         return self._preparer.prepare(request)
 
-    async def prepare_row(self, request: ChatRequest) -> ChatWork:
+    async def prepare_row(self, request: ChatRequest, deadline: float | None = None) -> ChatWork:
         """`prepare` off the event loop, but for short prompts, which take less time than the way to
         a thread and back. Workers, if there are any, decode the pictures one after the other."""
         if request.is_short:
             await asyncio.sleep(0)  # between the rows of one call others have their turn
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlineExceeded(LATE)
             return self._preparer.assemble(request, [])
-        if self.workers is None:
-            is_large = request.num_chars > INLINE_BYTES or request.has_large_format
-            return await self.off_loop(self.prepare, request, is_large=is_large)
-        return await self._rows.prepare(request, self.workers)
+        async with fail_at(deadline, LATE):
+            if self.workers is None:
+                is_large = request.num_chars > INLINE_BYTES or request.has_large_format
+                return await self.off_loop(self.prepare, request, is_large=is_large)
+            return await self._rows.prepare(request, self.workers)
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]

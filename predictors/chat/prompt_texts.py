@@ -83,11 +83,13 @@ def _has_calls(messages: Sequence[Message]) -> bool:
 def _content(message: Message, plain: Callable[[str], str]) -> str | list[dict[str, str]]:
     """The parts as templates take them. Adjacent texts are joined first, so that two halves can't
     form a control token."""
+    texts = [part for part in message.parts if isinstance(part, str)]
+    if texts and len(texts) == len(message.parts):
+        return plain("".join(texts))
     parts: list[dict[str, str]] = []
     for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
         if is_text:
             parts.append({"type": "text", "text": plain("".join(map(str, run)))})
         else:
             parts += [{"type": "image" if isinstance(p, Picture) else "video"} for p in run]
-    is_plain = len(parts) == 1 and parts[0]["type"] == "text"
-    return parts[0]["text"] if is_plain else parts
+    return parts

@@ -42,6 +42,9 @@ class PromptTokens:
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        if len(encoded) == 1:  # no text of the caller's was cut
+            only: list[int] = encoded[0].ids
+            return only
         return [token for piece in encoded for token in piece.ids]
 
     def of_text(self, text: str) -> list[int]:

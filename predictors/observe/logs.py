@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
+from functools import lru_cache
 from logging.handlers import QueueHandler
 from types import TracebackType
 from typing import TextIO
@@ -35,6 +36,15 @@ log = logging.getLogger("predictors")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+_encode = json.JSONEncoder(default=str).encode  # `json.dumps` would make an encoder for each line
+
+
+@lru_cache(2)
+def _utc(second: int) -> str:
+    """The date and time of a second since 1970."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per record. A traceback is the field `exception`."""
 
@@ -45,20 +55,21 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        ids = {"request_id": request_id.get(), "trace_id": trace_id.get()}
-        line.update((name, known) for name, known in ids.items() if known)
-        line.update((k, v) for k, v in vars(record).items() if k not in _ORDINARY)
+        if known := request_id.get():
+            line["request_id"] = known
+        if known := trace_id.get():
+            line["trace_id"] = known
+        line |= {k: v for k, v in vars(record).items() if k not in _ORDINARY}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
         # ASCII, so that a caller's text adds neither a line separator nor half a character
-        return json.dumps(line, default=str)
+        return _encode(line)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """UTC to the millisecond, as `2026-01-31T23:59:59.123Z`."""
-        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        return f"{whole}.{int(record.msecs):03d}Z"
+        return f"{_utc(int(record.created))}.{int(record.msecs):03d}Z"
 
 
 class LineHandler(QueueHandler):

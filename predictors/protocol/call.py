@@ -7,7 +7,6 @@ priorities are parsed here.
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from predictors.errors import Forbidden, InvalidRequest
 from predictors.observe.tracing import Trace
+from predictors.protocol.seeds import draw_number
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -233,4 +233,4 @@ def clean_request_id(raw: str | None) -> str:
     """The caller's id if it is short printable ASCII without spaces, else a new one."""
     if raw and len(raw) <= 128 and raw.isascii() and raw.isprintable() and " " not in raw:
         return raw
-    return os.urandom(16).hex()
+    return f"{draw_number():016x}{draw_number():016x}"

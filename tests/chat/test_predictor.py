@@ -16,7 +16,7 @@ import pytest
 
 from predictors.chat import inputs
 from predictors.chat.predictor import ChatPredictor
-from predictors.errors import InvalidRequest, PromptTooLong
+from predictors.errors import DeadlineExceeded, InvalidRequest, PromptTooLong
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
@@ -258,3 +258,10 @@ async def test_a_short_prompt_is_assembled_on_the_event_loop_and_a_longer_one_is
     assert threads[1] is not threads[0]
     for work, asked in zip(made, (short, long), strict=True):
         assert work.tokens.equal(predictor.prepare(asked).tokens)
+
+
+async def test_a_short_prompt_is_not_assembled_after_its_deadline(
+    predictor: ChatPredictor,
+) -> None:
+    with pytest.raises(DeadlineExceeded, match="before this was prepared"):
+        await predictor.prepare_row(chat("hello"), deadline=0.0)

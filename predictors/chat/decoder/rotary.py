@@ -95,6 +95,9 @@ def mrope_positions(num_tokens: int, spans: Sequence[VisionSpan]) -> tuple[Tenso
     """
     # by numpy: a small operation takes a fifth of torch's time
     found = np.empty((3, num_tokens), np.int64)
+    if not spans:
+        found[:] = np.arange(num_tokens)
+        return torch.from_numpy(found), num_tokens
     index = position = 0
     for span in spans:
         start, rows, columns, steps, _ = span

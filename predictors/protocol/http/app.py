@@ -103,6 +103,20 @@ def _path_refusal(path: str) -> ServingError | None:
     return None
 
 
+def _fixed_routes(routes: Sequence[BaseRoute]) -> dict[tuple[str, str], Route]:
+    """By method and path the routes whose paths have no parameters, so that a request is not
+    compared with one pattern after the other. Left out are those that the router does not reach."""
+    found: dict[tuple[str, str], Route] = {}
+    for route in routes:
+        if isinstance(route, Route) and not route.param_convertors:
+            for method in route.methods or ():
+                scope = {"type": "http", "method": method, "path": route.path}
+                first = next(each for each in routes if each.matches(scope)[0] is Match.FULL)
+                if first is route:
+                    found[method, route.path] = route
+    return found
+
+
 class RestApp:
     """The REST application. Event loop only.
 
@@ -125,6 +139,7 @@ class RestApp:
         self._closes_connections = closes_connections
         self._access_log = access_log
         self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
+        self._fixed = _fixed_routes(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,7 +175,7 @@ class RestApp:
             if error is not None:
                 log_refused_key(call, error_format(scope["path"]).protocol)
         if error is None:
-            run = self._preflight if is_preflight else self._router
+            run = self._preflight if is_preflight else self._route
             error = await result_or_error(run(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
@@ -170,6 +185,13 @@ class RestApp:
                 await send_response(send_with_id, response)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._fixed.get((scope["method"], scope["path"]))
+        if route is None:
+            await self._router(scope, receive, send)
+        else:
+            await route.app(scope, receive, send)
 
     async def _preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell a browser what a page of a listed origin may send to this path."""

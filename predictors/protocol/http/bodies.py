@@ -175,7 +175,10 @@ def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MED
 
     A missing content type is accepted: tritonclient sends none with its JSON.
     """
-    media, _, options = headers.get("content-type", "").partition(";")
+    sent = headers.get("content-type", "")
+    if sent in accepted:
+        return
+    media, _, options = sent.partition(";")
     media = media.strip().lower()
     if media not in accepted:
         names = ", ".join(sorted(accepted - {""} if isinstance(accepted, frozenset) else accepted))

@@ -36,3 +36,9 @@ def test_text_goes_on_behind_the_longest_of_time_height_and_width() -> None:
     assert text_after(VisionSpan(2, 1, 7)) == 2 + 7
     assert text_after(VisionSpan(2, 3, 7, steps=4, interval=2.0)) == 2 + 7  # 0, 2, 4, 6
     assert text_after(VisionSpan(2, 3, 7, steps=5, interval=2.0)) == 2 + 9
+
+
+def test_a_text_without_pictures_counts_alike_on_all_axes() -> None:
+    positions, following = mrope_positions(4, [])
+    assert positions.tolist() == [[0, 1, 2, 3]] * 3
+    assert following == 4
