@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from predictors.chat.choices import NEUTRAL, NUM_PLAIN, Choices, choice_padding, put_widened
+from predictors.chat.choices import NEUTRAL, NUM_PLAIN, choice_padding, put_widened
 from predictors.chat.rows import DecodeRows
 from predictors.compute.device.placement import Placement, staging_memory
 
