@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from predictors.chat.request import ChatDelta, ScoredDelta, TokenLogprob
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.serving.job import emit_all
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class TokenDelivery:
             return
         now = sequences[0].job.clock()  # one time for all tokens of the step
         earlier: dict[float, int] = {}
+        deltas: list[tuple[ChatJob, ChatDelta]] = []
         for sequence, token in zip(sequences, tokens, strict=True):
             if sequence.is_evicted:
                 continue
@@ -55,9 +57,10 @@ class TokenDelivery:
             if made >= job.work.max_tokens or token in sequence.end_tokens:
                 self._end(sequence, token, scores.get(sequence))
             elif (score := scores.get(sequence)) is not None:
-                job.emit(_delta(sequence, token, None, score))
+                deltas.append((job, _delta(sequence, token, None, score)))
             else:
-                job.emit(ChatDelta((token,), sequence.num_prompt_tokens, made))
+                deltas.append((job, ChatDelta((token,), sequence.num_prompt_tokens, made)))
+        emit_all(deltas)
         self.metrics.observe_tokens(earlier, now)
 
     def _grammar_takes(self, sequence: Sequence, token: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from predictors.errors import Cancelled, ServingError
@@ -109,13 +109,18 @@ class Job(Generic[W, C]):
 
     def emit(self, chunk: C) -> None:
         """Pass one chunk to the caller; ignored once the job is answered."""
-        with self._lock:
-            if self._done:
-                return
-            self._chunks.append(chunk)
-            waker = self._pop_waker()
+        waker = self.put(chunk)
         if waker is not None:
             waker.notify(self)
+
+    def put(self, chunk: C) -> LoopWaker | None:
+        """As `emit`, but the returned waker must still be told to `notify` the job. None: its
+        reader does not wait."""
+        with self._lock:
+            if self._done:
+                return None
+            self._chunks.append(chunk)
+            return self._pop_waker()
 
     def finish(self) -> None:
         """Answer the job: no more chunks will come."""
@@ -195,6 +200,17 @@ class Job(Generic[W, C]):
                 await self._waiter  # type: ignore[misc]
 
 
+def emit_all(chunks: Sequence[tuple[Job[W, C], C]]) -> None:
+    """As `emit` of each chunk to its job, but readers of one loop are woken together, after the
+    last chunk."""
+    told: dict[LoopWaker, list[Job[W, C]]] = {}
+    for job, chunk in chunks:
+        if (waker := job.put(chunk)) is not None:
+            told.setdefault(waker, []).append(job)
+    for waker, jobs in told.items():
+        waker.notify(*jobs)
+
+
 class LoopReader(Protocol):
     """A reader that waits on an event loop."""
 
@@ -206,7 +222,8 @@ class LoopReader(Protocol):
 
 
 class LoopWaker:
-    """Wakes the readers of one loop. `notify` may be called on any thread and costs O(1)."""
+    """Wakes the readers of one loop. `notify` may be called on any thread, and calls the loop once
+    for all readers that it has not woken yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -221,12 +238,13 @@ class LoopWaker:
             waker = _of_thread.waker = LoopWaker(loop)
         return waker
 
-    def notify(self, reader: LoopReader) -> None:
-        """Have `reader.wake` called on the loop, soon and in the order of the notifications."""
+    def notify(self, *readers: LoopReader) -> None:
+        """Have each one's `wake` called on the loop, soon and in the order of the notifications."""
         with self._lock:
-            self._notified.append(reader)
-            if len(self._notified) > 1 and not self.loop.is_closed():
-                return  # the loop was called and has not run yet
+            was_called = bool(self._notified)
+            self._notified += readers
+            if was_called and not self.loop.is_closed():
+                return  # the loop has not run yet
         try:
             self.loop.call_soon_threadsafe(self._wake_all)
         except RuntimeError:  # the loop is closed, which must not end the engine thread
