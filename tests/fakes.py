@@ -156,7 +156,7 @@ class ScriptedEngine:
                 self.clock.now += sum(job.work.step_s for job in jobs)
             seconds = jobs[0].clock() - started
             for job in jobs:
-                job.charge(seconds / len(jobs))
+                charge(job, seconds / len(jobs))
                 self._advance(job)
         finally:
             with self._gate:
@@ -302,7 +302,7 @@ class EchoEngine(Generic[W, C]):
         seconds = (time.monotonic() - started) / len(jobs)
         for job, chunk in zip(jobs, chunks, strict=True):
             self._positions[job] += 1
-            job.charge(seconds)
+            charge(job, seconds)
             if chunk is not None:
                 job.emit(chunk)
             if self._positions[job] >= self._steps(job.work):
@@ -321,6 +321,12 @@ def wait_idle(host: EngineHost[Any, Any], patience_s: float = PATIENCE_S) -> Non
     removed = host.jobs.removed
     with removed:
         assert removed.wait_for(lambda: host.jobs.open_jobs == 0, patience_s), "jobs are left"
+
+
+def charge(job: Job[Any, Any], seconds: float) -> None:
+    """Count engine seconds on a job and its caller."""
+    job.used_s += seconds
+    job.account.charge(seconds)
 
 
 async def stream(job: Job[Any, C]) -> AsyncIterator[C]:

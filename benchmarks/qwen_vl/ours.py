@@ -27,7 +27,7 @@ from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.chat.work import ChatWork
 from predictors.environment import from_env
-from predictors.serving.job import Job
+from predictors.serving.job import Job, LoopWaker
 
 ROWS, TOY_ROWS = (1, 8, 32, 64), (1, 4)
 SIZES, TOY_SIZES = ((1024, 1024), (1280, 720), (448, 448)), ((64, 64),)
@@ -47,11 +47,11 @@ class Timed(Job[ChatWork, ChatDelta]):
         self.times: list[float] = []
         self.tokens: list[int] = []
 
-    def emit(self, chunk: ChatDelta) -> None:
+    def put(self, chunk: ChatDelta) -> LoopWaker | None:
         """On the thread that steps the engine."""
         self.times += [time.perf_counter()] * len(chunk.tokens)
         self.tokens += chunk.tokens
-        super().emit(chunk)
+        return super().put(chunk)
 
 
 class Ours:

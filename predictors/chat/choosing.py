@@ -108,9 +108,10 @@ class TokenChooser:
 
     def choose_placed(self, choices: Choices, width: int) -> Tensor:
         """As `choose`, on a GPU: from the logits of the last pass, for choices that were put into
-        `inputs`."""
+        `inputs`. The tokens are valid until the next pass or choice is launched."""
         run = self._captured[choices.sampler(self._vocab), width]
-        return run(*run.inputs)[: len(choices)].clone()
+        tokens = run(*run.inputs)
+        return tokens if len(choices) == width else tokens[: len(choices)]
 
     def choose_controlled(
         self, logits: Tensor, choices: Choices, masks: TokenMasks | None

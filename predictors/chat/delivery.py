@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from predictors.chat.request import ChatDelta, ScoredDelta, TokenLogprob
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.serving.job import emit_all
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +32,35 @@ class TokenDelivery:
     ) -> None:
         """Emit `tokens`, one per sequence, with their scores, and evict finished sequences. Tokens
         that were launched for a sequence beyond its last one are dropped."""
-        live = [(s, t) for s, t in zip(sequences, tokens, strict=True) if not s.is_evicted]
-        if not live:
+        if not sequences:
             return
-        now = live[0][0].job.clock()  # one time for all tokens of the step
+        now = sequences[0].job.clock()  # one time for all tokens of the step
         earlier: dict[float, int] = {}
-        for sequence, token in live:
+        deltas: list[tuple[ChatJob, ChatDelta]] = []
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if sequence.is_evicted:
+                continue
             if token == NOT_FINITE:
                 self.fail(sequence)
                 continue
             if sequence.constraint is not None and not self._grammar_takes(sequence, token):
                 continue
-            if sequence.answer:
+            job, answer = sequence.job, sequence.answer
+            if answer:
                 before = sequence.last_token_at
                 earlier[before] = earlier.get(before, 0) + 1
             else:
                 self.metrics.observe_first(sequence, now)
             sequence.last_token_at = now
-            self._extend(sequence, token, scores.get(sequence))
+            answer.append(token)
+            made = len(answer)
+            if made >= job.work.max_tokens or token in sequence.end_tokens:
+                self._end(sequence, token, scores.get(sequence))
+            elif (score := scores.get(sequence)) is not None:
+                deltas.append((job, _delta(sequence, token, None, score)))
+            else:
+                deltas.append((job, ChatDelta((token,), sequence.num_prompt_tokens, made)))
+        emit_all(deltas)
         self.metrics.observe_tokens(earlier, now)
 
     def _grammar_takes(self, sequence: Sequence, token: int) -> bool:
@@ -63,22 +75,13 @@ class TokenDelivery:
         sequence.job.fail(reason)
         return False
 
-    def _extend(self, sequence: Sequence, token: int, score: TokenLogprob | None) -> None:
-        job = sequence.job
-        sequence.answer.append(token)
-        made = len(sequence.answer)
-        reason = "length" if made >= job.work.max_tokens else None
-        if token in sequence.end_tokens:
-            reason = "stop"
-        if reason is None and score is None:
-            job.emit(ChatDelta((token,), sequence.num_prompt_tokens, made))
-            return
-        if reason is not None:
-            self.metrics.observe_end(sequence)
+    def _end(self, sequence: Sequence, token: int, score: TokenLogprob | None) -> None:
+        """End the answer with its newest token."""
+        job, reason = sequence.job, "stop" if token in sequence.end_tokens else "length"
+        self.metrics.observe_end(sequence)
         job.emit(_delta(sequence, token, reason, score))
-        if reason is not None:
-            self.evict(job)
-            job.finish()
+        self.evict(job)
+        job.finish()
 
 
 def _delta(

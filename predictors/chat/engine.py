@@ -265,7 +265,7 @@ class ChatEngine:
         of prompts. On a GPU the tokens that reach the jobs are those of the step before."""
         launcher, planner, runner = self._launcher, self._planner, self._launcher.runner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
-        sequences = [self._sequences[job] for job in jobs if job in self._sequences]
+        sequences = [s for s in map(self._sequences.get, jobs) if s is not None]
         tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
             widths = runner.chunk_widths

@@ -79,9 +79,12 @@ class StepLauncher:
             self.metrics.observe_rows(len(plan.decode))
         else:
             width = runner.decode_widths[-1]
+            is_only_pass = len(plan.decode) <= width and not plan.prefill
             for first in range(0, len(plan.decode), width):
                 group = plan.decode[first : first + width]
-                tokens.append(self._launch_decode(group, controls))
+                chosen = self._launch_decode(group, controls)
+                # the next pass uses this memory
+                tokens.append(chosen if is_only_pass else chosen.clone())
                 self.metrics.observe_rows(len(group))
             for prompt_pass, told in zip(plan.prefill, answering, strict=True):
                 tokens.append(self._launch_prompts(prompt_pass, told, controls))

@@ -75,7 +75,8 @@ class MixedPasses:
         """The next tokens of the rows. With `masks` they have controls, as `decode_controlled` of a
         `ChatRunner` has them."""
         if masks is None:
-            return PassChoice(self._chooser.choose_placed(rows.choices, self.rows))
+            placed = self._chooser.choose_placed(rows.choices, self.rows)
+            return PassChoice(placed.clone())  # `choose_first` uses this memory
         return self._chooser.choose_controlled(self._passes.logits, rows.choices, masks())
 
     @torch.no_grad()

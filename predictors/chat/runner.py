@@ -181,7 +181,8 @@ class ChatRunner:
     @staged("decode")
     @torch.no_grad()
     def decode(self, rows: DecodeRows) -> Tensor:
-        """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows."""
+        """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows.
+        Valid until the next pass is launched: clone them before that."""
         if not self._placement.is_cuda or any(rows.adapters):
             return self.chooser.choose(self.step_logits(rows), rows.choices)
         width = self._decode_width(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from predictors.errors import Cancelled, ServingError
@@ -56,7 +56,8 @@ class Job(Generic[W, C]):
         self.cost_kind: str = getattr(work, "cost_kind", "")
         """Works of one kind take equal time for equal cost."""
         self.used_s = 0.0
-        """Engine seconds charged so far."""
+        """Engine seconds charged so far. Each second of a step is charged once: a job among n that
+        share a step gets its part."""
         self.clock = clock
         self.exemplar = tracing.exemplar()
         """Labels of the exemplars that histograms show beside the job's durations."""
@@ -98,12 +99,6 @@ class Job(Generic[W, C]):
         return self.deadline is not None and now >= self.deadline
 
     # -- called by the engine thread -------------------------------------------------------------
-    def charge(self, seconds: float) -> None:
-        """Count engine seconds that a step spent on this job, for it and for its caller. Each
-        second of a step is charged once: a job among n that share a step gets its part."""
-        self.used_s += seconds
-        self.account.charge(seconds)
-
     def add_stage(self, name: str, seconds: float, **attributes: int) -> None:
         """Record a stage of `seconds` that ends now. Call it before the answer is emitted."""
         now = self.clock()
@@ -111,13 +106,21 @@ class Job(Generic[W, C]):
 
     def emit(self, chunk: C) -> None:
         """Pass one chunk to the caller; ignored once the job is answered."""
-        with self._lock:
-            if self._done:
-                return
-            self._chunks.append(chunk)
-            waker = self._pop_waker() if len(self._chunks) >= self._least else None
+        waker = self.put(chunk)
         if waker is not None:
             waker.notify(self)
+
+    def put(self, chunk: C) -> LoopWaker | None:
+        """As `emit`, but the returned waker must still be told to `notify` the job. None: its
+        reader does not wait."""
+        with self._lock:
+            if self._done:
+                return None
+            self._chunks.append(chunk)
+            if not self._is_waiting or len(self._chunks) < self._least:
+                return None
+            self._is_waiting = False
+            return self._loop_waker
 
     def finish(self) -> None:
         """Answer the job: no more chunks will come."""
@@ -138,16 +141,9 @@ class Job(Generic[W, C]):
             self._done = True
             self.finished_at = self.clock()
             self.on_cancel = None  # a reference that would keep the host alive
-            waker = self._pop_waker()
+            waker = self._loop_waker if self._is_waiting else None
         if waker is not None:
             waker.notify(self)
-
-    def _pop_waker(self) -> LoopWaker | None:
-        """The waker to notify if the reader waits. The caller holds the lock."""
-        if not self._is_waiting:
-            return None
-        self._is_waiting = False
-        return self._loop_waker
 
     # -- called by the caller's loop -------------------------------------------------------------
     def cancel(self) -> None:
@@ -190,6 +186,17 @@ class Job(Generic[W, C]):
         self._cancelled = True
 
 
+def emit_all(chunks: Sequence[tuple[Job[W, C], C]]) -> None:
+    """As `emit` of each chunk to its job, but readers of one loop are woken together, after the
+    last chunk."""
+    told: dict[LoopWaker, list[Job[W, C]]] = {}
+    for job, chunk in chunks:
+        if (waker := job.put(chunk)) is not None:
+            told.setdefault(waker, []).append(job)
+    for waker, jobs in told.items():
+        waker.notify(*jobs)
+
+
 class LoopReader(Protocol):
     """A reader that waits on an event loop."""
 
@@ -201,7 +208,8 @@ class LoopReader(Protocol):
 
 
 class LoopWaker:
-    """Wakes the readers of one loop. `notify` may be called on any thread and costs O(1)."""
+    """Wakes the readers of one loop. `notify` may be called on any thread, and calls the loop once
+    for all readers that it has not woken yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -216,12 +224,13 @@ class LoopWaker:
             waker = _of_thread.waker = LoopWaker(loop)
         return waker
 
-    def notify(self, reader: LoopReader) -> None:
-        """Have `reader.wake` called on the loop, soon and in the order of the notifications."""
+    def notify(self, *readers: LoopReader) -> None:
+        """Have each one's `wake` called on the loop, soon and in the order of the notifications."""
         with self._lock:
-            self._notified.append(reader)
-            if len(self._notified) > 1 and not self.loop.is_closed():
-                return  # the loop was called and has not run yet
+            was_called = bool(self._notified)
+            self._notified += readers
+            if was_called and not self.loop.is_closed():
+                return  # the loop has not run yet
         try:
             self.loop.call_soon_threadsafe(self._wake_all)
         except RuntimeError:  # the loop is closed, which must not end the engine thread

@@ -148,12 +148,16 @@ class SlotHolders:
 
     def charge_each(self, jobs: Iterable[Job[Any, Any]], seconds: float) -> None:
         """Count `seconds` on each of several jobs."""
-        holders = self._holders
+        counts: dict[Account, int] = {}
         for job in jobs:
-            job.charge(seconds)
-            holder = holders.get(job.account.name)
+            job.used_s += seconds
+            account = job.account
+            counts[account] = counts.get(account, 0) + 1
+        for account, count in counts.items():
+            account.charge(seconds * count)
+            holder = self._holders.get(account.name)
             if holder is not None:
-                holder.used_s += seconds / holder.account.weight
+                holder.used_s += seconds * count / holder.account.weight
 
     def end_step(self, seconds: float) -> None:
         """To be called after a step of so many seconds was charged. Limits how far callers can be

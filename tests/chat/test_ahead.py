@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from predictors.chat.request import Sampling
 from predictors.chat.rows import DecodeRows, PromptPart
@@ -64,6 +65,27 @@ def test_answers_stay_the_same_when_other_jobs_come_leave_or_are_stepped_apart(
 ) -> None:
     stayed = random_traffic(ahead, seed)
     assert stayed == {i: plain[i] for i in stayed}
+
+
+def test_tokens_of_rows_outlive_the_passes_over_prompts_in_their_step(
+    ahead: Room, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pass writes its tokens to the same memory, as graphs do."""
+    memory = torch.zeros(64, dtype=torch.int64)
+    decode, prefill = ChatRunner.decode, ChatRunner.prefill
+
+    def decode_there(self: ChatRunner, rows: DecodeRows) -> torch.Tensor:
+        return memory[: len(rows)].copy_(decode(self, rows))
+
+    def prefill_there(self: ChatRunner, *args: Any) -> torch.Tensor:
+        tokens = prefill(self, *args)
+        memory.fill_(7)
+        return tokens
+
+    monkeypatch.setattr(ChatRunner, "decode", decode_there)
+    monkeypatch.setattr(ChatRunner, "prefill", prefill_there)
+    monkeypatch.setattr(ChatRunner, "copy", lambda self, tokens: HostCopy(tokens.clone(), None))
+    assert ahead.answers([replace(request, ignore_eos=True) for request in EIGHT]) == plain
 
 
 # -- one step in flight --------------------------------------------------------------------------

@@ -107,8 +107,6 @@ def test_choices_that_came_with_their_step_choose_the_same(
     gpu.inputs.put(DecodeRows(np.zeros((4, ROWS), np.int64), choices), 8)
     found = gpu.choose_placed(choices, 8)
     assert torch.equal(found, cpu.choose(memory[:ROWS].clone(), choices))
-    again = gpu.choose_placed(choices, 8)
-    assert found.data_ptr() != again.data_ptr()  # the next pass uses the graph's memory
 
 
 def test_a_pass_that_only_scores_takes_the_plain_sampler(

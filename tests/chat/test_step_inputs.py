@@ -13,6 +13,7 @@ from predictors.chat.request import Sampling
 from predictors.chat.rows import DecodeRows
 from predictors.chat.step_inputs import StepInputs
 from predictors.compute.device.placement import Placement
+from tests.chat.counted_operations import CountedOperations
 
 WIDTHS, VOCAB, PADDING = (1, 2, 3, 8, 24), 1000, 24
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
@@ -65,3 +66,13 @@ def test_memory_stays_where_it_is_and_no_width_writes_to_another(width: int) -> 
     assert {each: inputs.rows(each).data_ptr() for each in WIDTHS} == before
     for other in set(WIDTHS) - {width}:
         assert not any(part.any() for part in (*inputs.choice(other), inputs.rows(other)))
+
+
+def test_a_step_allocates_and_copies_once_and_makes_no_views() -> None:
+    inputs, width = StepInputs(WIDTHS, VOCAB, PADDING, CPU), 3
+    choices = Choices.of([TokenChoice(3, Sampling(), 1, 1)], VOCAB)
+    rows = DecodeRows(np.array([[5], [6], [7], [8]]), choices)
+    with CountedOperations() as counted:
+        inputs.put(rows, width)
+    # memory, its detaching for numpy, and the copy
+    assert counted.count == 3

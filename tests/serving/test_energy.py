@@ -13,7 +13,7 @@ from predictors.serving.energy import EnergySplit
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.settings import QueueSettings
-from tests.fakes import EchoEngine, Task
+from tests.fakes import EchoEngine, Task, charge
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +76,12 @@ def test_a_job_takes_the_mean_power_of_its_windows_times_its_seconds() -> None:
     engines = Engines("a")
     engines.split(0.1, 1)
     job = engines.start("a")
-    job.charge(0.5)
+    charge(job, 0.5)
     engines.split(300, 1)  # half of the second was idle
-    job.charge(1.0)
+    charge(job, 1.0)
     engines.split(700, 1)
     assert (total("a"), of_jobs("a")) == (850, (0, 0))
-    job.charge(0.25)
+    charge(job, 0.25)
     engines.end("a", job)
     engines.split(400, 1)
     assert (total("a"), of_jobs("a")) == (950, (1, 950))
@@ -93,9 +93,9 @@ def test_jobs_share_a_window_by_their_seconds_and_the_sum_is_the_cards() -> None
     engines = Engines("a", "b")
     engines.split(0.1, 1)
     first, second, other = engines.start("a"), engines.start("a"), engines.start("b")
-    first.charge(0.2)
-    second.charge(0.6)
-    other.charge(0.8)  # two engines were charged for more seconds than there were
+    charge(first, 0.2)
+    charge(second, 0.6)
+    charge(other, 0.8)  # two engines were charged for more seconds than there were
     engines.end("a", first)
     engines.end("b", other)
     engines.split(800, 1)
@@ -108,11 +108,11 @@ def test_seconds_that_an_engine_takes_back_are_counted_once() -> None:
     engines = Engines("a")
     engines.split(0.1, 1)
     job = engines.start("a")
-    job.charge(1.0)  # in advance
+    charge(job, 1.0)  # in advance
     engines.split(500, 1)
-    job.charge(-0.25)
+    charge(job, -0.25)
     engines.split(500, 1)
-    job.charge(0.5)
+    charge(job, 0.5)
     engines.end("a", job)
     engines.split(500, 1)
     assert of_jobs("a") == (1, 625)  # 1.25 seconds at 500 W
@@ -122,7 +122,7 @@ def test_a_failed_job_took_energy_but_is_no_answer() -> None:
     engines = Engines("a")
     engines.split(0.1, 1)
     job = engines.start("a")
-    job.charge(1.0)
+    charge(job, 1.0)
     engines.end("a", job, StepFailed("no"))
     engines.split(500, 1)
     assert (total("a"), of_jobs("a")) == (500, (0, 0))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
 from predictors.errors import Cancelled, StepFailed
-from predictors.serving.job import Job, LoopWaker
+from predictors.serving.job import Job, LoopWaker, emit_all
 from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure, read, stream
 
 
@@ -219,6 +220,29 @@ async def test_all_notified_readers_are_woken_in_order_by_one_call(
     await asyncio.sleep(0)
     assert calls[3:] == ["d woke"]
     assert len(scheduled) == 2
+
+
+async def test_chunks_of_a_step_reach_their_readers_by_one_notification(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notified: list[tuple[Job[None, str], ...]] = []
+    notify = LoopWaker.notify
+
+    def count(waker: LoopWaker, *jobs: Any) -> None:
+        notified.append(jobs)
+        notify(waker, *jobs)
+
+    monkeypatch.setattr(LoopWaker, "notify", count)
+    jobs: list[Job[None, str]] = [Job(name, None) for name in "abc"]
+    readers = [anext(stream(job)) for job in jobs[:2]]
+    tasks = [asyncio.ensure_future(reader) for reader in readers]
+    await asyncio.sleep(0)  # both wait now, and nobody reads the third
+    jobs[2].finish()
+    emit_all([(job, job.id) for job in jobs])
+    assert notified == [(jobs[0], jobs[1])]
+    assert await asyncio.gather(*tasks) == ["a", "b"]
+    with pytest.raises(StopAsyncIteration):  # its chunk came too late
+        await anext(stream(jobs[2]))
 
 
 async def test_a_loop_has_one_waker() -> None:

@@ -175,7 +175,9 @@ class RestApp:
             if error is not None:
                 log_refused_key(call, error_format(scope["path"]).protocol)
         if error is None:
-            run = self._preflight if is_preflight else self._route
+            route = self._fixed.get((scope["method"], scope["path"]))
+            routed = self._router if route is None else route.app
+            run = self._preflight if is_preflight else routed
             error = await result_or_error(run(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
@@ -185,13 +187,6 @@ class RestApp:
                 await send_response(send_with_id, response)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
-
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._fixed.get((scope["method"], scope["path"]))
-        if route is None:
-            await self._router(scope, receive, send)
-        else:
-            await route.app(scope, receive, send)
 
     async def _preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell a browser what a page of a listed origin may send to this path."""
