@@ -52,6 +52,7 @@ class RowEvents:
             self._open.clear()  # nothing is written behind the end
             for row in self._rows:
                 row.cancel()
+                row.detach()  # or jobs and their pictures would wait for a garbage collection
 
     def _on_news(self) -> None:
         """Write the news of all rows, as far as the writer takes them; `items` does all else: the

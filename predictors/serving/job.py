@@ -165,6 +165,10 @@ class Job(Generic[W, C]):
         self._loop_waker, self._least = LoopWaker.of(asyncio.get_running_loop()), at_least
         self.wake = on_news
 
+    def detach(self) -> None:
+        """End what `attach` began: the job refers to its reader no more. Its loop only."""
+        self.wake = lambda: None
+
     def take(self) -> list[C] | None:
         """All chunks since the last call, an empty list if there are none yet, None after the last.
         Raises the job's failure after the last chunk.

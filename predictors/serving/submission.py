@@ -82,6 +82,10 @@ class Submission(Generic[W, C]):
         """As `Job.attach`."""
         self._job.attach(on_news)
 
+    def detach(self) -> None:
+        """As `Job.detach`."""
+        self._job.detach()
+
     def take(self) -> Sequence[C] | None:
         """As `Job.take`, what the reader passes on. None also once the reader has all it asked for:
         the job is cancelled then."""

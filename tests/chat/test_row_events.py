@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,6 +169,21 @@ async def test_a_caller_that_leaves_cancels_all_rows() -> None:
     rows.jobs[1].emit(ChatDelta((1,), 1, 1, "b"))
     await turns()
     assert rows.came == [b"1:a;"]
+
+
+async def test_a_job_is_freed_with_its_answer_without_a_garbage_collection() -> None:
+    rows = await started(left=9)
+    await rows.emit("a")
+    rows.jobs[0].finish()
+    await rows.reading
+    job = weakref.ref(rows.jobs[0])
+    gc.disable()
+    try:
+        del rows
+        await turns()
+        assert job() is None
+    finally:
+        gc.enable()
 
 
 BURST = st.tuples(st.integers(0, 3), st.lists(st.integers(0, 2), max_size=5), st.booleans())
